@@ -91,7 +91,7 @@ def loss(
     logits = model(input_ids=x[:, :-1], use_cache=False).logits
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), x[:, 1:].flatten())
 
-# %% ../nbs/30_pretrain.ipynb #89970244
+# %% ../nbs/30_pretrain.ipynb #4097ed3a
 def optimizers(
     model, # causal language model
     *,
@@ -105,7 +105,7 @@ def optimizers(
     matrices = [p for n, p in named if p.ndim == 2 and "lm_head" not in n and "embed_tokens" not in n]
     vectors = [p for n, p in named if p.ndim < 2]
     both = [torch.optim.Muon(matrices, lr=matrix_rate, momentum=.95, weight_decay=0., adjust_lr_fn="original"),
-            torch.optim.AdamW([dict(params=embedding + vectors, lr=embedding_rate), dict(params=head, lr=head_rate)], betas=(.9, .95), eps=1e-10, weight_decay=0.)]
+            torch.optim.AdamW([dict(params=embedding + vectors, lr=embedding_rate), dict(params=head, lr=head_rate)], betas=(.9, .95), eps=1e-10, weight_decay=0., fused=True)]
     for o in both:
         for g in o.param_groups: g["full"] = g["lr"]
     return both

@@ -122,7 +122,7 @@ def load_params(
         if not isinstance(section, dict): raise Invalid(f"{path.name}: section `{name}` holds {section!r}; write its fields below it, a line each")
     return sections or {}
 
-# %% ../nbs/00_project.ipynb #42574d59
+# %% ../nbs/00_project.ipynb #8801cb11
 def pin(
     seed: int, # for every generator
     threads: int # of torch's operators
@@ -132,13 +132,14 @@ def pin(
     random.seed(seed); np.random.seed(seed); torch.manual_seed(seed)
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a fifth of each step
 
-# %% ../nbs/00_project.ipynb #77ba2c3e
+# %% ../nbs/00_project.ipynb #01bdb729
 def environment(
     threads: int # of OpenMP
 ) -> dict: # names → values for os.environ
     "Environment of a stage's process: offline, quiet and deterministic"
-    return dict(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads), TOKENIZERS_PARALLELISM="false", PYTHONHASHSEED="0",
+    return dict(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads), GOMP_SPINCOUNT="20000", TOKENIZERS_PARALLELISM="false", PYTHONHASHSEED="0",
                 HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1",
                 HF_HOME=str(ROOT/".cache"/"huggingface"), TRANSFORMERS_VERBOSITY="error", DATASETS_VERBOSITY="error", TQDM_DISABLE="1",
                 HF_DATASETS_DISABLE_PROGRESS_BARS="1", TRL_EXPERIMENTAL_SILENCE="1", CUBLAS_WORKSPACE_CONFIG=":4096:8")

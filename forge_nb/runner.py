@@ -216,12 +216,13 @@ def explain(
     line = next((l for l in error.source.splitlines() if l.strip() and not l.startswith("#|")), "")
     return f"stage {name} failed in cell {error.cell_index} (`{line.strip()[:80]}`)\n  {error.ename}: {error.evalue.splitlines()[0] if error.evalue else ''}\n  partial report: reports/{name}.failed.ipynb"
 
-# %% ../nbs/01_runner.ipynb #5e7df602
+# %% ../nbs/01_runner.ipynb #e87fd205
 def run_stage(
     name: str # of the stage, its notebook and its section in params.yaml
 ):
     "Execute a stage's notebook into reports/, with its parameters, and log the run"
     import papermill as pm
+    from traitlets.config import Config
     if name not in notebooks(): raise Invalid(f"there is no stage `{name}`; the notebooks are {', '.join(notebooks())}")
     path, params = notebooks()[name], load_params(ROOT/"params.yaml")
     nb, stages = nbformat.read(path, 4), load_params(ROOT/"dvc.yaml")["stages"]
@@ -236,7 +237,7 @@ def run_stage(
         say(f"stage {name} ({order.index(name) + 1} of {len(order)})", parameters=given, **fingerprint())
         try:
             with follow(log):
-                nb = pm.execute_notebook(path, partial, parameters=given, kernel_name="python3", progress_bar=False, cwd=ROOT)
+                nb = pm.execute_notebook(path, partial, parameters=given, kernel_name="python3", progress_bar=False, cwd=ROOT, config=Config(KernelManager=dict(transport="ipc")))
                 seconds, peak = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
                 say(f"stage {name}: {seconds:.0f} s, {peak:.1f} GiB peak; report: reports/{name}.ipynb", total_seconds=round(seconds, 1), peak_gib=round(peak, 2))
         except pm.PapermillExecutionError as e:

@@ -1,0 +1,61 @@
+# One habit a target; `make help` lists them. Everything runs inside .venv, which the first call makes.
+SHELL := /bin/bash
+VENV := .venv
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export DVC_NO_ANALYTICS := 1
+PYTHON ?= python3
+
+.DEFAULT_GOAL := help
+.PHONY: help setup data adopt run test check export lab profile effects report bench
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## ?/  make \1\t/' | expand -t 18
+
+setup: $(VENV)/ready
+
+$(VENV)/ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "error: Python 3.11 to 3.13 is needed, %s is %s; name another with `make run PYTHON=python3.11`" % (sys.executable, sys.version.split()[0]))'
+	@echo "setting up $(VENV) (a few minutes, once)"
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@git config core.hooksPath .githooks 2>/dev/null || true
+	@touch $@
+
+data: setup  ## fetch and check the default data; FROM=folder takes a folder of yours
+	@python -m forge_nb.source $(FROM)
+
+adopt: setup  ## accept data/ as it is now
+	@python -m forge_nb.runner adopt && dvc add --quiet data
+
+run: data  ## environment, data, the whole pipeline; ends with the results
+	@dvc repro
+	@python -m forge_nb.report
+
+test: data  ## every test
+	@python -m pytest
+
+check: setup  ## quick checks: export fresh, notebooks clean, lint, lessons run
+	@nbdev-export && nbdev-clean && git diff --exit-code --stat -- nbs forge_nb || { echo "error: notebooks were not clean or forge_nb/ was stale; both are mended now: look at the difference and commit it"; exit 1; }
+	@ruff check --quiet nbs tests
+	@OMP_NUM_THREADS=1 nbdev-test --n-workers 2
+
+export: setup  ## write forge_nb/ from the notebooks
+	@nbdev-export && nbdev-clean
+
+lab: setup  ## JupyterLab on this machine only
+	@jupyter lab --ip=127.0.0.1 nbs/index.ipynb
+
+profile: setup  ## write the fields of profiles/$(P).yaml into params.yaml
+	@python -m forge_nb.runner profile $(P) && git --no-pager diff --stat params.yaml
+
+effects: data  ## the chain over three seeds, for releases; writes results/effects.csv
+	@python -m forge_nb.effects 0 1 2
+	@python -m forge_nb.report readme
+
+report: setup  ## README's generated parts, and reports/ as HTML pages in reports/html/
+	@python -m forge_nb.report readme
+	@python -m forge_nb.report html
+
+bench: data  ## measure set-up, pipeline and tests in a fresh clone; writes BENCH.md
+	@python -m forge_nb.bench
