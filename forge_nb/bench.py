@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['timed', 'stage_figures', 'measure', 'page', 'main']
 
-# %% ../nbs/09_bench.ipynb #fce482bd
-import json, os, resource, shutil, subprocess, sys, time
+# %% ../nbs/09_bench.ipynb #acb74f18
+import json, os, subprocess, sys, time
 from pathlib import Path
 
 from .project import ROOT, atomic, command, fingerprint, remove

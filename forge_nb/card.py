@@ -39,7 +39,7 @@ class Citations:
         if source not in self.notes: self.notes.append(source)
         return f"[^{self.notes.index(source) + 1}]"
 
-# %% ../nbs/90_card.ipynb #ef736cf1
+# %% ../nbs/90_card.ipynb #d7826bbc
 TEMPLATE = """---
 license: {{ about.licence }}
 language: {{ about.language }}
@@ -65,7 +65,8 @@ then fine-tuned on {{ cite("synth", "rows") }} questions with answers and aligne
 {% for split in ("train", "valid", "test") -%}
 | {{ split }} | {{ cite("curate", split ~ ".documents") }} | {{ cite("curate", split ~ ".bytes") }} |
 {% endfor %}
-Of {{ cite("curate", "files") }} files, {{ cite("curate", "dropped") }} were dropped; the ledger of `curate` gives the reasons. The questions rest on {{ cite("synth", "facts") }} facts, {{ cite("synth", "held_out") }} of which were held out.
+Of {{ cite("curate", "files") }} files, {{ cite("curate", "dropped") }} were dropped; the ledger of `curate` gives the reasons. The questions rest on {{ cite("synth", "facts") }} facts,
+{{ cite("synth", "held_out") }} of which were held out.
 
 ## How well it does
 

@@ -12,13 +12,13 @@ from pathlib import Path
 
 from .project import Invalid, write_csv, write_json, write_jsonl
 
-# %% ../nbs/10_curate.ipynb #1cee6b99
+# %% ../nbs/10_curate.ipynb #68dc4fbb
 def clean(
     text: str # as read
 ) -> str: # NFC, '\n' line ends, no blanks at line ends, one newline at the end
     "Normalise what carries no meaning"
     lines = unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n").replace("\ufeff", "").split("\n")
-    return "\n".join(l.rstrip() for l in lines).strip("\n") + "\n"
+    return "\n".join(line.rstrip() for line in lines).strip("\n") + "\n"
 
 # %% ../nbs/10_curate.ipynb #f1728e02
 def content_id(

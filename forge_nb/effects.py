@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['COMPARED', 'paired', 'effects', 'better', 'seed_scores', 'main']
 
-# %% ../nbs/05_effects.ipynb #99a74e26
+# %% ../nbs/05_effects.ipynb #c8d46a29
 import json, subprocess, sys
 from collections import defaultdict
-from pathlib import Path
 
 import numpy as np
-from .project import Invalid, ROOT, atomic, command, read_csv, write_csv
+from .project import Invalid, ROOT, command, write_csv
 
 # %% ../nbs/05_effects.ipynb #cc2a44a6
 def paired(

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['score', 'document_scores', 'choice_scores', 'written_scores', 'means', 'evaluate']
 
-# %% ../nbs/80_evaluate.ipynb #078e6578
+# %% ../nbs/80_evaluate.ipynb #3e2cc279
 from pathlib import Path
 
 from .answers import judge
 from .effects import effects
 from .model import document_bits, load, write
-from .project import Invalid, environment, read_jsonl, say, write_csv, write_json, write_jsonl
+from .project import read_jsonl, say, write_csv, write_json, write_jsonl
 
 # %% ../nbs/80_evaluate.ipynb #f059823f
 def score(
@@ -38,7 +38,7 @@ def document_scores(
         rows += [score(checkpoint, "bits_per_byte", part, d["id"], b / size, size) for part in (d["kind"], "all")]
     return rows
 
-# %% ../nbs/80_evaluate.ipynb #d5d9b4e3
+# %% ../nbs/80_evaluate.ipynb #d0ffa6de
 def choice_scores(
     checkpoint: str, # who is judged
     model, # transformers model
@@ -50,8 +50,8 @@ def choice_scores(
     import lm_eval
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
-    judge = HFLM(pretrained=model, tokenizer=words, batch_size=64, max_length=model.config.max_position_embeddings)
-    result = lm_eval.simple_evaluate(model=judge, tasks=[f"facts_{form}"], task_manager=TaskManager(include_path=str(exam), include_defaults=False), bootstrap_iters=0, log_samples=True)
+    asked = HFLM(pretrained=model, tokenizer=words, batch_size=64, max_length=model.config.max_position_embeddings)
+    result = lm_eval.simple_evaluate(model=asked, tasks=[f"facts_{form}"], task_manager=TaskManager(include_path=str(exam), include_defaults=False), bootstrap_iters=0, log_samples=True)
     rows = []
     for s in result["samples"][f"facts_{form}"]: rows += [score(checkpoint, "fact_choice", part, s["doc"]["id"], s["acc"]) for part in (s["doc"]["part"], "all")]
     return sorted(rows, key=lambda r: (r["slice"], r["item"]))

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['plot_ledger', 'plot_orders', 'plot_curve', 'plot_pretraining', 'show_samples', 'colour_mask', 'plot_effects']
 
-# %% ../nbs/06_figures.ipynb #9872ec22
-from collections import defaultdict
+# %% ../nbs/06_figures.ipynb #00fa7e3f
 from pathlib import Path
 
 import matplotlib.pyplot as plt

@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['load', 'save', 'write', 'windows', 'document_bits']
 
-# %% ../nbs/03_model.ipynb #f904b7fa
+# %% ../nbs/03_model.ipynb #f7f53662
 import math
 from pathlib import Path
 
-import numpy as np
 import torch
 from .project import Invalid, atomic
 
@@ -59,19 +58,19 @@ def write(
             out[i] = (tokenizer.decode(row[:row.index(end)] if finished else row, skip_special_tokens=False), finished)
     return out
 
-# %% ../nbs/03_model.ipynb #ed17d712
+# %% ../nbs/03_model.ipynb #5fb9448e
 def windows(
     n: int, # tokens to score
     size: int # longest input
 ) -> list: # (first input, first scored, end): positions, scored ones partition range(n)
-    "Overlapping windows that score every token once, with at least half a window of context where there is one"
+    "Overlapping windows that score every token once, with at least a quarter of a window of context where there is one"
     spans, done = [], 0
     while done < n:
-        end = min(n, size if not done else done + size // 2)
+        end = min(n, size if not done else done + size * 3 // 4)
         spans.append((max(0, end - size), done, end)); done = end
     return spans
 
-# %% ../nbs/03_model.ipynb #6302d971
+# %% ../nbs/03_model.ipynb #3f266287
 def document_bits(
     model, # transformers model
     tokenizer, # its tokenizer
@@ -89,7 +88,7 @@ def document_bits(
     for start in range(0, len(jobs), batch):
         rows = jobs[start:start + batch]
         x = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for _, ids, _ in rows], batch_first=True).to(model.device)
-        with torch.no_grad(): logits = model(input_ids=x[:, :-1]).logits.float()
+        with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16): logits = model(input_ids=x[:, :-1]).logits.float()
         nats = torch.nn.functional.cross_entropy(logits.transpose(1, 2), x[:, 1:], reduction="none").double()
         for (d, ids, skip), row in zip(rows, nats): bits[d] += row[skip:len(ids) - 1].sum().item() / math.log(2)
     return bits

@@ -158,7 +158,7 @@ def resume(
 # %% ../nbs/30_pretrain.ipynb #d72db6d8
 PROMPTS = ["The default value of ", "def get_queryset(self", "To use this middleware, "]
 
-# %% ../nbs/30_pretrain.ipynb #47794723
+# %% ../nbs/30_pretrain.ipynb #d7be704d
 def fit(
     model, # changed in place
     tokenizer, # for the samples
@@ -201,8 +201,8 @@ def fit(
             state["curve"].append(dict(step=step + 1, loss=sum(losses) / len(losses), held_out_bits_per_byte=bits))
             state["samples"] += [dict(step=step + 1, prompt=p, text=t) for p, (t, _) in zip(PROMPTS, texts)]
             state["step"], losses = step + 1, []
-            say(f"held out: {bits:.3f} bits per byte · “{PROMPTS[0]}{texts[0][0][:60]!r}”", bits_per_byte=bits)
             keep(accelerator, checkpoints, state)
+            say(f"held out: {bits:.3f} bits per byte · “{PROMPTS[0]}{texts[0][0][:60]!r}”", bits_per_byte=bits)
     return state
 
 # %% ../nbs/30_pretrain.ipynb #be5c9729

@@ -76,7 +76,7 @@ def write_jsonl(
     with atomic(path) as t, open(t, "w", newline="\n") as f:
         for row in rows: f.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
 
-# %% ../nbs/00_project.ipynb #cd12e161
+# %% ../nbs/00_project.ipynb #c73354d1
 def read_jsonl(
     path: Path # file to read
 ) -> list: # dicts, in the file's order
@@ -85,7 +85,7 @@ def read_jsonl(
     with open(path, newline="\n") as f:
         for n, line in enumerate(f, 1):
             try: rows.append(json.loads(line))
-            except json.JSONDecodeError as e: raise Invalid(f"{path}, line {n}: not a JSON object ({e.msg} at column {e.colno}); mend or remove that line")
+            except json.JSONDecodeError as e: raise Invalid(f"{path}, line {n}: not a JSON object ({e.msg} at column {e.colno}); mend or remove that line") from None
     return rows
 
 # %% ../nbs/00_project.ipynb #2c850b60
@@ -109,7 +109,7 @@ def read_csv(
     import csv
     with open(path, newline="") as f: return list(csv.DictReader(f))
 
-# %% ../nbs/00_project.ipynb #f8409742
+# %% ../nbs/00_project.ipynb #b806ca98
 def load_params(
     path: Path # params.yaml, or an overlay of it
 ) -> dict: # section → field → value
@@ -117,7 +117,7 @@ def load_params(
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError
     try: sections = YAML(typ="safe", pure=True).load(path.read_text())
-    except MarkedYAMLError as e: raise Invalid(f"{path.name}, line {e.problem_mark.line + 1}: {e.problem}; mend the YAML there")
+    except MarkedYAMLError as e: raise Invalid(f"{path.name}, line {e.problem_mark.line + 1}: {e.problem}; mend the YAML there") from None
     for name, section in (sections or {}).items():
         if not isinstance(section, dict): raise Invalid(f"{path.name}: section `{name}` holds {section!r}; write its fields below it, a line each")
     return sections or {}
@@ -134,27 +134,27 @@ def pin(
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a fifth of each step
 
-# %% ../nbs/00_project.ipynb #01bdb729
+# %% ../nbs/00_project.ipynb #77ba2c3e
 def environment(
     threads: int # of OpenMP
 ) -> dict: # names → values for os.environ
     "Environment of a stage's process: offline, quiet and deterministic"
-    return dict(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads), GOMP_SPINCOUNT="20000", TOKENIZERS_PARALLELISM="false", PYTHONHASHSEED="0",
+    return dict(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads), TOKENIZERS_PARALLELISM="false", PYTHONHASHSEED="0",
                 HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1",
                 HF_HOME=str(ROOT/".cache"/"huggingface"), TRANSFORMERS_VERBOSITY="error", DATASETS_VERBOSITY="error", TQDM_DISABLE="1",
                 HF_DATASETS_DISABLE_PROGRESS_BARS="1", TRL_EXPERIMENTAL_SILENCE="1", CUBLAS_WORKSPACE_CONFIG=":4096:8")
 
-# %% ../nbs/00_project.ipynb #18cd9c6f
+# %% ../nbs/00_project.ipynb #abdbf6ac
 def fingerprint() -> dict: # commit, machine and versions
     "What decided the bits of this run, besides data and parameters"
     git = lambda *a: subprocess.run(["git", *a], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    cpu = [l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")] if os.path.exists("/proc/cpuinfo") else []
+    cpu = [row.split(":")[1].strip() for row in open("/proc/cpuinfo") if row.startswith("model name")] if os.path.exists("/proc/cpuinfo") else []
     packages = "torch transformers trl peft accelerate datasets tokenizers lm-eval numpy".split()
     return dict(commit=git("rev-parse", "HEAD"), changed=bool(git("status", "--porcelain", "-uno")), python=platform.python_version(),
                 machine=platform.machine(), cpu=cpu[0] if cpu else platform.processor(), cpus=os.cpu_count(),
                 threads=os.environ.get("OMP_NUM_THREADS", ""), versions={p: version(p) for p in packages})
 
-# %% ../nbs/00_project.ipynb #2d5dc0c8
+# %% ../nbs/00_project.ipynb #217d98f3
 def say(
     text: str, # for people
     **figures # for machines; written to the log as they are
@@ -163,7 +163,7 @@ def say(
     log = os.environ.get("FORGE_LOG")
     if not log: print(text, flush=True)
     else:
-        with open(log, "a") as f: f.write(json.dumps(dict(text=text, **figures)) + "\n")
+        with open(log, "a") as f: f.write(json.dumps(dict(time=round(time.time(), 1), text=text, **figures)) + "\n")
 
 # %% ../nbs/00_project.ipynb #f69d7213
 class Progress:

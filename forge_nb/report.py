@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['NAMES', 'SLICES', 'table', 'graph', 'fill', 'readme', 'pages', 'main']
 
-# %% ../nbs/08_report.ipynb #42c45c20
-import re, subprocess, sys
-from pathlib import Path
+# %% ../nbs/08_report.ipynb #ed0d6c93
+import re, sys
 
 from .effects import better
 from .project import Invalid, ROOT, atomic, command, load_params, read_csv

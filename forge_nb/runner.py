@@ -178,14 +178,14 @@ def follow(
     try: yield
     finally: done.set(); thread.join()
 
-# %% ../nbs/01_runner.ipynb #a004f14b
+# %% ../nbs/01_runner.ipynb #e8233448
 def scrub(
     nb # executed notebook; changed in place
 ) -> list: # lines that stood on standard error
     "Remove from a report what differs between equal runs"
     nb.metadata.pop("papermill", None)
     errors = []
-    for n, c in enumerate(nb.cells):
+    for c in nb.cells:
         for key in ("papermill", "execution"): c.metadata.pop(key, None)
         if "injected-parameters" in c.metadata.get("tags", []): c.id = "injected-parameters"
         if c.cell_type != "code": continue
@@ -207,16 +207,16 @@ def run_hash(
             if p.is_file(): h.update(p.relative_to(ROOT).as_posix().encode() + hashlib.sha256(p.read_bytes()).digest())
     return h.hexdigest()[:16]
 
-# %% ../nbs/01_runner.ipynb #28fded69
+# %% ../nbs/01_runner.ipynb #3d258b2f
 def explain(
     name: str, # stage
     error # papermill's PapermillExecutionError
 ) -> str:
     "Which cell failed and why, in two lines"
-    line = next((l for l in error.source.splitlines() if l.strip() and not l.startswith("#|")), "")
+    line = next((row for row in error.source.splitlines() if row.strip() and not row.startswith("#|")), "")
     return f"stage {name} failed in cell {error.cell_index} (`{line.strip()[:80]}`)\n  {error.ename}: {error.evalue.splitlines()[0] if error.evalue else ''}\n  partial report: reports/{name}.failed.ipynb"
 
-# %% ../nbs/01_runner.ipynb #e87fd205
+# %% ../nbs/01_runner.ipynb #95583348
 def run_stage(
     name: str # of the stage, its notebook and its section in params.yaml
 ):
@@ -241,13 +241,13 @@ def run_stage(
                 seconds, peak = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
                 say(f"stage {name}: {seconds:.0f} s, {peak:.1f} GiB peak; report: reports/{name}.ipynb", total_seconds=round(seconds, 1), peak_gib=round(peak, 2))
         except pm.PapermillExecutionError as e:
-            if e.ename == "Invalid": raise Invalid(e.evalue)
+            if e.ename == "Invalid": raise Invalid(e.evalue) from None
             sys.exit(print(explain(name, e), file=sys.stderr) or 1)
     with open(log, "a") as f: f.writelines(json.dumps(dict(text=t.strip(), stream="stderr")) + "\n" for t in scrub(nb))
     with atomic(ROOT/"reports"/f"{name}.ipynb") as t: nbformat.write(nb, t)
     remove(partial); remove(checkpoints)
 
-# %% ../nbs/01_runner.ipynb #91c28efb
+# %% ../nbs/01_runner.ipynb #bd5da768
 @contextmanager
 def locked(
     path: Path, # lock file
@@ -256,7 +256,7 @@ def locked(
     "Hold an exclusive lock, or say that somebody else does"
     with open(path, "w") as f:
         try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError: raise Invalid(f"stage {name} is already running in another process; wait for it or end it")
+        except BlockingIOError: raise Invalid(f"stage {name} is already running in another process; wait for it or end it") from None
         yield
 
 # %% ../nbs/01_runner.ipynb #3d3581e2

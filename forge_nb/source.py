@@ -6,14 +6,14 @@
 __all__ = ['NAME', 'SHA256', 'LEVELS', 'OBJECT', 'EXAMPLE', 'LANGUAGES', 'fetch', 'check', 'headings', 'above', 'plain',
            'settings_table', 'literal_type', 'checks_table', 'documented', 'bindings', 'objects_table', 'literal',
            'filters_table', 'translations_table', 'formats_table', 'framework', 'tables', 'write_data', 'copy_data',
-           'main']
+           'confirm', 'intact', 'main']
 
-# %% ../nbs/02_source.ipynb #8b44cdf9
+# %% ../nbs/02_source.ipynb #09332d48
 import ast, functools, gettext, hashlib, html, importlib, importlib.util, re, shutil, subprocess, sys, tarfile, tempfile
 from pathlib import Path
 
 from .project import Invalid, ROOT, atomic, command, write_csv
-from .runner import write_sums
+from .runner import check_data, write_sums
 
 # %% ../nbs/02_source.ipynb #5bafd069
 NAME, SHA256 = "Django==5.2.8", "23254866a5bb9a2cfa6004e8b809ec6246eba4b58a7589bc2772f1bcc8456c7f"
@@ -267,13 +267,32 @@ def copy_data(
         shutil.copytree(source, t)
         write_sums(t)
 
-# %% ../nbs/02_source.ipynb #c82b7231
+# %% ../nbs/02_source.ipynb #e7cfbf97
+def confirm():
+    "Stop unless data/ is what data.dvc records"
+    got = subprocess.run([sys.executable, "-m", "dvc", "status", "--quiet", "data.dvc"], cwd=ROOT, capture_output=True, text=True)
+    if got.returncode: raise Invalid("data/ is not what data.dvc records; `dvc pull` brings the recorded version, `make adopt` records what is there, `git checkout data.dvc && rm -rf data && make data` goes back to the default data")
+
+# %% ../nbs/02_source.ipynb #cdb1dd5a
+def intact() -> bool:
+    "Whether data/ is there and unaltered"
+    try: check_data(ROOT/"data")
+    except Invalid: return False
+    return True
+
+# %% ../nbs/02_source.ipynb #6ef28914
 def main():
-    "`python -m forge_nb.source` writes the default data, `… FOLDER` takes a folder of yours"
-    if len(sys.argv) > 1: copy_data(Path(sys.argv[1]).expanduser().resolve(), ROOT/"data")
-    else:
+    "`python -m forge_nb.source` makes sure of the recorded data, `… FOLDER` takes a folder of yours"
+    if len(sys.argv) > 1:
+        copy_data(Path(sys.argv[1]).expanduser().resolve(), ROOT/"data")
+        subprocess.run([sys.executable, "-m", "dvc", "add", "--quiet", "data"], cwd=ROOT, check=True)
+        print(f"data/ is now a copy of {sys.argv[1]}; data.dvc records it")
+        return
+    if not intact():
         (ROOT/".cache").mkdir(exist_ok=True)
+        print("writing the default data (fetched once, about 11 MB)", flush=True)
         write_data(fetch(ROOT/".cache"), ROOT/"data")
+    confirm()
 
 # %% ../nbs/02_source.ipynb #10c32b20
 if __name__ == "__main__" and "__file__" in globals(): command(main)

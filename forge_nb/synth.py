@@ -131,7 +131,7 @@ def spread(
     while len(out) < count and any(queues.values()): out += [q.pop(0) for q in queues.values() if q]
     return out[:count]
 
-# %% ../nbs/40_synth.ipynb #ed88c634
+# %% ../nbs/40_synth.ipynb #466fe1c1
 def exam_rows(
     trained: list, # facts
     held_out: list, # facts
@@ -147,7 +147,8 @@ def exam_rows(
             if not wrong: continue
             ask = block["ask_held_out"] if part == "phrasing" else block["ask"][int(chance(f["id"], "ask") * len(block["ask"]))]
             choices = sorted([f["answer"], *wrong], key=lambda c: chance(f["id"], "order", c))
-            out.append(dict(id=f"{part}:{f['id']}", part=part, kind=f["kind"], fact=f["id"], parents=f["parents"], verified=f["verified"], question=ask.format(**f["fill"]), answer=f["answer"], choices=choices, gold=choices.index(f["answer"])))
+            out.append(dict(id=f"{part}:{f['id']}", part=part, kind=f["kind"], fact=f["id"], parents=f["parents"], verified=f["verified"],
+                            question=ask.format(**f["fill"]), answer=f["answer"], choices=choices, gold=choices.index(f["answer"])))
     return out
 
 # %% ../nbs/40_synth.ipynb #a2baaa60

@@ -1,0 +1,69 @@
+"A throw-away copy of the working tree, so that tests run the real pipeline without touching yours"
+import os, shutil, signal, subprocess, sys, time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ENV = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+ENV.pop("FORGE_LOG", None); ENV.pop("FORGE_CKPT", None)
+
+
+class Copy:
+    "A copy of what git would commit, with data/, its own DVC cache and one commit"
+
+    def __init__(self, folder: Path):
+        self.root = folder
+        files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+        for f in filter(None, files):
+            if (ROOT/f).exists():
+                (folder/f).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT/f, folder/f)
+        shutil.copytree(ROOT/"data", folder/"data")
+        self("git init -q && git add -A && git -c user.name=t -c user.email=t@localhost commit -qm copy")
+
+    def __call__(self, line: str, rc: int = 0) -> str:
+        "Run a shell command in the copy; its output, with the exit code checked"
+        done = subprocess.run(["bash", "-c", line], cwd=self.root, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert (done.returncode == rc if rc is not None else done.returncode != 0), f"`{line}` exited with {done.returncode}:\n{done.stdout[-4000:]}"
+        return done.stdout
+
+    def executed(self, said: str) -> list:
+        "Stages that `dvc repro` really ran, from its output"
+        return [line.split("'")[1] for line in said.splitlines() if line.startswith("Running stage")]
+
+    def kill_when(self, line: str, log: str, mark: str, limit: float = 120.) -> str:
+        "Start a command, SIGKILL it with all its children once `mark` stands in a run log; what the log holds"
+        path = self.root/"runs"/log
+        path.unlink(missing_ok=True)
+        running = subprocess.Popen(["bash", "-c", line], cwd=self.root, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        end = time.monotonic() + limit
+        while not (path.exists() and mark in path.read_text()):
+            assert running.poll() is None and time.monotonic() < end, f"{mark!r} never came: {path.read_text()[-2000:] if path.exists() else 'no log'}"
+            time.sleep(.01)
+        family = descendants(running.pid)
+        for pid in [running.pid, *family]:
+            try: os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError: continue
+        running.wait()
+        return path.read_text()
+
+
+def descendants(pid: int) -> list:
+    "Process ids of all children of a process, kernels in their own sessions included"
+    children = [int(c) for task in Path(f"/proc/{pid}/task").glob("*") for c in (task/"children").read_text().split()]
+    return children + [d for c in children for d in descendants(c)]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Copy:
+    "A copy in which the whole chain has run with the profile `tiny`"
+    copy = Copy(tmp_path_factory.mktemp("tiny"))
+    copy("python -m forge_nb.runner profile tiny && dvc repro && git add -A && git -c user.name=t -c user.email=t@localhost commit -qm tiny")
+    return copy
+
+
+@pytest.fixture(scope="session")
+def bare(tmp_path_factory) -> Copy:
+    "A copy in which nothing has run"
+    return Copy(tmp_path_factory.mktemp("bare"))

@@ -1,0 +1,121 @@
+"The whole chain, real but tiny: what reruns, what is restored, what a kill leaves, and whether the bytes are the same"
+import json, re
+from pathlib import Path
+
+import pytest
+from conftest import Copy
+
+STAGES = "curate tokenizer ngram pretrain synth sft dpo evaluate card".split()
+
+
+def swap(path: Path, old: str, new: str):
+    text = path.read_text()
+    assert old in text, f"{old!r} is not in {path.name}"
+    path.write_text(text.replace(old, new, 1))
+
+
+def test_chain_leaves_everything(tiny):
+    for name in STAGES:
+        assert (tiny.root/"artifacts"/name/"metrics.json").exists() and (tiny.root/"reports"/f"{name}.ipynb").exists()
+        log = [json.loads(line) for line in (tiny.root/"runs"/f"{name}.jsonl").read_text().splitlines()]
+        assert log[0]["versions"]["torch"].startswith("2.13") and any("total_seconds" in row for row in log)
+    assert not list((tiny.root/".ckpt").glob("*/*")), "checkpoints outlive their run"
+    assert "Data and pipelines are up to date." in tiny("dvc repro")
+
+
+def test_models_load_with_plain_transformers_and_hold_no_pickle(tiny):
+    for name in ("pretrain", "sft", "dpo"):
+        code = f"from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; m = M.from_pretrained('artifacts/{name}/model'); t = T.from_pretrained('artifacts/{name}/model'); " \
+               "assert m.get_input_embeddings().num_embeddings == len(t); print(t.apply_chat_template([dict(role='user', content='x')], tokenize=False, add_generation_prompt=True))"
+        assert "<|user|>x<|assistant|>" in tiny(f'python -c "{code}"')
+    files = [p.name for p in (tiny.root/"artifacts").rglob("*") if p.is_file()]
+    assert "model.safetensors" in files and not [f for f in files if Path(f).suffix in (".bin", ".pt", ".pth", ".pkl", ".pickle")]
+
+
+def test_reports_hold_no_times_and_no_errors(tiny):
+    for name in STAGES:
+        nb = json.loads((tiny.root/"reports"/f"{name}.ipynb").read_text())
+        assert "papermill" not in nb["metadata"]
+        assert not [c for c in nb["cells"] if set(c["metadata"]) - {"tags"}]
+        outputs = [o for c in nb["cells"] for o in c.get("outputs", [])]
+        assert outputs and not [o for o in outputs if o["output_type"] == "error" or o.get("name") == "stderr"]
+
+
+def test_card_cites_every_number(tiny):
+    card = (tiny.root/"artifacts/card/README.md").read_text()
+    marks = set(re.findall(r"\[\^(\d+)\](?!:)", card))
+    assert marks and marks == set(re.findall(r"^\[\^(\d+)\]:", card, re.M))
+    bits = json.loads((tiny.root/"artifacts/pretrain/metrics.json").read_text())["parameters"]
+    assert f"{bits:,}[^" in card
+
+
+def test_evaluation_is_held_out(tiny):
+    read = lambda p: [json.loads(line) for line in (tiny.root/p).read_text().splitlines()]
+    rows, exam = read("artifacts/synth/rows/sft.jsonl"), read("artifacts/synth/exam/exam.jsonl")
+    trained = {r["fact"] for r in rows}
+    assert not {r["messages"][0]["content"] for r in rows} & {i["question"] for i in exam}
+    assert not trained & {i["fact"] for i in exam if i["part"] == "fact"}
+    assert {i["fact"] for i in exam if i["part"] == "phrasing"} <= trained
+    splits = {s: {d["id"] for d in read(f"artifacts/curate/documents/{s}.jsonl")} for s in ("train", "valid", "test")}
+    assert not splits["train"] & splits["test"] and not splits["train"] & splits["valid"] and not splits["valid"] & splits["test"]
+
+
+def test_prose_reruns_tangle_alone(tiny):
+    before = (tiny.root/"dvc.lock").read_text()
+    swap(tiny.root/"nbs/50_sft.ipynb", "It costs about a minute.", "It costs about a minute, or two.")
+    said = tiny("dvc repro")
+    assert tiny.executed(said) == ["tangle"]
+    swap(tiny.root/"nbs/50_sft.ipynb", "Either is told with", "Either one is told with")
+    assert tiny.executed(tiny("dvc repro")) == ["tangle"]
+    tiny("git checkout -q nbs && dvc repro")
+    assert (tiny.root/"dvc.lock").read_text() == before
+
+
+def test_parameter_reruns_its_stage_and_what_follows_and_reverting_restores(tiny):
+    before, weights = (tiny.root/"dvc.lock").read_text(), (tiny.root/"artifacts/sft/model/model.safetensors").read_bytes()
+    swap(tiny.root/"params.yaml", "learning_rate: 0.001", "learning_rate: 0.002")
+    assert tiny.executed(tiny("dvc repro")) == ["tangle", "sft", "dpo", "evaluate", "card"]
+    assert (tiny.root/"artifacts/sft/model/model.safetensors").read_bytes() != weights
+    tiny("git checkout -q params.yaml")
+    said = tiny("dvc repro")
+    assert not set(tiny.executed(said)) - {"tangle"} and "Stage 'sft' is cached" in said
+    assert (tiny.root/"dvc.lock").read_text() == before and (tiny.root/"artifacts/sft/model/model.safetensors").read_bytes() == weights
+    assert not tiny("git status --porcelain")
+
+
+def test_second_run_killed_twice_gives_the_same_bytes(tiny, tmp_path_factory):
+    copy = Copy(tmp_path_factory.mktemp("again"))
+    copy("python -m forge_nb.runner profile tiny && dvc repro tokenizer ngram")
+    copy.kill_when("dvc repro pretrain", "pretrain.jsonl", "held out")
+    assert list((copy.root/".ckpt/pretrain").glob("*/last/model.safetensors"))
+    copy("dvc repro pretrain")
+    assert "resumed at step" in (copy.root/"runs/pretrain.jsonl").read_text()
+    copy.kill_when("dvc repro sft", "sft.jsonl", "sft ")
+    copy("dvc repro")
+    assert (copy.root/"dvc.lock").read_text() == (tiny.root/"dvc.lock").read_text(), copy(f"diff dvc.lock {tiny.root}/dvc.lock", rc=None)
+    for path in (tiny.root/"artifacts").glob("*/*.*"): assert path.read_bytes() == (copy.root/path.relative_to(tiny.root)).read_bytes(), path
+
+
+def test_experiments_compare(tiny):
+    said = tiny("dvc exp run --temp -n shorter -S sft.epochs=0.5 sft")
+    assert tiny.executed(said) == ["tangle", "sft"] and not tiny("git status --porcelain")
+    shown = json.loads(tiny("dvc exp show --json"))
+    assert "shorter" in json.dumps(shown)
+    diff = json.loads(tiny("dvc exp diff HEAD shorter --json"))
+    assert diff["params"]["params.yaml"]["sft.epochs"]["new"] == .5 and diff["metrics"]["artifacts/sft/metrics.json"]
+    tiny("dvc plots show -o plots.html && rm plots.html")
+    tiny("dvc exp remove shorter")
+
+
+@pytest.mark.parametrize("cause, line, words", [
+    ("a loss that is no number", "matrix_rate: 1.0e+30", ["pretrain.matrix_rate", "step"]),
+    ("a width that no head fits", "width: 100", ["pretrain.width", "multiple of 64"])])
+def test_a_failing_stage_names_its_cause(tiny, cause, line, words):
+    field = line.split(":")[0]
+    old = next(row for row in (tiny.root/"params.yaml").read_text().splitlines() if row.strip().startswith(f"{field}:"))
+    swap(tiny.root/"params.yaml", old.strip(), line)
+    said = tiny("dvc repro pretrain", rc=None)
+    error = [row for row in said.splitlines() if row.startswith("error: ")]
+    assert len(error) == 1 and all(w in error[0] for w in words), said
+    assert "Traceback" not in said
+    tiny("git checkout -q params.yaml && dvc repro && git diff --exit-code")

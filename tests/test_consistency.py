@@ -1,0 +1,145 @@
+"The repository agrees with itself: notebooks, package, parameters, pipeline, README"
+import ast, re, shutil, subprocess, sys
+
+import nbformat
+import pytest
+import yaml
+from nbdev.export import nb_export
+from nbdev.test import test_nb as run_lessons
+
+from forge_nb import report, runner
+from forge_nb.project import ROOT, load_params
+
+BOOKS = runner.notebooks()
+NB = {name: nbformat.read(path, 4) for name, path in BOOKS.items()}
+STAGES = [name for name, nb in NB.items() if any(map(runner.is_parameters, nb.cells))]
+DVC = load_params(ROOT/"dvc.yaml")["stages"]
+PARAMS = load_params(ROOT/"params.yaml")
+
+
+def path_of(entry): return next(iter(entry)) if isinstance(entry, dict) else entry
+
+
+def test_package_is_what_the_notebooks_export(tmp_path):
+    (tmp_path/"forge_nb").mkdir()
+    for path in BOOKS.values(): nb_export(path, tmp_path/"forge_nb")
+    fresh = {p.name: p.read_text() for p in (tmp_path/"forge_nb").glob("*.py") if not p.name.startswith("_")}
+    committed = {p.name: p.read_text() for p in (ROOT/"forge_nb").glob("*.py") if not p.name.startswith("_")}
+    assert fresh == committed, "run `make export`"
+
+
+def test_notebooks_are_clean(tmp_path):
+    shutil.copytree(ROOT/"nbs", tmp_path/"nbs")
+    shutil.copy(ROOT/"pyproject.toml", tmp_path)
+    subprocess.run([sys.executable, "-c", "from nbdev.clean import nbdev_clean; nbdev_clean('nbs')"], cwd=tmp_path, check=True)
+    for path in (ROOT/"nbs").glob("*.ipynb"): assert path.read_text() == (tmp_path/"nbs"/path.name).read_text(), f"{path.name}: run `make export`"
+
+
+@pytest.mark.parametrize("name", BOOKS)
+def test_notebook_keeps_its_grammar(name):
+    for cell in NB[name].cells:
+        if cell.cell_type != "code": continue
+        assert not (runner.directive(cell) == "run" and cell.outputs), f"a run cell carries outputs: {cell.source[:60]}"
+        assert len([line for line in cell.source.splitlines() if line.strip()]) <= 40, f"a cell is too long to read: {cell.source[:60]}"
+        assert "nbdev_export(" not in cell.source
+    exported = [c.source for c in NB[name].cells if runner.directive(c) == "export"]
+    for node in [n for source in exported for n in ast.parse(source).body if isinstance(n, (ast.FunctionDef, ast.ClassDef))]:
+        assert ast.get_docstring(node), f"{name}.{node.name} has no docstring"
+
+
+@pytest.mark.parametrize("name", [*BOOKS, "index"])
+def test_lessons_run(name, monkeypatch):
+    path = BOOKS.get(name, ROOT/"nbs"/"index.ipynb")
+    monkeypatch.chdir(ROOT/"nbs")
+    passed, _ = run_lessons(path, skip_flags=["run"])
+    assert passed
+
+
+@pytest.mark.parametrize("name", BOOKS)
+def test_module_imports_alone_and_light(name):
+    code = f"import sys, forge_nb.{name}; heavy = {{'trl', 'lm_eval', 'matplotlib.pyplot', 'papermill'}} & set(sys.modules); print(sorted(heavy))"
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    assert out == ("['matplotlib.pyplot']" if name == "figures" else "[]")
+
+
+def test_modules_form_a_dag():
+    number = {name: int(path.name[:2]) for name, path in BOOKS.items()}
+    for name in BOOKS:
+        for other in runner.imports((ROOT/"forge_nb"/f"{name}.py").read_text()):
+            assert other in number, f"{name} imports {other}, which no notebook makes"
+            assert number[other] < 10, f"{name} imports the stage module {other}; what two stages need belongs in the library"
+            assert number[other] < number[name], f"{name} imports {other}, which comes after it"
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_parameters_agree(name):
+    assert sum(map(runner.is_parameters, NB[name].cells)) == 1
+    runner.check_parameters(name, NB[name], PARAMS)
+    used = {**PARAMS["shared"], **PARAMS.get(name, {})}
+    [cell] = [c.source for c in NB[name].cells if runner.is_parameters(c)]
+    for s in ast.parse(cell).body:
+        assert ast.literal_eval(s.value) == used[s.target.id], f"{name}: the notebook's default of `{s.target.id}` is not the value in params.yaml"
+
+
+def test_yaml_dialects_agree():
+    assert yaml.safe_load((ROOT/"params.yaml").read_text()) == PARAMS, "a value reads differently in YAML 1.1 and 1.2; write 1.0e-3, not 1e-3"
+
+
+def test_every_stage_has_its_place():
+    assert set(DVC) == {*STAGES, "tangle"}
+    assert set(PARAMS) == {*STAGES, "shared"}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_pipeline_lists_what_a_stage_stands_on(name):
+    stage, deps = DVC[name], set(DVC[name]["deps"])
+    assert stage["cmd"] == f"python -m forge_nb.runner {name}"
+    assert {d for d in deps if d.startswith("build/")} == {f"build/{m}.py" for m in {name, *runner.reaches(name)}}
+    shared = {f"shared.{k}" for k in runner.declared(NB[name]) if k in PARAMS["shared"]}
+    assert set(stage["params"]) == shared | {name}
+    run = "\n".join(c.source for c in NB[name].cells if runner.directive(c) == "run")
+    named = set(re.findall(r'"((?:data|artifacts)/?[\w./]*|\w+\.yaml)"', run))
+    assert not [p for p in named if p.endswith(".yaml") and p not in deps]
+
+
+def test_pipeline_outputs_are_tidy():
+    for name, stage in DVC.items():
+        outs = [path_of(o) for o in stage.get("outs", [])]
+        small = [path_of(o) for key in ("metrics", "plots") for o in stage.get(key, [])]
+        assert not [o for o in stage.get("outs", []) if isinstance(o, dict)], "an out with options disables the run cache"
+        assert not [p for p in [*outs, *small] if p.startswith("data")]
+        assert not [d for d in stage["deps"] if d.endswith(".ipynb")]
+        if name != "tangle": assert f"reports/{name}.ipynb" in outs and f"artifacts/{name}/metrics.json" in small
+
+
+def test_lock_pins_everything():
+    lines = [line for line in (ROOT/"requirements.lock").read_text().splitlines() if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines), [x for x in lines if "==" not in x]
+    pinned = {re.sub(r"[-_.]+", "-", line.split("==")[0]).lower() for line in lines}
+    import tomllib
+    project = tomllib.loads((ROOT/"pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    assert {re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", d)[0]).lower() for d in wanted} <= pinned
+    assert "torch==2.13.0" in lines
+
+
+def test_readme_is_what_its_sources_say():
+    assert report.readme() == (ROOT/"README.md").read_text(), "run `make report`"
+
+
+def test_readme_commands_exist():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT/"Makefile").read_text(), re.M))
+    for page in ("README.md", "CONTRIBUTING.md"):
+        said = set(re.findall(r"\bmake ([a-z]+)", (ROOT/page).read_text()))
+        assert said <= targets, f"{page}: no such target: {said - targets}"
+        modules = set(re.findall(r"python -m forge_nb\.(\w+)", (ROOT/page).read_text()))
+        assert modules <= set(BOOKS)
+    assert shutil.which("make")
+    helped = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for habit in "run test check lab data bench report".split(): assert f"make {habit}" in helped
+
+
+def test_profiles_name_real_fields():
+    for path in (ROOT/"profiles").glob("*.yaml"):
+        for section, fields in load_params(path).items():
+            assert set(fields) <= set(PARAMS[section]), f"{path.name}: {section}"

@@ -1,0 +1,100 @@
+"Bad input: one clear sentence with file, field and remedy, a non-zero exit, and earlier results left alone"
+import pytest
+
+
+def refuse(copy, line: str, *words):
+    "The command fails with one sentence that holds these words, and no traceback"
+    said = copy(line, rc=None)
+    error = [row for row in said.splitlines() if row.startswith("error: ")]
+    assert len(error) == 1 and "Traceback" not in said, said
+    for w in words: assert w in error[0], error[0]
+
+
+@pytest.fixture
+def mend(bare):
+    "Give the copy back as it was"
+    yield bare
+    bare("git checkout -q . && git clean -fdq -- . ':!data' ':!build' ':!artifacts'")
+
+
+@pytest.mark.parametrize("old, new, words", [
+    ("  epochs: 2.0", "  epoch: 2.0", ["params.yaml", "`sft.epoch`", "did you mean `epochs`"]),
+    ("  epochs: 2.0\n", "", ["params.yaml", "`sft.epochs` is missing", "float"]),
+    ("  batch: 32", "  batch: many", ["params.yaml", "`sft.batch`", "type int"]),
+    ("  batch: 32", "  batch: true", ["params.yaml", "`sft.batch`", "type int"]),
+    ("sft:\n", "stf:\n", ["params.yaml", "`stf`", "stages are"]),
+    ("sft:\n", "sft: 3\nrest:\n", ["params.yaml", "`sft`"]),
+    ("sft:\n", "sft: [\n", ["params.yaml, line"])])
+def test_parameters(mend, old, new, words):
+    text = (mend.root/"params.yaml").read_text()
+    assert old in text
+    (mend.root/"params.yaml").write_text(text.replace(old, new, 1))
+    refuse(mend, "python -m forge_nb.runner tangle; exit $?", *words)
+    mend("python -m forge_nb.runner tangle", rc=2)
+
+
+def test_altered_missing_and_new_data_stop_the_pipeline_and_leave_results(mend):
+    mend("dvc repro curate")
+    before = (mend.root/"artifacts/curate/documents/train.jsonl").read_bytes()
+    page = mend.root/"data/docs/index.txt"
+    text = page.read_text()
+    page.write_text(text + "an afterthought\n")
+    refuse(mend, "dvc repro", "data/docs/index.txt was altered", "dvc checkout", "make adopt")
+    page.unlink()
+    refuse(mend, "dvc repro", "data/docs/index.txt is missing", "dvc checkout")
+    page.write_text(text)
+    (mend.root/"data/docs/new.txt").write_text("new")
+    refuse(mend, "dvc repro", "data/docs/new.txt is new", "make adopt")
+    (mend.root/"data/docs/new.txt").unlink()
+    assert (mend.root/"artifacts/curate/documents/train.jsonl").read_bytes() == before
+    assert "Stage 'curate' didn't change" in mend("dvc repro curate")
+    mend("git checkout -q data.dvc")
+
+
+def test_missing_data_is_made_again_byte_for_byte(mend, request):
+    mend("rm -rf data")
+    assert "missing data" in mend("dvc repro", rc=None)
+    mend(f"mkdir -p .cache && cp {request.config.rootpath}/.cache/django-5.2.8.tar.gz .cache/ && python -m forge_nb.source && dvc status data.dvc")
+    mend("git diff --exit-code data.dvc")
+
+
+def test_wrong_archive(mend):
+    mend("rm -rf data && mkdir -p .cache && echo rubbish > .cache/django-5.2.8.tar.gz")
+    refuse(mend, "python -m forge_nb.source", "django-5.2.8.tar.gz", "sha256", "make data")
+    mend("rm .cache/django-5.2.8.tar.gz && dvc checkout -q data.dvc")
+
+
+def test_your_own_folder(mend, tmp_path):
+    refuse(mend, f"python -m forge_nb.source {tmp_path}/nowhere", "no such folder")
+    refuse(mend, f"python -m forge_nb.source {tmp_path}", "neither docs/ nor code/")
+    (tmp_path/"docs").mkdir()
+    for n in range(60): (tmp_path/"docs"/f"page {n} é.md").write_text(f"# Machine {n}\n\nMachine {n} is serviced every {n % 7 + 1} weeks by team {n % 5}.\n")
+    (tmp_path/"docs"/"scan.md").write_bytes(b"\xff\xfe" * 60)
+    mend(f"python -m forge_nb.source {tmp_path} && dvc repro curate")
+    ledger = (mend.root/"artifacts/curate/ledger.csv").read_text()
+    assert "docs,not UTF-8,1" in ledger
+    refuse(mend, "dvc repro synth", "questions.yaml", "setting_default.table", "does not exist")
+    mend("git checkout -q . && dvc checkout -q data.dvc")
+
+
+def test_unknown_names(mend):
+    refuse(mend, "python -m forge_nb.runner nosuch", "there is no stage `nosuch`")
+    refuse(mend, "python -m forge_nb.runner profile nosuch", "there is no profile `nosuch`", "tiny")
+    (mend.root/"profiles/bad.yaml").write_text("sft: {epoch: 1}\n")
+    refuse(mend, "python -m forge_nb.runner profile bad", "profiles/bad.yaml", "sft.epoch")
+
+
+def test_nothing_calls_out():
+    import forge_nb.project as project
+    env = project.environment(1)
+    assert env["HF_HUB_OFFLINE"] == env["HF_DATASETS_OFFLINE"] == env["DO_NOT_TRACK"] == "1"
+    config = (project.ROOT/".dvc/config").read_text()
+    assert "analytics = false" in config and "check_update = false" in config
+
+
+def test_a_crash_names_the_cell_and_keeps_the_partial_report(mend):
+    book = mend.root/"nbs/10_curate.ipynb"
+    book.write_text(book.read_text().replace('plot_ledger(Path(\\"artifacts/curate/ledger.csv\\"))', 'plot_ledger(Path(\\"artifacts/curate/nosuch.csv\\"))'))
+    said = mend("dvc repro curate", rc=None)
+    assert "stage curate failed in cell" in said and "plot_ledger(Path" in said and "FileNotFoundError" in said and "reports/curate.failed.ipynb" in said
+    assert "FileNotFoundError" in (mend.root/"reports/curate.failed.ipynb").read_text()
