@@ -36,7 +36,8 @@ test: data  ## every test
 	@python -m pytest
 
 check: setup  ## quick checks: export fresh, notebooks clean, lint, lessons run
-	@nbdev-export && nbdev-clean && git diff --exit-code --stat -- nbs forge_nb || { echo "error: notebooks were not clean or forge_nb/ was stale; both are mended now: look at the difference and commit it"; exit 1; }
+	@before=$$(cat nbs/*.ipynb forge_nb/*.py | sha256sum); nbdev-export && nbdev-clean && [ "$$before" = "$$(cat nbs/*.ipynb forge_nb/*.py | sha256sum)" ] || \
+	{ echo "error: notebooks were not clean or forge_nb/ was stale; both are mended now: look at the difference and commit it"; exit 1; }
 	@ruff check --quiet nbs tests
 	@OMP_NUM_THREADS=1 nbdev-test --n-workers 2
 
@@ -44,7 +45,7 @@ export: setup  ## write forge_nb/ from the notebooks
 	@nbdev-export && nbdev-clean
 
 lab: setup  ## JupyterLab on this machine only
-	@jupyter lab --ip=127.0.0.1 nbs/index.ipynb
+	@jupyter lab --ip=127.0.0.1 --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate nbs/index.ipynb
 
 profile: setup  ## write the fields of profiles/$(P).yaml into params.yaml
 	@python -m forge_nb.runner profile $(P) && git --no-pager diff --stat params.yaml

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['TEMPLATE', 'ABOUT', 'Citations', 'check_template', 'about_of', 'card']
 
-# %% ../nbs/90_card.ipynb #7026c6ae
+# %% ../nbs/90_card.ipynb #31b21328
 import re
 from pathlib import Path
 
-from .project import Invalid, atomic, load_params, read_csv, read_json, write_json
+from .project import Invalid, atomic, load_params, read_csv, read_json, read_jsonl, write_json
 
 # %% ../nbs/90_card.ipynb #4c040068
 class Citations:
@@ -39,7 +39,7 @@ class Citations:
         if source not in self.notes: self.notes.append(source)
         return f"[^{self.notes.index(source) + 1}]"
 
-# %% ../nbs/90_card.ipynb #d7826bbc
+# %% ../nbs/90_card.ipynb #f95c03ab
 TEMPLATE = """---
 license: {{ about.licence }}
 language: {{ about.language }}
@@ -89,8 +89,8 @@ All lines: {{ effects_note }}. Choosing at random would answer {{ cite("synth", 
 
 ```python
 from transformers import pipeline
-ask = pipeline("text-generation", "artifacts/{{ model }}/model")
-print(ask([{"role": "user", "content": "Which module is path in?"}])[{{ "0" }}]["generated_text"][-{{ "1" }}]["content"])
+ask = pipeline("text-generation", "artifacts/dpo/model")
+print(ask([{"role": "user", "content": {{ question | tojson }}}])[{{ "0" }}]["generated_text"][-{{ "1" }}]["content"])
 ```
 
 ## How to make it again
@@ -102,6 +102,7 @@ print(ask([{"role": "user", "content": "Which module is path in?"}])[{{ "0" }}][
 {% for name, value in params -%}
 | {{ name }} | {{ value }} |
 {% endfor %}
+All of them: {{ params_note }}.
 """
 
 # %% ../nbs/90_card.ipynb #13643d5e
@@ -126,27 +127,27 @@ def about_of(
         if not str(said.get(field) or "").strip(): raise Invalid(f"{path.name}: `about.{field}` is missing; write it in a sentence or two")
     return said
 
-# %% ../nbs/90_card.ipynb #a56f2d89
+# %% ../nbs/90_card.ipynb #b8a51c95
 def card(
     artifacts: Path, # folder with a folder for each stage
     about: Path, # card.yaml
     params: Path, # params.yaml
     *,
-    model: str, # stage whose model is described
+    decimals: int, # of the effects
     out: Path # folder to write to
 ) -> str: # the card, Markdown
     "Render the card; every number gets a footnote with its source"
     from jinja2 import Environment, StrictUndefined
     check_template(TEMPLATE)
     c, table = Citations(artifacts), artifacts/"evaluate"/"effects.csv"
-    if not (artifacts/model/"model"/"config.json").exists(): raise Invalid(f"params.yaml: `card.model` is {model!r}, and {artifacts/model/'model'} is missing; name a stage that trains")
     from forge_nb.effects import better
-    rows = [r | {k: f"{float(r[k]):.3f}" for k in ("before", "after", "diff", "low", "high")} | dict(verdict=better(r)) for r in read_csv(table)]
+    rows = [r | {k: f"{float(r[k]):.{decimals}f}" for k in ("before", "after", "diff", "low", "high")} | dict(verdict=better(r)) for r in read_csv(table)]
     settings = [(f"`{s}.{k}`", v) for s, fields in load_params(params).items() for k, v in fields.items()]
     text = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False).from_string(TEMPLATE).render(
         about=about_of(about), cite=c.cite, effects=rows, seeds=f"{rows[0]['seeds']} seed" + "s" * (rows[0]["seeds"] != "1"), effects_note=f"artifacts/evaluate/effects.csv{c.note('artifacts/evaluate/effects.csv')}",
-        architecture=read_json(artifacts/model/"model"/"config.json")["architectures"][0], model=model, params=settings)
-    text += "\nParameters are those of `params.yaml`.\n\n" + "".join(f"[^{n}]: {source}\n" for n, source in enumerate(c.notes, 1))
+        architecture=read_json(artifacts/"dpo"/"model"/"config.json")["architectures"][0], params=settings, params_note=f"{params.name}{c.note(params.name)}",
+        question=read_jsonl(artifacts/"synth"/"exam"/"exam.jsonl")[0]["question"])
+    text += "\n" + "".join(f"[^{n}]: {source}\n" for n, source in enumerate(c.notes, 1))
     with atomic(out/"README.md") as t: t.write_text(text)
     write_json(out/"metrics.json", dict(citations=len(c.notes)))
     return text

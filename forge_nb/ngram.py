@@ -78,13 +78,13 @@ def score(
     "Bits that the count model spends on each document"
     return [float(-np.log2(probability(tables, text.encode())).sum()) for text in texts]
 
-# %% ../nbs/25_ngram.ipynb #6043820b
+# %% ../nbs/25_ngram.ipynb #825d4e64
 def ngram(
     documents: Path, # folder with train, valid and test documents
     *,
     order: int, # longest n-gram, in bytes
     out: Path # folder to write to
-) -> dict: # order and bits per byte on test documents
+) -> dict: # order, bits per byte on test and on validation documents
     "Count the training documents, choose the order, and write the baseline that models must beat"
     train, valid, test = ([d["text"] for d in read_jsonl(documents/f"{s}.jsonl")] for s in ("train", "valid", "test"))
     counted, size, curve = [], sum(len(t.encode()) for t in valid), []
@@ -96,6 +96,6 @@ def ngram(
     bits = score(counted[:best], test)
     write_csv(out/"curve.csv", curve)
     write_jsonl(out/"documents.jsonl", (dict(id=d["id"], bits=round(b, 3)) for d, b in zip(read_jsonl(documents/"test.jsonl"), bits)))
-    metrics = dict(order=best, bits_per_byte=round(sum(bits) / sum(len(t.encode()) for t in test), 4))
+    metrics = dict(order=best, bits_per_byte=round(sum(bits) / sum(len(t.encode()) for t in test), 4), valid_bits_per_byte=round(curve[best - 1]["bits_per_byte"], 4))
     write_json(out/"metrics.json", metrics)
     return metrics

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .project import Invalid, Progress, say
 
-# %% ../nbs/04_post.ipynb #a0982fea
+# %% ../nbs/04_post.ipynb #f41b8cad
 def arguments(
     kind, # SFTConfig, DPOConfig, …
     checkpoints: Path, # folder for this run
@@ -26,9 +26,10 @@ def arguments(
     "A trl configuration that runs alike on CPU and GPU, offline and resumable"
     import torch
     steps = math.ceil(rows / batch) * epochs
+    look = max(1, round(steps / 40))  # a checkpoint must fall on a logged step, or the resumed run logs other averages
     return kind(output_dir=str(checkpoints), seed=seed, data_seed=seed, learning_rate=learning_rate, per_device_train_batch_size=batch, num_train_epochs=epochs, lr_scheduler_type="cosine",
                 warmup_steps=max(1, round(.05 * steps)), max_grad_norm=1., weight_decay=0., optim="adamw_torch", use_cpu=not torch.cuda.is_available(), bf16=True, activation_checkpointing=False,
-                dataloader_num_workers=0, dataloader_pin_memory=False, report_to="none", disable_tqdm=True, logging_steps=max(1, round(steps / 40)), save_steps=max(1, round(steps / 4)), save_total_limit=2, **more)
+                dataloader_num_workers=0, dataloader_pin_memory=False, report_to="none", disable_tqdm=True, logging_steps=look, save_steps=min(10 * look, max(look, round(steps / 4) // look * look)), save_total_limit=2, **more)
 
 # %% ../nbs/04_post.ipynb #69a3481d
 def last_checkpoint(
@@ -38,7 +39,7 @@ def last_checkpoint(
     whole = [p for p in folder.glob("checkpoint-*") if (p/"trainer_state.json").exists()]
     return str(max(whole, key=lambda p: int(p.name.split("-")[1]))) if whole else None
 
-# %% ../nbs/04_post.ipynb #e22e2ebb
+# %% ../nbs/04_post.ipynb #eaf71817
 def listener(
     what: str # shown at the start of each line
 ): # transformers.TrainerCallback
@@ -46,8 +47,8 @@ def listener(
     from transformers import TrainerCallback
     class Listener(TrainerCallback):
         bar = None
+        def on_train_begin(self, args, state, control, **kwargs): self.bar = Progress(what, state.max_steps, state.global_step)
         def on_log(self, args, state, control, logs=None, **kwargs):
-            self.bar = self.bar or Progress(what, state.max_steps, state.global_step - args.logging_steps)
             value = (logs or {}).get("loss")
             if value is None: return
             if not math.isfinite(value): raise Invalid(f"{what}, step {state.global_step}: the loss is {value}; lower `{what}.learning_rate`")

@@ -29,7 +29,7 @@ def find_root(
 # %% ../nbs/00_project.ipynb #0a7e2a37
 ROOT = find_root(Path.cwd())
 
-# %% ../nbs/00_project.ipynb #103dab48
+# %% ../nbs/00_project.ipynb #c39ae7e3
 @contextmanager
 def atomic(
     path: Path # file or folder to be written
@@ -41,8 +41,10 @@ def atomic(
     except BaseException:
         remove(temporary)
         raise
-    if path.is_dir(): shutil.rmtree(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
+    if path.is_dir(): os.replace(path, aside)  # a folder cannot be replaced in one step; it is whole under one name or the other
     os.replace(temporary, path)
+    remove(aside)
 
 # %% ../nbs/00_project.ipynb #739b5305
 def remove(

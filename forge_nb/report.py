@@ -11,14 +11,14 @@ import re, sys
 from .effects import better
 from .project import Invalid, ROOT, atomic, command, load_params, read_csv
 
-# %% ../nbs/08_report.ipynb #17c5e292
-NAMES = dict(bits_per_byte="bits per byte, held-out documents", fact_choice="facts, chosen among four", fact_written="facts, written", format="answers a machine can read",
+# %% ../nbs/08_report.ipynb #e206d250
+NAMES = dict(bits_per_byte="bits per byte, held-out documents", fact_choice="facts, chosen among up to four", fact_written="facts, written", format="answers a machine can read",
              style="answers in house style", stops="answers that end by themselves")
 
-# %% ../nbs/08_report.ipynb #377f5422
-SLICES = dict(all="all", docs="manuals", code="code", phrasing="known fact, new phrasing", fact="fact never trained")
+# %% ../nbs/08_report.ipynb #340f14bf
+SLICES = dict(all="all", docs="manuals", code="code", phrasing="known fact, new phrasing", fact="fact never asked in training")
 
-# %% ../nbs/08_report.ipynb #958b9b6e
+# %% ../nbs/08_report.ipynb #ee037d25
 def table(
     rows: list # of effects.csv
 ) -> str: # Markdown
@@ -29,7 +29,7 @@ def table(
         show = lambda key, sign="": form.replace(":", ":" + sign).format(float(r[key]))
         lines.append(f"| {r['stage']} | {NAMES[r['metric']]} | {SLICES.get(r['slice'], r['slice'])} | {show('before')} → {show('after')} | {show('diff', '+')} [{show('low', '+')}, {show('high', '+')}] | {better(r)} |")
     seeds = rows[0]["seeds"]
-    return "\n".join(lines) + f"\n\nPaired bootstrap over items{f' and {seeds} seeds' if int(seeds) > 1 else ', one seed'}; `n` and the plain numbers stand in the CSV."
+    return "\n".join(lines) + f"\n\n95 % intervals, paired over items{f' and {seeds} seeds' if int(seeds) > 1 else ', one seed'}; `n` and the plain numbers stand in the CSV."
 
 # %% ../nbs/08_report.ipynb #eea5d8dc
 def graph(
@@ -53,11 +53,11 @@ def fill(
     if not re.search(pattern, text, re.S): raise Invalid(f"README.md: the marks <!-- {name} --> and <!-- /{name} --> are missing; put them where the {name} shall stand")
     return re.sub(pattern, lambda m: m[1] + content + "\n" + m[2], text, flags=re.S)
 
-# %% ../nbs/08_report.ipynb #59c9a314
+# %% ../nbs/08_report.ipynb #cfbee67c
 def readme() -> str: # README.md as it should be
     "README.md with its generated places filled from results and dvc.yaml"
     text = (ROOT/"README.md").read_text()
-    if (ROOT/"results"/"effects.csv").exists(): text = fill(text, "results", table(read_csv(ROOT/"results"/"effects.csv")))
+    text = fill(text, "results", table(read_csv(ROOT/"results"/"effects.csv")))
     return fill(text, "graph", "```mermaid\n" + graph(load_params(ROOT/"dvc.yaml")["stages"]) + "\n```")
 
 # %% ../nbs/08_report.ipynb #74c78452

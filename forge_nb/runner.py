@@ -7,10 +7,11 @@ __all__ = ['directive', 'is_parameters', 'what_matters', 'declared', 'keywords',
            'write_sums', 'notebooks', 'tangle', 'imports', 'reaches', 'follow', 'scrub', 'run_hash', 'explain',
            'run_stage', 'locked', 'use_profile', 'main']
 
-# %% ../nbs/01_runner.ipynb #50d861b2
+# %% ../nbs/01_runner.ipynb #f4968431
 import ast, difflib, fcntl, hashlib, json, os, re, resource, sys, threading, time
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import nbformat
 from .project import Invalid, ROOT, atomic, command, environment, fingerprint, load_params, remove, say
@@ -67,7 +68,7 @@ def fits(
     types = dict(int=int, float=(int, float), str=str, bool=bool, list=list)[kind]
     return isinstance(value, types) and (kind == "bool" or not isinstance(value, bool))
 
-# %% ../nbs/01_runner.ipynb #9a51f344
+# %% ../nbs/01_runner.ipynb #58b11482
 def check_parameters(
     name: str, # stage
     nb, # its notebook
@@ -82,12 +83,12 @@ def check_parameters(
             close = difflib.get_close_matches(field, cell, 1)
             raise Invalid(f"params.yaml: unknown field `{name}.{field}`; " + (f"did you mean `{close[0]}`?" if close else f"it knows {', '.join(cell)}"))
     for field, kind in cell.items():
-        if field not in section and field not in shared: raise Invalid(f"params.yaml: field `{name}.{field}` is missing; add it, as {kind}")
+        if field not in section and field not in shared: raise Invalid(f"params.yaml: field `{name}.{field}` (or `shared.{field}`, if it is common to stages) is missing; add it, as {kind}")
         value = section.get(field, shared.get(field))
         if not fits(value, kind): raise Invalid(f"params.yaml: `{name}.{field}` is {value!r}; it must be of type {kind}")
     entry = {k: v for k, v in keywords(nb, name).items() if v != "Path"}
-    for field in section:
-        if entry.get(field) != cell[field]: raise Invalid(f"notebook {name}: parameter `{field}: {cell[field]}` is `{entry.get(field, 'missing')}` in the function {name}(); make them agree")
+    for field in sorted({*section, *entry}):
+        if entry.get(field) != cell.get(field): raise Invalid(f"notebook {name}: parameter `{field}` is {cell.get(field, 'missing')} in the parameters cell and {entry.get(field, 'missing')} in the function {name}(); make them agree")
 
 # %% ../nbs/01_runner.ipynb #a5aada48
 def sums(
@@ -97,12 +98,12 @@ def sums(
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "SHA256SUMS")
     return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
-# %% ../nbs/01_runner.ipynb #c66692f4
+# %% ../nbs/01_runner.ipynb #e2db5974
 def check_data(
     folder: Path # data/, with its SHA256SUMS
 ):
     "Stop with one sentence when a file is missing, altered or new"
-    mend = "`make data` restores the default data, `dvc checkout data.dvc` the recorded version, `make adopt` accepts what is there"
+    mend = "`git checkout data.dvc && dvc checkout --force data.dvc` brings the recorded version back, `make adopt` accepts what is there"
     if not (folder/"SHA256SUMS").exists(): raise Invalid(f"{folder.name}/SHA256SUMS is missing; {mend}")
     said = {path: digest for digest, path in (line.split("  ", 1) for line in (folder/"SHA256SUMS").read_text().splitlines())}
     found = sums(folder)
@@ -123,12 +124,14 @@ def notebooks() -> dict: # module name → path, in running order
     "The numbered notebooks of nbs/"
     return {p.stem.split("_", 1)[1]: p for p in sorted((ROOT/"nbs").glob("[0-9][0-9]_*.ipynb"))}
 
-# %% ../nbs/01_runner.ipynb #886f2096
+# %% ../nbs/01_runner.ipynb #da029374
 def tangle():
     "Check parameters and data, export the package, and write what can change a result to build/"
     params, books = load_params(ROOT/"params.yaml"), {name: nbformat.read(p, 4) for name, p in notebooks().items()}
     stages = {name for name, nb in books.items() if any(map(is_parameters, nb.cells))}
     if unknown := sorted(set(params) - stages - {"shared"}): raise Invalid(f"params.yaml: section `{unknown[0]}` belongs to no notebook; the stages are {', '.join(sorted(stages))}")
+    for field in params.get("shared", {}):
+        if not any(field in declared(books[s]) for s in stages): raise Invalid(f"params.yaml: unknown field `shared.{field}`; no notebook declares it")
     for name in books:
         if name in stages: check_parameters(name, books[name], params)
     check_data(ROOT/"data")
@@ -138,14 +141,16 @@ def tangle():
         t.mkdir()
         for name, nb in books.items(): (t/f"{name}.py").write_text(what_matters(nb))
 
-# %% ../nbs/01_runner.ipynb #a7da5215
+# %% ../nbs/01_runner.ipynb #190ee72c
 def imports(
     source: str # Python
 ) -> set: # module names
     "Modules of this project that `source` imports"
     found = set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("forge_nb."): found.add(node.module.split(".")[1])
+        if not isinstance(node, ast.ImportFrom): continue
+        if node.level == 1: found.add(node.module)  # as nbdev exports it
+        elif (node.module or "").startswith("forge_nb."): found.add(node.module.split(".")[1])
     return found
 
 # %% ../nbs/01_runner.ipynb #8d659b95
@@ -159,7 +164,7 @@ def reaches(
         for m in imports(exported(todo.pop())) - seen: seen.add(m); todo.append(m)
     return seen
 
-# %% ../nbs/01_runner.ipynb #7c9270f4
+# %% ../nbs/01_runner.ipynb #623493e9
 @contextmanager
 def follow(
     path: Path # run log, JSON lines
@@ -169,7 +174,7 @@ def follow(
     def tail():
         with open(path) as f:
             while True:
-                line, over = f.readline(), done.is_set()
+                over, line = done.is_set(), f.readline()
                 if line: print(f"  {json.loads(line)['text']}", flush=True)
                 elif over: return
                 else: time.sleep(.2)
@@ -216,12 +221,13 @@ def explain(
     line = next((row for row in error.source.splitlines() if row.strip() and not row.startswith("#|")), "")
     return f"stage {name} failed in cell {error.cell_index} (`{line.strip()[:80]}`)\n  {error.ename}: {error.evalue.splitlines()[0] if error.evalue else ''}\n  partial report: reports/{name}.failed.ipynb"
 
-# %% ../nbs/01_runner.ipynb #95583348
+# %% ../nbs/01_runner.ipynb #1ca42be3
 def run_stage(
     name: str # of the stage, its notebook and its section in params.yaml
 ):
     "Execute a stage's notebook into reports/, with its parameters, and log the run"
     import papermill as pm
+    from nbclient.exceptions import DeadKernelError
     from traitlets.config import Config
     if name not in notebooks(): raise Invalid(f"there is no stage `{name}`; the notebooks are {', '.join(notebooks())}")
     path, params = notebooks()[name], load_params(ROOT/"params.yaml")
@@ -236,13 +242,17 @@ def run_stage(
         os.environ.update(environment(given.get("threads", 1)), FORGE_LOG=str(log), FORGE_CKPT=str(checkpoints/run_hash(given, deps)))
         say(f"stage {name} ({order.index(name) + 1} of {len(order)})", parameters=given, **fingerprint())
         try:
-            with follow(log):
-                nb = pm.execute_notebook(path, partial, parameters=given, kernel_name="python3", progress_bar=False, cwd=ROOT, config=Config(KernelManager=dict(transport="ipc")))
+            with follow(log), TemporaryDirectory() as sockets:
+                local = Config(KernelManager=dict(transport="ipc", ip=f"{sockets}/kernel"))
+                nb = pm.execute_notebook(path, partial, parameters=given, kernel_name="python3", progress_bar=False, cwd=ROOT, config=local)
                 seconds, peak = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
                 say(f"stage {name}: {seconds:.0f} s, {peak:.1f} GiB peak; report: reports/{name}.ipynb", total_seconds=round(seconds, 1), peak_gib=round(peak, 2))
         except pm.PapermillExecutionError as e:
             if e.ename == "Invalid": raise Invalid(e.evalue) from None
+            say(explain(name, e))
             sys.exit(print(explain(name, e), file=sys.stderr) or 1)
+        except DeadKernelError:
+            raise Invalid(f"stage {name}: its kernel was killed, most likely for want of memory; run again to go on from the last checkpoint, or lower the stage's batch") from None
     with open(log, "a") as f: f.writelines(json.dumps(dict(text=t.strip(), stream="stderr")) + "\n" for t in scrub(nb))
     with atomic(ROOT/"reports"/f"{name}.ipynb") as t: nbformat.write(nb, t)
     remove(partial); remove(checkpoints)

@@ -27,26 +27,26 @@ def check_rows(
         total += n
     return total
 
-# %% ../nbs/50_sft.ipynb #afc7cfe7
+# %% ../nbs/50_sft.ipynb #1e6b0523
 def mask_of(
     trainer # trl.SFTTrainer
-) -> list: # for the first rows: dict of tokens (text) and mask (0 or 1)
+) -> list: # for the first rows: tokens (text), mask (0 or 1), and the trained text
     "Tokens and loss mask of the first rows, taken from the trainer's own batches"
     words, out = trainer.processing_class, []
     for row in trainer.train_dataset.select(range(min(3, len(trainer.train_dataset)))):
         b = trainer.data_collator([row])
         ids, labels = b["input_ids"][0].tolist(), b["labels"][0].tolist()
-        out.append(dict(tokens=[words.decode([i]) for i in ids], mask=[int(label != -100) for label in labels]))
+        out.append(dict(tokens=[words.decode([i]) for i in ids], mask=[int(label != -100) for label in labels], trained=words.decode([i for i in labels if i != -100])))
     return out
 
-# %% ../nbs/50_sft.ipynb #69ee144a
+# %% ../nbs/50_sft.ipynb #072a2751
 def check_mask(
-    rows: list, # dicts of tokens and mask
+    rows: list, # of mask_of
     conversations: list # their messages
 ):
     "Stop unless exactly the answers and their end tokens are trained"
     for row, messages in zip(rows, conversations):
-        trained, meant = "".join(t for t, m in zip(row["tokens"], row["mask"]) if m), "".join(m["content"] + "<|end|>" for m in messages if m["role"] == "assistant")
+        trained, meant = row["trained"], "".join(m["content"] + "<|end|>" for m in messages if m["role"] == "assistant")
         if trained != meant: raise Invalid(f"the loss mask covers {trained!r} instead of {meant!r}; the chat template and the tokenizer do not belong together")
 
 # %% ../nbs/50_sft.ipynb #234182bd

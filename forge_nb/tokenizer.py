@@ -60,7 +60,7 @@ def bytes_a_token(
         size[d["kind"]] += len(d["text"].encode()); count[d["kind"]] += len(ids)
     return {k: round(size[k] / count[k], 4) for k in sorted(size)}
 
-# %% ../nbs/20_tokenizer.ipynb #cbdf1ff9
+# %% ../nbs/20_tokenizer.ipynb #ba120983
 def tokenizer(
     documents: Path, # folder with train.jsonl and valid.jsonl
     *,
@@ -69,6 +69,7 @@ def tokenizer(
 ) -> dict: # metrics: entries, tokens, bytes a token by kind, hash
     "Learn the tokenizer, freeze it, and encode the documents"
     train, valid = (read_jsonl(documents/f"{s}.jsonl") for s in ("train", "valid"))
+    from safetensors.numpy import save_file
     learned = learn((d["text"] for d in train), vocabulary)
     with atomic(out/"tokenizer") as t: learned.save_pretrained(t)
     count = {}
@@ -76,7 +77,7 @@ def tokenizer(
         t.mkdir()
         for split, rows in (("train", train), ("valid", valid)):
             ids = encode(learned, [d["text"] for d in rows])
-            np.save(t/f"{split}.npy", ids); count[split] = len(ids)
+            save_file(dict(tokens=ids), t/f"{split}.safetensors"); count[split] = len(ids)
     digest = hashlib.sha256((out/"tokenizer"/"tokenizer.json").read_bytes() + learned.chat_template.encode()).hexdigest()[:16]
     metrics = dict(entries=len(learned), tokens=count, bytes_a_token=bytes_a_token(learned, valid), hash=digest)
     write_json(out/"metrics.json", metrics)
