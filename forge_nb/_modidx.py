@@ -66,6 +66,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'forge_nb.pretrain.held_out': ('pretrain.html#held_out', 'forge_nb/pretrain.py'),
                                    'forge_nb.pretrain.initialise': ('pretrain.html#initialise', 'forge_nb/pretrain.py'),
                                    'forge_nb.pretrain.keep': ('pretrain.html#keep', 'forge_nb/pretrain.py'),
+                                   'forge_nb.pretrain.look': ('pretrain.html#look', 'forge_nb/pretrain.py'),
                                    'forge_nb.pretrain.loss': ('pretrain.html#loss', 'forge_nb/pretrain.py'),
                                    'forge_nb.pretrain.optimizers': ('pretrain.html#optimizers', 'forge_nb/pretrain.py'),
                                    'forge_nb.pretrain.order': ('pretrain.html#order', 'forge_nb/pretrain.py'),

@@ -31,7 +31,7 @@ HOUSE = re.compile(r"`[^`\n]+`\. Source: [\w/.-]+\.")  # what the style guide as
 # %% ../nbs/07_answers.ipynb #bed2ad0a
 VALUE = re.compile(r"`([^`\n]+)`")
 
-# %% ../nbs/07_answers.ipynb #311d9cb9
+# %% ../nbs/07_answers.ipynb #8fcf4542
 def judge(
     text: str, # what the model wrote
     finished: bool, # whether it ended by itself
@@ -39,4 +39,5 @@ def judge(
 ) -> dict: # stops, format, style, fact_written: 0 or 1
     "Judge one written answer"
     values = VALUE.findall(text)
-    return dict(stops=int(finished), format=int(finished and len(values) == 1), style=int(finished and bool(HOUSE.fullmatch(text))), fact_written=int(bool(values) and values[0] == truth))
+    return dict(stops=int(finished), format=int(finished and len(values) == 1), style=int(finished and bool(HOUSE.fullmatch(text))),
+                fact_written=int(bool(values) and values[0] == truth))

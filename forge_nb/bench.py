@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .project import ROOT, atomic, command, fingerprint, remove
 
-# %% ../nbs/09_bench.ipynb #c154faa5
+# %% ../nbs/09_bench.ipynb #b2c170c8
 def timed(
     line: str, # shell command
     cwd: Path # where to run it
@@ -20,7 +20,8 @@ def timed(
     env = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHONPATH")}
     start = time.monotonic()
     done = subprocess.run(["bash", "-c", line], cwd=cwd, env=env, capture_output=True, text=True)
-    if done.returncode: sys.exit(print(done.stdout[-3000:], done.stderr[-3000:], f"\nerror: `{line}` failed in {cwd}", sep="\n", file=sys.stderr) or 1)
+    if done.returncode: sys.exit(print(done.stdout[-3000:], done.stderr[-3000:], f"\nerror: `{line}` failed in {cwd}", sep="\n",
+                                       file=sys.stderr) or 1)
     return time.monotonic() - start, done.stdout + done.stderr
 
 # %% ../nbs/09_bench.ipynb #b71cff9d
@@ -34,7 +35,7 @@ def stage_figures(
             if "total_seconds" in line: out[path.stem] = tuple(json.loads(line)[k] for k in ("total_seconds", "peak_gib"))
     return out
 
-# %% ../nbs/09_bench.ipynb #080c8b6a
+# %% ../nbs/09_bench.ipynb #6459a5ea
 def measure(
     clone: Path # folder for the fresh clone
 ) -> list: # (what, figure, bound) as text
@@ -53,19 +54,25 @@ def measure(
     tiny, _ = timed(act + "dvc repro", clone); say(f"tiny profile {tiny:.0f} s")
     timed("git checkout --quiet . && rm -rf .venv", clone)
     ci, out = timed(".ci/run", clone); say(f"CI {ci:.0f} s")
-    rows = [("set-up from a bare clone (environment and data)", f"{setup + data:.0f} s", "300 s"), ("default pipeline from nothing", f"{run:.0f} s", "600 s"),
-            ("peak memory of a stage", f"{max(g for _, g in stages.values()):.1f} GiB", "6 GiB"), ("`dvc repro` with nothing to do", f"{noop:.1f} s", "3 s"), ("profile `tiny`", f"{tiny:.0f} s", "120 s"),
-            ("`.ci/run` in a fresh clone", f"{ci:.0f} s", "1500 s"), ("`git status` after the pipeline", "clean" if not dirty else f"{len(dirty.splitlines())} files differ", "clean")]
+    rows = [("set-up from a bare clone (environment and data)", f"{setup + data:.0f} s", "300 s"),
+            ("default pipeline from nothing", f"{run:.0f} s", "600 s"),
+            ("peak memory of a stage", f"{max(g for _, g in stages.values()):.1f} GiB", "6 GiB"),
+            ("`dvc repro` with nothing to do", f"{noop:.1f} s", "3 s"), ("profile `tiny`", f"{tiny:.0f} s", "120 s"),
+            ("`.ci/run` in a fresh clone", f"{ci:.0f} s", "1500 s"),
+            ("`git status` after the pipeline", "clean" if not dirty else f"{len(dirty.splitlines())} files differ", "clean")]
     return rows + [(f"stage `{name}`", f"{s:.0f} s, {g:.1f} GiB", "") for name, (s, g) in stages.items()]
 
-# %% ../nbs/09_bench.ipynb #0a08ef1b
+# %% ../nbs/09_bench.ipynb #f683c4e7
 def page(
     rows: list, # of measure
     who: dict # fingerprint
 ) -> str: # Markdown
     "BENCH.md"
-    machine = f"{who['cpu']}, {who['cpus']} cores, {who['machine']}, no GPU in use; Python {who['python']}, " + ", ".join(f"{k} {v}" for k, v in who["versions"].items())
-    return "\n".join(["# Bench", "", f"Written by `make bench` at commit {who['commit'][:12]}: one run in a fresh clone. {machine}.", "", "| what | measured | bound |", "|---|---|---|", *(f"| {a} | {b} | {c} |" for a, b, c in rows)]) + "\n"
+    machine = f"{who['cpu']}, {who['cpus']} cores, {who['machine']}, no GPU in use; Python {who['python']}, " + ", ".join(
+        f"{k} {v}" for k, v in who["versions"].items())
+    return "\n".join(["# Bench", "",
+                      f"Written by `make bench` at commit {who['commit'][:12]}: one run in a fresh clone. {machine}.", "",
+                      "| what | measured | bound |", "|---|---|---|", *(f"| {a} | {b} | {c} |" for a, b, c in rows)]) + "\n"
 
 # %% ../nbs/09_bench.ipynb #47eb41db
 def main():

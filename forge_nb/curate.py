@@ -37,7 +37,7 @@ def split_of(
     at = int(hashlib.sha256(source.encode()).hexdigest()[:8], 16) / 2**32 * 100
     return "valid" if at < valid_percent else "test" if at < valid_percent + test_percent else "train"
 
-# %% ../nbs/10_curate.ipynb #3dea5b1f
+# %% ../nbs/10_curate.ipynb #aa6a2058
 def read(
     data: Path, # data/
     kinds: list, # its subfolders to read; each is a kind
@@ -53,10 +53,11 @@ def read(
             if len(text) < min_characters: dropped.append((kind, "too short"))
             elif key in seen: dropped.append((kind, "exact copy"))
             else: documents.append(dict(id=key, source=path.relative_to(data).as_posix(), kind=kind, text=text)); seen.add(key)
-    if not documents: raise Invalid(f"{data}: no documents below {', '.join(kinds)}; put text files there, or lower `curate.min_characters`")
+    if not documents: raise Invalid(
+        f"{data}: no documents below {', '.join(kinds)}; put text files there, or lower `curate.min_characters`")
     return documents, dropped
 
-# %% ../nbs/10_curate.ipynb #aa1c6e3b
+# %% ../nbs/10_curate.ipynb #dc13006d
 def curate(
     data: Path, # raw data
     *,
@@ -76,11 +77,13 @@ def curate(
         taken[split, d["kind"]] += 1; splits[split].append(d)
     files, kept = sum(1 for k in kinds for p in (data/k).rglob("*") if p.is_file()), sum(map(len, splits.values()))
     assert files == kept + len(dropped), (files, kept, len(dropped))
-    if empty := [s for s, rows in splits.items() if not rows]: raise Invalid(f"{data}: the split `{empty[0]}` is empty with {len(documents)} documents; add documents or raise `curate.{empty[0]}_percent`")
+    if empty := [s for s, rows in splits.items()
+                 if not rows]: raise Invalid(f"{data}: the split `{empty[0]}` is empty with {len(documents)} documents; add documents or raise `curate.{empty[0]}_percent`")
     for split, rows in splits.items(): write_jsonl(out/"documents"/f"{split}.jsonl", rows)
     ledger = Counter(dropped) + Counter((d["kind"], f"kept for {s}") for s, rows in splits.items() for d in rows)
     write_csv(out/"ledger.csv", [dict(kind=k, outcome=o, files=n) for (k, o), n in sorted(ledger.items())])
     size = lambda rows: sum(len(d["text"].encode()) for d in rows)
-    metrics = dict(files=files, dropped=len(dropped)) | {s: dict(documents=len(rows), bytes=size(rows)) for s, rows in splits.items()}
+    metrics = dict(files=files, dropped=len(dropped)) | {s: dict(documents=len(rows), bytes=size(rows)) for s,
+                                                         rows in splits.items()}
     write_json(out/"metrics.json", metrics)
     return metrics

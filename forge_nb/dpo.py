@@ -21,20 +21,22 @@ def preference_loss(
     "DPO's loss of one pair"
     return math.log1p(math.exp(-beta * margin))
 
-# %% ../nbs/60_dpo.ipynb #b320cb4c
+# %% ../nbs/60_dpo.ipynb #83ee219f
 def check_pairs(
     rows: list # with 'id', 'prompt', 'chosen', 'rejected'
 ):
     "Stop with one sentence at a pair that cannot teach anything"
     for r in rows:
         for side in ("prompt", "chosen", "rejected"):
-            if not r.get(side) or not r[side][-1]["content"].strip(): raise Invalid(f"pair {r['id']}: `{side}` is empty; write it or remove the pair")
-        if r["chosen"] == r["rejected"]: raise Invalid(f"pair {r['id']}: chosen and rejected are equal; make them differ or remove the pair")
+            if not r.get(side) or not r[side][-1]["content"].strip(): raise Invalid(
+                f"pair {r['id']}: `{side}` is empty; write it or remove the pair")
+        if r["chosen"] == r["rejected"]: raise Invalid(
+            f"pair {r['id']}: chosen and rejected are equal; make them differ or remove the pair")
 
 # %% ../nbs/60_dpo.ipynb #299181a1
 FIGURES = ["loss", "rewards/accuracies", "logps/chosen", "logps/rejected"]
 
-# %% ../nbs/60_dpo.ipynb #9ab26205
+# %% ../nbs/60_dpo.ipynb #5ab32b94
 def dpo(
     base: Path, # model folder to start from, and reference
     pairs: Path, # pairs.jsonl
@@ -55,12 +57,17 @@ def dpo(
     say(f"{len(rows)} pairs")
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
-    config = arguments(DPOConfig, checkpoint_folder(), seed=seed, learning_rate=learning_rate, batch=batch, epochs=epochs, rows=len(rows), beta=beta, max_length=longest,
-                       loss_type=["sigmoid", "sft"], loss_weights=[1., sft_weight], precompute_ref_log_probs=True, precompute_ref_batch_size=64)
-    trainer = DPOTrainer(model=model, args=config, train_dataset=Dataset.from_list([{k: r[k] for k in ("prompt", "chosen", "rejected")} for r in rows]), processing_class=words)
+    config = arguments(DPOConfig, checkpoint_folder(), seed=seed, learning_rate=learning_rate, batch=batch, epochs=epochs,
+                       rows=len(rows), beta=beta, max_length=longest,
+                       loss_type=["sigmoid", "sft"], loss_weights=[1., sft_weight], precompute_ref_log_probs=True,
+                       precompute_ref_batch_size=64)
+    trainer = DPOTrainer(model=model, args=config,
+                         train_dataset=Dataset.from_list([{k: r[k] for k in ("prompt", "chosen", "rejected")} for r in rows]),
+                         processing_class=words)
     curve = fit(trainer, "dpo", FIGURES)
     save(trainer.model, words, out/"model")
     write_csv(out/"curve.csv", curve)
-    metrics = dict(pairs=len(rows), loss_first=round(curve[0]["loss"], 4), loss_last=round(curve[-1]["loss"], 4), ranked_right=round(sum(r["accuracies"] for r in curve[-5:]) / len(curve[-5:]), 4))
+    metrics = dict(pairs=len(rows), loss_first=round(curve[0]["loss"], 4), loss_last=round(curve[-1]["loss"], 4),
+                   ranked_right=round(sum(r["accuracies"] for r in curve[-5:]) / len(curve[-5:]), 4))
     write_json(out/"metrics.json", metrics)
     return metrics

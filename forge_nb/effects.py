@@ -12,7 +12,7 @@ from collections import defaultdict
 import numpy as np
 from .project import Invalid, ROOT, command, write_csv
 
-# %% ../nbs/05_effects.ipynb #74729b99
+# %% ../nbs/05_effects.ipynb #22974d69
 def paired(
     before: np.ndarray, # (seeds, items) values
     after: np.ndarray, # (seeds, items) values
@@ -30,14 +30,15 @@ def paired(
     by_seed = (difference * weight).sum(1) / total
     luck = float(t.ppf(.975, seeds - 1) * by_seed.std(ddof=1) / seeds ** .5) if seeds > 1 else 0.
     diff = mean(difference)
-    return dict(before=mean(before), after=mean(after), diff=diff, low=float(diff - np.hypot(diff - low, luck)), high=float(diff + np.hypot(high - diff, luck)))
+    return dict(before=mean(before), after=mean(after), diff=diff, low=float(diff - np.hypot(diff - low, luck)),
+                high=float(diff + np.hypot(high - diff, luck)))
 
 # %% ../nbs/05_effects.ipynb #261dc8ed
 COMPARED = dict(pretrain=("ngram", ["bits_per_byte"]),
                 sft=("pretrain", ["fact_choice", "fact_written", "format", "stops", "bits_per_byte"]),
                 dpo=("sft", ["style", "fact_choice", "fact_written", "format", "stops", "bits_per_byte"]))
 
-# %% ../nbs/05_effects.ipynb #8de21217
+# %% ../nbs/05_effects.ipynb #f46da78a
 def effects(
     runs: list # for each seed, the rows of its scores
 ) -> list: # rows: stage, metric, slice, before, after, diff, low, high, seeds, n
@@ -53,10 +54,11 @@ def effects(
                 items = sorted(set.intersection(*(set(b) & set(a) for b, a in pairs)))
                 if not items: raise Invalid(f"effects: no items in common for {stage}, {metric}, {part}; run `dvc repro evaluate` for every seed on the same data")
                 values = [np.array([[p[side][i][0] for i in items] for p in pairs]) for side in (0, 1)]
-                out.append(dict(stage=stage, metric=metric, slice=part) | paired(*values, np.array([pairs[0][0][i][1] for i in items])) | dict(seeds=len(runs), n=len(items)))
+                out.append(dict(stage=stage, metric=metric, slice=part)
+                           | paired(*values, np.array([pairs[0][0][i][1] for i in items])) | dict(seeds=len(runs), n=len(items)))
     return out
 
-# %% ../nbs/05_effects.ipynb #84c103a1
+# %% ../nbs/05_effects.ipynb #243ab336
 def intervals(
     rows: list # scores
 ) -> list: # rows: checkpoint, metric, slice, mean, low, high, n
@@ -67,7 +69,8 @@ def intervals(
     for (checkpoint, metric, part), scores in groups.items():
         value, weight = np.array(scores).T
         p = paired(np.zeros((1, len(value))), value[None], weight)
-        out.append(dict(checkpoint=checkpoint, metric=metric, slice=part, mean=p["diff"], low=p["low"], high=p["high"], n=len(value)))
+        out.append(dict(checkpoint=checkpoint, metric=metric, slice=part, mean=p["diff"], low=p["low"], high=p["high"],
+                        n=len(value)))
     return out
 
 # %% ../nbs/05_effects.ipynb #c972865b
@@ -79,7 +82,7 @@ def better(
     if low <= 0 <= high: return "no difference shown"
     return "better" if (high < 0) == (row["metric"] == "bits_per_byte") else "worse"
 
-# %% ../nbs/05_effects.ipynb #5c399329
+# %% ../nbs/05_effects.ipynb #ccd59a1d
 def seed_scores(
     seed: int # of the run
 ) -> list: # rows of its scores
@@ -87,14 +90,17 @@ def seed_scores(
     import dvc.api
     name = f"seed-{seed}"
     subprocess.run([sys.executable, "-m", "dvc", "exp", "remove", "--quiet", name], cwd=ROOT, capture_output=True)
-    subprocess.run([sys.executable, "-m", "dvc", "exp", "run", "--temp", "-n", name, "-S", f"shared.seed={seed}", "evaluate"], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-m", "dvc", "exp", "run", "--temp", "-n", name, "-S", f"shared.seed={seed}", "evaluate"],
+                   cwd=ROOT, check=True)
     return [json.loads(line) for line in dvc.api.read("artifacts/evaluate/scores.jsonl", repo=str(ROOT), rev=name).splitlines()]
 
-# %% ../nbs/05_effects.ipynb #63400d23
+# %% ../nbs/05_effects.ipynb #43998602
 def main():
     "`python -m forge_nb.effects 0 1 2` runs these seeds and writes results/effects.csv"
     seeds = [int(s) for s in sys.argv[1:]] or [0, 1, 2]
-    if subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=ROOT, capture_output=True, text=True).stdout.strip(): raise Invalid("the working tree has changes; commit them first, so that the results have a commit")
+    if subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=ROOT, capture_output=True,
+                      text=True).stdout.strip(): raise Invalid(
+                          "the working tree has changes; commit them first, so that the results have a commit")
     rows = effects([seed_scores(s) for s in seeds])
     write_csv(ROOT/"results"/"effects.csv", rows)
     for r in rows: print(f"{r['stage']:9} {r['metric']:14} {r['slice']:10} {r['before']:.3f} → {r['after']:.3f}  [{r['low']:+.3f}, {r['high']:+.3f}]  {better(r)}")

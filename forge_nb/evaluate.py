@@ -45,7 +45,7 @@ def slices(
     "A question's part, its kind within the part, and `all`"
     return [item["part"], f"{item['part']}/{item['kind']}", "all"]
 
-# %% ../nbs/80_evaluate.ipynb #97e7fee6
+# %% ../nbs/80_evaluate.ipynb #ec63855f
 def choice_scores(
     checkpoint: str, # who is judged
     model, # transformers model
@@ -58,9 +58,12 @@ def choice_scores(
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
     asked = HFLM(pretrained=model, tokenizer=words, batch_size=64, max_length=model.config.max_position_embeddings)
-    result = lm_eval.simple_evaluate(model=asked, tasks=[f"facts_{form}"], task_manager=TaskManager(include_path=str(exam), include_defaults=False), bootstrap_iters=0, log_samples=True)
+    result = lm_eval.simple_evaluate(model=asked, tasks=[f"facts_{form}"],
+                                     task_manager=TaskManager(include_path=str(exam), include_defaults=False), bootstrap_iters=0,
+                                     log_samples=True)
     rows = []
-    for s in result["samples"][f"facts_{form}"]: rows += [score(checkpoint, "fact_choice", part, s["doc"]["id"], s["acc"]) for part in slices(s["doc"])]
+    for s in result["samples"][f"facts_{form}"]: rows += [score(checkpoint, "fact_choice", part, s["doc"]["id"], s["acc"])
+                                                          for part in slices(s["doc"])]
     return sorted(rows, key=lambda r: (r["slice"], r["item"]))
 
 # %% ../nbs/80_evaluate.ipynb #a3b669b4
@@ -87,7 +90,7 @@ def means(
         if "/" not in r["slice"]: out.setdefault(r["checkpoint"], {}).setdefault(r["metric"], {})[r["slice"]] = round(r["mean"], 4)
     return out
 
-# %% ../nbs/80_evaluate.ipynb #f482d677
+# %% ../nbs/80_evaluate.ipynb #35ed43ce
 def evaluate(
     models: Path, # folder with pretrain/model, sft/model, dpo/model
     baseline: Path, # documents.jsonl of `ngram`
@@ -104,11 +107,14 @@ def evaluate(
     rows, answers = document_scores("ngram", test, [counted[d["id"]] for d in test]), []
     for checkpoint, form in (("pretrain", "plain"), ("sft", "chat"), ("dpo", "chat")):
         model, words = load(models/checkpoint/"model")
-        say(f"{checkpoint}: documents"); rows += document_scores(checkpoint, test, document_bits(model, words, [d["text"] for d in test], context=context))
+        say(f"{checkpoint}: documents"); rows += document_scores(checkpoint, test,
+                                                                 document_bits(model, words, [d["text"] for d in test],
+                                                                               context=context))
         say(f"{checkpoint}: choices"); rows += choice_scores(checkpoint, model, words, exam, form)
         say(f"{checkpoint}: answers"); texts = write(model, words, [i[form] for i in items], budget=budget)
         rows += written_scores(checkpoint, items, texts)
-        answers += [dict(checkpoint=checkpoint, id=i["id"], question=i["question"], truth=i["answer"], text=t, finished=f) for i, (t, f) in zip(items, texts)]
+        answers += [dict(checkpoint=checkpoint, id=i["id"], question=i["question"], truth=i["answer"], text=t, finished=f) for i,
+                    (t, f) in zip(items, texts)]
     compared, averages = effects([rows]), intervals(rows)
     metrics = means(averages)
     write_jsonl(out/"scores.jsonl", rows)

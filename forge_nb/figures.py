@@ -52,12 +52,13 @@ def plot_curve(
         ax.set_xlabel("step"); ax.set_title(column.replace("_", " "), fontsize=10)
     plt.tight_layout(); plt.show()
 
-# %% ../nbs/06_figures.ipynb #58f33180
+# %% ../nbs/06_figures.ipynb #4d91b0b5
 def plot_pretraining(
     path: Path # curve.csv of `pretrain`
 ):
     "Training loss, and bits per byte on validation documents against the n-gram baseline there"
-    plot_curve(path, ["loss", "held_out_bits_per_byte"], {"held_out_bits_per_byte": read_json(ROOT/"artifacts/ngram/metrics.json")["valid_bits_per_byte"]})
+    plot_curve(path, ["loss", "held_out_bits_per_byte"],
+               {"held_out_bits_per_byte": read_json(ROOT/"artifacts/ngram/metrics.json")["valid_bits_per_byte"]})
 
 # %% ../nbs/06_figures.ipynb #3515cef8
 def show_samples(
@@ -68,7 +69,7 @@ def show_samples(
     for r in rows:
         if r["prompt"] == rows[0]["prompt"]: print(f"step {r['step']:5}: …{r['prompt'][-40:]!r} → {r['text']!r}")
 
-# %% ../nbs/06_figures.ipynb #480690c0
+# %% ../nbs/06_figures.ipynb #c057c5d6
 def colour_mask(
     tokens: list, # as text, one each
     mask: list # 1 where the loss counts
@@ -77,9 +78,11 @@ def colour_mask(
     from html import escape
     from IPython.display import HTML
     style = {1: "background:#c7efc7;color:#000", 0: "background:#eee;color:#777"}
-    return HTML("<div style='font-family:monospace;white-space:pre-wrap'>" + "".join(f"<span style='{style[m]};border-right:1px solid #fff'>{escape(t)}</span>" for t, m in zip(tokens, mask)) + "</div>")
+    return HTML("<div style='font-family:monospace;white-space:pre-wrap'>"
+                + "".join(f"<span style='{style[m]};border-right:1px solid #fff'>{escape(t)}</span>" for t, m in zip(tokens, mask))
+                + "</div>")
 
-# %% ../nbs/06_figures.ipynb #ca0af90b
+# %% ../nbs/06_figures.ipynb #cb2bcc12
 def plot_effects(
     path: Path # effects.csv
 ):
@@ -89,11 +92,13 @@ def plot_effects(
     colours = {"better": "tab:green", "worse": "tab:red", "no difference shown": "gray"}
     fig, ax = plt.subplots(figsize=(6.5, .3 * len(rows) + .6))
     for y, r in enumerate(rows):
-        ax.plot([float(r["low"]), float(r["high"])], [y, y], color=colours[better(r)], lw=2); ax.plot(float(r["diff"]), y, "o", color=colours[better(r)], ms=4)
-    ax.axvline(0, color="black", lw=.8); ax.set_yticks(range(len(rows)), [f"{r['stage']} · {r['metric']} · {r['slice']}" for r in rows], fontsize=8)
+        ax.plot([float(r["low"]), float(r["high"])], [y, y], color=colours[better(r)], lw=2); ax.plot(float(r["diff"]), y, "o",
+            color=colours[better(r)], ms=4)
+    ax.axvline(0, color="black", lw=.8); ax.set_yticks(range(len(rows)),
+                                                       [f"{r['stage']} · {r['metric']} · {r['slice']}" for r in rows], fontsize=8)
     ax.set_xlabel("difference to the stage before (95 % interval; green: better)"); plt.show()
 
-# %% ../nbs/06_figures.ipynb #31798122
+# %% ../nbs/06_figures.ipynb #31d6a613
 def plot_kinds(
     path: Path, # intervals.csv of `evaluate`
     checkpoint: str # whose
@@ -105,7 +110,11 @@ def plot_kinds(
     for ax, metric in zip(axes, ("fact_choice", "fact_written")):
         for shift, part, colour in ((.12, "phrasing", "tab:blue"), (-.12, "fact", "tab:orange")):
             mine = [r for r in rows if r["metric"] == metric and r["slice"].startswith(f"{part}/")]
-            y, mean, low, high = ([f(r) for r in mine] for f in (lambda r: kinds.index(r["slice"].split("/")[1]) + shift, *(lambda r, k=k: float(r[k]) for k in ("mean", "low", "high"))))
-            ax.hlines(y, low, high, color=colour, lw=1); ax.plot(mean, y, "o", color=colour, ms=4, label=dict(phrasing="asked in training, new phrasing", fact="never asked in training")[part])
+            y, mean, low, high = ([f(r) for r in mine]
+                                  for f in (lambda r: kinds.index(r["slice"].split("/")[1]) + shift,
+                                            *(lambda r, k=k: float(r[k]) for k in ("mean", "low", "high"))))
+            ax.hlines(y, low, high, color=colour, lw=1); ax.plot(mean, y, "o", color=colour, ms=4,
+                                                                 label=dict(phrasing="asked in training, new phrasing",
+                                                                            fact="never asked in training")[part])
         ax.set_title(metric.replace("_", " "), fontsize=10); ax.set_yticks(range(len(kinds)), kinds, fontsize=8)
     axes[0].set_xlim(-.02, 1.02); axes[1].legend(frameon=False, fontsize=8); plt.tight_layout(); plt.show()

@@ -12,16 +12,19 @@ from pathlib import Path
 import torch
 from .project import Invalid, atomic
 
-# %% ../nbs/03_model.ipynb #1f0da599
+# %% ../nbs/03_model.ipynb #58b24fba
 def load(
     folder: Path # Hugging Face model folder
 ) -> tuple: # model in float32, tokenizer
     "Load weights and tokenizer, and check that they belong together"
     from transformers import AutoModelForCausalLM, AutoTokenizer
     if not (folder/"config.json").exists(): raise Invalid(f"{folder}: no config.json; name a folder that save_pretrained wrote")
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
+    attention = "sdpa" if torch.cuda.is_available() else "eager"  # on CPU, at a few hundred tokens, eager is the faster one
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32,
+                                                            attn_implementation=attention), AutoTokenizer.from_pretrained(folder)
     rows = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) != rows: raise Invalid(f"{folder}: the tokenizer has {len(tokenizer)} entries, the model {rows} embedding rows; save both from the same run")
+    if len(tokenizer) != rows: raise Invalid(
+        f"{folder}: the tokenizer has {len(tokenizer)} entries, the model {rows} embedding rows; save both from the same run")
     return model.eval(), tokenizer
 
 # %% ../nbs/03_model.ipynb #4121f875
@@ -35,7 +38,7 @@ def save(
         model.save_pretrained(t)
         tokenizer.save_pretrained(t)
 
-# %% ../nbs/03_model.ipynb #3a1b65e2
+# %% ../nbs/03_model.ipynb #37d82781
 def write(
     model, # transformers model
     tokenizer, # its tokenizer
@@ -52,7 +55,8 @@ def write(
         index = order[start:start + batch]
         ids = tokenizer([prompts[i] for i in index], return_tensors="pt", padding=True, add_special_tokens=False)
         ids = {k: ids[k].to(model.device) for k in ("input_ids", "attention_mask")}
-        with torch.no_grad(): written = model.generate(**ids, max_new_tokens=budget, do_sample=False, eos_token_id=end, pad_token_id=tokenizer.pad_token_id)
+        with torch.no_grad(): written = model.generate(**ids, max_new_tokens=budget, do_sample=False, eos_token_id=end,
+                                                       pad_token_id=tokenizer.pad_token_id)
         for i, row in zip(index, written[:, ids["input_ids"].shape[1]:].tolist()):
             finished = end in row
             out[i] = (tokenizer.decode(row[:row.index(end)] if finished else row, skip_special_tokens=False), finished)

@@ -78,7 +78,7 @@ def score(
     "Bits that the count model spends on each document"
     return [float(-np.log2(probability(tables, text.encode())).sum()) for text in texts]
 
-# %% ../nbs/25_ngram.ipynb #825d4e64
+# %% ../nbs/25_ngram.ipynb #029ad125
 def ngram(
     documents: Path, # folder with train, valid and test documents
     *,
@@ -95,7 +95,9 @@ def ngram(
     best = min(curve, key=lambda r: r["bits_per_byte"])["order"]
     bits = score(counted[:best], test)
     write_csv(out/"curve.csv", curve)
-    write_jsonl(out/"documents.jsonl", (dict(id=d["id"], bits=round(b, 3)) for d, b in zip(read_jsonl(documents/"test.jsonl"), bits)))
-    metrics = dict(order=best, bits_per_byte=round(sum(bits) / sum(len(t.encode()) for t in test), 4), valid_bits_per_byte=round(curve[best - 1]["bits_per_byte"], 4))
+    write_jsonl(out/"documents.jsonl",
+                (dict(id=d["id"], bits=round(b, 3)) for d, b in zip(read_jsonl(documents/"test.jsonl"), bits)))
+    metrics = dict(order=best, bits_per_byte=round(sum(bits) / sum(len(t.encode()) for t in test), 4),
+                   valid_bits_per_byte=round(curve[best - 1]["bits_per_byte"], 4))
     write_json(out/"metrics.json", metrics)
     return metrics

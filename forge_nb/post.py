@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .project import Invalid, Progress, say
 
-# %% ../nbs/04_post.ipynb #f41b8cad
+# %% ../nbs/04_post.ipynb #b1e8165d
 def arguments(
     kind, # SFTConfig, DPOConfig, …
     checkpoints: Path, # folder for this run
@@ -27,9 +27,12 @@ def arguments(
     import torch
     steps = math.ceil(rows / batch) * epochs
     look = max(1, round(steps / 40))  # a checkpoint must fall on a logged step, or the resumed run logs other averages
-    return kind(output_dir=str(checkpoints), seed=seed, data_seed=seed, learning_rate=learning_rate, per_device_train_batch_size=batch, num_train_epochs=epochs, lr_scheduler_type="cosine",
-                warmup_steps=max(1, round(.05 * steps)), max_grad_norm=1., weight_decay=0., optim="adamw_torch", use_cpu=not torch.cuda.is_available(), bf16=True, activation_checkpointing=False,
-                dataloader_num_workers=0, dataloader_pin_memory=False, report_to="none", disable_tqdm=True, logging_steps=look, save_steps=min(10 * look, max(look, round(steps / 4) // look * look)), save_total_limit=2, **more)
+    return kind(output_dir=str(checkpoints), seed=seed, data_seed=seed, learning_rate=learning_rate,
+                per_device_train_batch_size=batch, num_train_epochs=epochs, lr_scheduler_type="cosine",
+                warmup_steps=max(1, round(.05 * steps)), max_grad_norm=1., weight_decay=0., optim="adamw_torch",
+                use_cpu=not torch.cuda.is_available(), bf16=True, activation_checkpointing=False,
+                dataloader_num_workers=0, dataloader_pin_memory=False, report_to="none", disable_tqdm=True, logging_steps=look,
+                save_steps=min(10 * look, max(look, round(steps / 4) // look * look)), save_total_limit=2, **more)
 
 # %% ../nbs/04_post.ipynb #69a3481d
 def last_checkpoint(
@@ -39,7 +42,7 @@ def last_checkpoint(
     whole = [p for p in folder.glob("checkpoint-*") if (p/"trainer_state.json").exists()]
     return str(max(whole, key=lambda p: int(p.name.split("-")[1]))) if whole else None
 
-# %% ../nbs/04_post.ipynb #eaf71817
+# %% ../nbs/04_post.ipynb #75cf702d
 def listener(
     what: str # shown at the start of each line
 ): # transformers.TrainerCallback
@@ -51,11 +54,12 @@ def listener(
         def on_log(self, args, state, control, logs=None, **kwargs):
             value = (logs or {}).get("loss")
             if value is None: return
-            if not math.isfinite(value): raise Invalid(f"{what}, step {state.global_step}: the loss is {value}; lower `{what}.learning_rate`")
+            if not math.isfinite(value): raise Invalid(
+                f"{what}, step {state.global_step}: the loss is {value}; lower `{what}.learning_rate`")
             self.bar(state.global_step, loss=value)
     return Listener()
 
-# %% ../nbs/04_post.ipynb #adbf484e
+# %% ../nbs/04_post.ipynb #c2d7644f
 def fit(
     trainer, # of trl, its arguments from `arguments`
     what: str, # stage, for the progress line
@@ -66,4 +70,5 @@ def fit(
     last = last_checkpoint(Path(trainer.args.output_dir))
     if last: say(f"resumed from {Path(last).name}")
     trainer.train(resume_from_checkpoint=last)
-    return [dict(step=h["step"]) | {k.split("/")[-1]: h[k] for k in keep} for h in trainer.state.log_history if all(k in h for k in keep)]
+    return [dict(step=h["step"]) | {k.split("/")[-1]: h[k] for k in keep} for h in trainer.state.log_history
+            if all(k in h for k in keep)]

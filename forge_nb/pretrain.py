@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ORDERS', 'pieces', 'batch', 'order', 'build', 'initialise', 'loss', 'optimizers', 'rate', 'held_out', 'keep',
-           'resume', 'fit', 'pretrain']
+           'resume', 'look', 'fit', 'pretrain']
 
 # %% ../nbs/30_pretrain.ipynb #45b8b9a7
 import math
@@ -53,7 +53,7 @@ def order(
 # %% ../nbs/30_pretrain.ipynb #bb0fc5dd
 ORDERS = {}  # the last permutation, so that a step does not shuffle the corpus again
 
-# %% ../nbs/30_pretrain.ipynb #d65cf032
+# %% ../nbs/30_pretrain.ipynb #1a9e1b77
 def build(
     tokenizer, # transformers tokenizer
     *,
@@ -64,9 +64,12 @@ def build(
     "A freshly initialised model for this tokenizer"
     from transformers import Qwen3Config, Qwen3ForCausalLM
     if width % 64: raise Invalid(f"params.yaml: `pretrain.width` is {width}; heads are 64 wide, so it must be a multiple of 64")
-    config = Qwen3Config(vocab_size=len(tokenizer), hidden_size=width, intermediate_size=round(width * 2.75 / 32) * 32, num_hidden_layers=layers, num_attention_heads=width // 64,
-                         num_key_value_heads=width // 64, head_dim=64, max_position_embeddings=4 * context, tie_word_embeddings=False, use_cache=True, dtype="float32",
-                         bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, attn_implementation="eager")
+    config = Qwen3Config(vocab_size=len(tokenizer), hidden_size=width, intermediate_size=round(width * 2.75 / 32) * 32,
+                         num_hidden_layers=layers, num_attention_heads=width // 64,
+                         num_key_value_heads=width // 64, head_dim=64, max_position_embeddings=4 * context,
+                         tie_word_embeddings=False, use_cache=True, dtype="float32",
+                         bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+                         attn_implementation="eager")
     model = Qwen3ForCausalLM(config)
     initialise(model)
     return model
@@ -91,7 +94,7 @@ def loss(
     logits = model(input_ids=x[:, :-1], use_cache=False).logits
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), x[:, 1:].flatten())
 
-# %% ../nbs/30_pretrain.ipynb #4097ed3a
+# %% ../nbs/30_pretrain.ipynb #e37057ac
 def optimizers(
     model, # causal language model
     *,
@@ -105,7 +108,8 @@ def optimizers(
     matrices = [p for n, p in named if p.ndim == 2 and "lm_head" not in n and "embed_tokens" not in n]
     vectors = [p for n, p in named if p.ndim < 2]
     both = [torch.optim.Muon(matrices, lr=matrix_rate, momentum=.95, weight_decay=0., adjust_lr_fn="original"),
-            torch.optim.AdamW([dict(params=embedding + vectors, lr=embedding_rate), dict(params=head, lr=head_rate)], betas=(.9, .95), eps=1e-10, weight_decay=0., fused=True)]
+            torch.optim.AdamW([dict(params=embedding + vectors, lr=embedding_rate), dict(params=head, lr=head_rate)],
+                              betas=(.9, .95), eps=1e-10, weight_decay=0., fused=True)]
     for o in both:
         for g in o.param_groups: g["full"] = g["lr"]
     return both
@@ -155,7 +159,21 @@ def resume(
     say(f"resumed at step {state['step']}")
     return state
 
-# %% ../nbs/30_pretrain.ipynb #63830cb8
+# %% ../nbs/30_pretrain.ipynb #630f88a9
+def look(
+    model, # causal language model
+    tokenizer, # for the samples
+    valid: torch.Tensor, # (m, context + 1)
+    bytes_a_token: float # of the validation documents
+) -> tuple: # bits per byte; samples, dicts of prompt and text
+    "Measure held-out bits per byte, and continue the beginnings of three validation rows"
+    bits = held_out(model, valid, bytes_a_token)
+    prompts = [tokenizer.decode(ids[:16]) for ids in valid[::max(1, len(valid) // 3)][:3].tolist()]
+    model.eval(); texts = write(model, tokenizer, prompts, budget=32); model.train()
+    say(f"held out: {bits:.3f} bits per byte · …{prompts[0][-30:]!r} → {texts[0][0][:60]!r}", bits_per_byte=bits)
+    return bits, [dict(prompt=p, text=t) for p, (t, _) in zip(prompts, texts)]
+
+# %% ../nbs/30_pretrain.ipynb #03dfa2f9
 def fit(
     model, # changed in place
     tokenizer, # for the samples
@@ -176,33 +194,27 @@ def fit(
     from accelerate import Accelerator
     accelerator = Accelerator(mixed_precision="bf16", cpu=not torch.cuda.is_available())
     model, *both = accelerator.prepare(model, *optimizers(model, **rates))
-    plain, look = accelerator.unwrap_model(model, keep_fp32_wrapper=False), max(1, math.ceil(steps / looks))
-    state, bar = resume(accelerator, checkpoints), None
-    losses, prompts = [], [tokenizer.decode(ids[:16]) for ids in valid[::max(1, len(valid) // 3)][:3].tolist()]
+    plain, state, losses = accelerator.unwrap_model(model, keep_fp32_wrapper=False), resume(accelerator, checkpoints), []
+    bar = Progress("step", steps, state["step"])
     for step in range(state["step"], steps):
-        bar = bar or Progress("step", steps, step)
-        factor = rate(step, steps, warmup, decay)
-        for o in both:
-            for g in o.param_groups: g["lr"] = g["full"] * factor
-        x = batch(train, step, rows, seed).to(accelerator.device)
-        with accelerator.autocast(): value = loss(plain, x)
-        if not math.isfinite(value.item()): raise Invalid(f"step {step}: the loss is {value.item()}; lower `pretrain.matrix_rate` or `pretrain.embedding_rate`")
+        for g in [g for o in both for g in o.param_groups]: g["lr"] = g["full"] * rate(step, steps, warmup, decay)
+        with accelerator.autocast(): value = loss(plain, batch(train, step, rows, seed).to(accelerator.device))
+        losses.append(value.item())
+        if not math.isfinite(losses[-1]): raise Invalid(
+            f"step {step}: the loss is {losses[-1]}; lower `pretrain.matrix_rate` or `pretrain.embedding_rate`")
         accelerator.backward(value)
         accelerator.clip_grad_norm_(model.parameters(), 1.)
         for o in both: o.step(); o.zero_grad()
-        losses.append(value.item())
         bar(step + 1, loss=losses[-1])
-        if (step + 1) % look == 0 or step + 1 == steps:
-            with accelerator.autocast(): bits = held_out(plain, valid.to(accelerator.device), bytes_a_token)
-            plain.eval(); texts = write(plain, tokenizer, prompts, budget=32); plain.train()
-            state["curve"].append(dict(step=step + 1, loss=sum(losses) / len(losses), held_out_bits_per_byte=bits))
-            state["samples"] += [dict(step=step + 1, prompt=p, text=t) for p, (t, _) in zip(prompts, texts)]
-            state["step"], losses = step + 1, []
-            keep(accelerator, checkpoints, state)
-            say(f"held out: {bits:.3f} bits per byte · …{prompts[0][-30:]!r} → {texts[0][0][:60]!r}", bits_per_byte=bits)
+        if (step + 1) % max(1, math.ceil(steps / looks)) and step + 1 < steps: continue
+        with accelerator.autocast(): bits, samples = look(plain, tokenizer, valid.to(accelerator.device), bytes_a_token)
+        state["curve"].append(dict(step=step + 1, loss=sum(losses) / len(losses), held_out_bits_per_byte=bits))
+        state["samples"] += [dict(step=step + 1) | s for s in samples]
+        state["step"], losses = step + 1, []
+        keep(accelerator, checkpoints, state)
     return state
 
-# %% ../nbs/30_pretrain.ipynb #6cb3dcf0
+# %% ../nbs/30_pretrain.ipynb #2f9b009f
 def pretrain(
     tokenizer: Path, # tokenizer folder
     tokens: Path, # folder with train and valid tokens
@@ -230,12 +242,14 @@ def pretrain(
     model = build(words, layers=layers, width=width, context=context)
     count = sum(p.numel() for p in model.parameters())
     say(f"{count / 1e6:.1f}M parameters · {steps * rows * context / 1e6:.2f}M tokens, {steps * rows / len(train):.2f} epochs")
-    state = fit(model, words, train, valid, rows=rows, steps=steps, warmup=warmup, decay=decay, looks=looks, seed=seed, bytes_a_token=size, checkpoints=checkpoint_folder(),
+    state = fit(model, words, train, valid, rows=rows, steps=steps, warmup=warmup, decay=decay, looks=looks, seed=seed,
+                bytes_a_token=size, checkpoints=checkpoint_folder(),
                 rates=dict(matrix_rate=matrix_rate, embedding_rate=embedding_rate, head_rate=head_rate))
     save(model, words, out/"model")
     write_csv(out/"curve.csv", state["curve"])
     write_jsonl(out/"samples.jsonl", state["samples"])
     last = state["curve"][-1]
-    metrics = dict(parameters=count, tokens=steps * rows * context, loss=round(last["loss"], 4), bits_per_byte=round(last["held_out_bits_per_byte"], 4))
+    metrics = dict(parameters=count, tokens=steps * rows * context, loss=round(last["loss"], 4),
+                   bits_per_byte=round(last["held_out_bits_per_byte"], 4))
     write_json(out/"metrics.json", metrics)
     return metrics

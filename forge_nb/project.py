@@ -78,7 +78,7 @@ def write_jsonl(
     with atomic(path) as t, open(t, "w", newline="\n") as f:
         for row in rows: f.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
 
-# %% ../nbs/00_project.ipynb #c73354d1
+# %% ../nbs/00_project.ipynb #5f493de2
 def read_jsonl(
     path: Path # file to read
 ) -> list: # dicts, in the file's order
@@ -87,7 +87,8 @@ def read_jsonl(
     with open(path, newline="\n") as f:
         for n, line in enumerate(f, 1):
             try: rows.append(json.loads(line))
-            except json.JSONDecodeError as e: raise Invalid(f"{path}, line {n}: not a JSON object ({e.msg} at column {e.colno}); mend or remove that line") from None
+            except json.JSONDecodeError as e: raise Invalid(
+                f"{path}, line {n}: not a JSON object ({e.msg} at column {e.colno}); mend or remove that line") from None
     return rows
 
 # %% ../nbs/00_project.ipynb #2c850b60
@@ -111,7 +112,7 @@ def read_csv(
     import csv
     with open(path, newline="") as f: return list(csv.DictReader(f))
 
-# %% ../nbs/00_project.ipynb #b806ca98
+# %% ../nbs/00_project.ipynb #5c1bba14
 def load_params(
     path: Path # params.yaml, or an overlay of it
 ) -> dict: # section → field → value
@@ -119,9 +120,11 @@ def load_params(
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError
     try: sections = YAML(typ="safe", pure=True).load(path.read_text())
-    except MarkedYAMLError as e: raise Invalid(f"{path.name}, line {e.problem_mark.line + 1}: {e.problem}; mend the YAML there") from None
+    except MarkedYAMLError as e: raise Invalid(
+        f"{path.name}, line {e.problem_mark.line + 1}: {e.problem}; mend the YAML there") from None
     for name, section in (sections or {}).items():
-        if not isinstance(section, dict): raise Invalid(f"{path.name}: section `{name}` holds {section!r}; write its fields below it, a line each")
+        if not isinstance(section, dict): raise Invalid(
+            f"{path.name}: section `{name}` holds {section!r}; write its fields below it, a line each")
     return sections or {}
 
 # %% ../nbs/00_project.ipynb #8801cb11
@@ -136,23 +139,27 @@ def pin(
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a fifth of each step
 
-# %% ../nbs/00_project.ipynb #77ba2c3e
+# %% ../nbs/00_project.ipynb #a9ee0fac
 def environment(
     threads: int # of OpenMP
 ) -> dict: # names → values for os.environ
     "Environment of a stage's process: offline, quiet and deterministic"
     return dict(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads), TOKENIZERS_PARALLELISM="false", PYTHONHASHSEED="0",
-                HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1",
-                HF_HOME=str(ROOT/".cache"/"huggingface"), TRANSFORMERS_VERBOSITY="error", DATASETS_VERBOSITY="error", TQDM_DISABLE="1",
+                HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1",
+                DO_NOT_TRACK="1",
+                HF_HOME=str(ROOT/".cache"/"huggingface"), TRANSFORMERS_VERBOSITY="error", DATASETS_VERBOSITY="error",
+                TQDM_DISABLE="1",
                 HF_DATASETS_DISABLE_PROGRESS_BARS="1", TRL_EXPERIMENTAL_SILENCE="1", CUBLAS_WORKSPACE_CONFIG=":4096:8")
 
-# %% ../nbs/00_project.ipynb #abdbf6ac
+# %% ../nbs/00_project.ipynb #82b0af95
 def fingerprint() -> dict: # commit, machine and versions
     "What decided the bits of this run, besides data and parameters"
     git = lambda *a: subprocess.run(["git", *a], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    cpu = [row.split(":")[1].strip() for row in open("/proc/cpuinfo") if row.startswith("model name")] if os.path.exists("/proc/cpuinfo") else []
+    cpu = [row.split(":")[1].strip() for row in open("/proc/cpuinfo")
+           if row.startswith("model name")] if os.path.exists("/proc/cpuinfo") else []
     packages = "torch transformers trl peft accelerate datasets tokenizers lm-eval numpy".split()
-    return dict(commit=git("rev-parse", "HEAD"), changed=bool(git("status", "--porcelain", "-uno")), python=platform.python_version(),
+    return dict(commit=git("rev-parse", "HEAD"), changed=bool(git("status", "--porcelain", "-uno")),
+                python=platform.python_version(),
                 machine=platform.machine(), cpu=cpu[0] if cpu else platform.processor(), cpus=os.cpu_count(),
                 threads=os.environ.get("OMP_NUM_THREADS", ""), versions={p: version(p) for p in packages})
 
@@ -167,7 +174,7 @@ def say(
     else:
         with open(log, "a") as f: f.write(json.dumps(dict(time=round(time.time(), 1), text=text, **figures)) + "\n")
 
-# %% ../nbs/00_project.ipynb #f69d7213
+# %% ../nbs/00_project.ipynb #d49511e4
 class Progress:
     "Every few seconds, a line with the step, the figures and the time left"
     def __init__(self,
@@ -189,7 +196,8 @@ class Progress:
         self.last = now
         left = (now - self.start) / max(done - self.first, 1) * (self.total - done)
         shown = " · ".join(f"{k} {v:,.4g}" for k, v in figures.items())
-        say(f"{self.what} {done}/{self.total} · {shown}{' · ' if shown else ''}{left:.0f} s left", step=done, seconds=round(now - self.start, 1), **figures)
+        say(f"{self.what} {done}/{self.total} · {shown}{' · ' if shown else ''}{left:.0f} s left", step=done,
+            seconds=round(now - self.start, 1), **figures)
 
 # %% ../nbs/00_project.ipynb #183f9026
 def checkpoint_folder() -> Path: # exists

@@ -11,8 +11,9 @@ import re, sys
 from .effects import better
 from .project import Invalid, ROOT, atomic, command, load_params, read_csv
 
-# %% ../nbs/08_report.ipynb #e206d250
-NAMES = dict(bits_per_byte="bits per byte, held-out documents", fact_choice="facts, chosen among up to four", fact_written="facts, written", format="answers a machine can read",
+# %% ../nbs/08_report.ipynb #7058a09d
+NAMES = dict(bits_per_byte="bits per byte, held-out documents", fact_choice="facts, chosen among up to four",
+             fact_written="facts, written", format="answers a machine can read",
              style="answers in house style", stops="answers that end by themselves")
 
 # %% ../nbs/08_report.ipynb #340f14bf
@@ -31,18 +32,19 @@ def table(
     seeds = rows[0]["seeds"]
     return "\n".join(lines) + f"\n\n95 % intervals, paired over items{f' and {seeds} seeds' if int(seeds) > 1 else ', one seed'}; `n` and the plain numbers stand in the CSV."
 
-# %% ../nbs/08_report.ipynb #eea5d8dc
+# %% ../nbs/08_report.ipynb #d8fab030
 def graph(
     stages: dict # of dvc.yaml
 ) -> str: # mermaid
     "The pipeline as a mermaid flowchart, `tangle` left out because everything depends on it"
     path = lambda entry: next(iter(entry)) if isinstance(entry, dict) else entry
     maker = {path(o): name for name, s in stages.items() for key in ("outs", "metrics", "plots") for o in s.get(key, [])}
-    edges = sorted({(maker[d], name) for name, s in stages.items() for d in s["deps"] if d in maker}, key=lambda e: (list(stages).index(e[0]), list(stages).index(e[1])))
+    edges = sorted({(maker[d], name) for name, s in stages.items() for d in s["deps"] if d in maker},
+                   key=lambda e: (list(stages).index(e[0]), list(stages).index(e[1])))
     roots = [f"  data[(data)] --> {name}" for name, s in stages.items() if "data" in s["deps"] and name != "tangle"]
     return "\n".join(["flowchart LR", *roots, *(f"  {a} --> {b}" for a, b in edges)])
 
-# %% ../nbs/08_report.ipynb #39ac6046
+# %% ../nbs/08_report.ipynb #bf9f15d4
 def fill(
     text: str, # with <!-- name --> … <!-- /name -->
     name: str, # of the place
@@ -50,7 +52,8 @@ def fill(
 ) -> str:
     "Put `content` between the marks of a place"
     pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
-    if not re.search(pattern, text, re.S): raise Invalid(f"README.md: the marks <!-- {name} --> and <!-- /{name} --> are missing; put them where the {name} shall stand")
+    if not re.search(pattern, text,
+                     re.S): raise Invalid(f"README.md: the marks <!-- {name} --> and <!-- /{name} --> are missing; put them where the {name} shall stand")
     return re.sub(pattern, lambda m: m[1] + content + "\n" + m[2], text, flags=re.S)
 
 # %% ../nbs/08_report.ipynb #cfbee67c
@@ -60,12 +63,13 @@ def readme() -> str: # README.md as it should be
     text = fill(text, "results", table(read_csv(ROOT/"results"/"effects.csv")))
     return fill(text, "graph", "```mermaid\n" + graph(load_params(ROOT/"dvc.yaml")["stages"]) + "\n```")
 
-# %% ../nbs/08_report.ipynb #74c78452
+# %% ../nbs/08_report.ipynb #f4edf659
 def pages() -> list: # paths written
     "Every report as an HTML page in reports/html/, self-contained"
     import nbformat
     from nbconvert import HTMLExporter
-    exporter, written = HTMLExporter(mathjax_url="", require_js_url="", embed_images=True, exclude_input_prompt=True, exclude_output_prompt=True), []
+    exporter, written = HTMLExporter(mathjax_url="", require_js_url="", embed_images=True, exclude_input_prompt=True,
+                                     exclude_output_prompt=True), []
     for path in sorted((ROOT/"reports").glob("*.ipynb")):
         body, _ = exporter.from_notebook_node(nbformat.read(path, 4), resources=dict(metadata=dict(name=path.stem)))
         with atomic(ROOT/"reports"/"html"/f"{path.stem}.html") as t: t.write_text(body)

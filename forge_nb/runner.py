@@ -31,12 +31,13 @@ def is_parameters(
     "Whether papermill injects parameters after this cell"
     return "parameters" in cell.metadata.get("tags", [])
 
-# %% ../nbs/01_runner.ipynb #916b2970
+# %% ../nbs/01_runner.ipynb #3fbc62c2
 def what_matters(
     nb # notebook
 ) -> str: # source of the cells that can change a result
     "Exported, parameters and run cells of `nb`, joined"
-    kept = [c.source for c in nb.cells if c.cell_type == "code" and (directive(c) in ("export", "exporti", "exports", "run") or is_parameters(c))]
+    kept = [c.source for c in nb.cells if c.cell_type == "code"
+            and (directive(c) in ("export", "exporti", "exports", "run") or is_parameters(c))]
     return "\n\n".join(kept) + "\n"
 
 # %% ../nbs/01_runner.ipynb #25b8eb60
@@ -47,7 +48,7 @@ def declared(
     [source] = [c.source for c in nb.cells if is_parameters(c)]
     return {s.target.id: s.annotation.id for s in ast.parse(source).body if isinstance(s, ast.AnnAssign)}
 
-# %% ../nbs/01_runner.ipynb #d3b453e2
+# %% ../nbs/01_runner.ipynb #7a2b746f
 def keywords(
     nb, # stage notebook
     entry: str # name of its entry function
@@ -56,7 +57,8 @@ def keywords(
     for c in nb.cells:
         if directive(c) != "export": continue
         for s in ast.parse(c.source).body:
-            if isinstance(s, ast.FunctionDef) and s.name == entry: return {a.arg: ast.unparse(a.annotation) for a in s.args.kwonlyargs}
+            if isinstance(s, ast.FunctionDef) and s.name == entry: return {a.arg: ast.unparse(a.annotation)
+                                                                           for a in s.args.kwonlyargs}
     raise Invalid(f"notebook {entry}: no exported function `{entry}`; a stage's entry function has its notebook's name")
 
 # %% ../nbs/01_runner.ipynb #a1d0966e
@@ -68,7 +70,7 @@ def fits(
     types = dict(int=int, float=(int, float), str=str, bool=bool, list=list)[kind]
     return isinstance(value, types) and (kind == "bool" or not isinstance(value, bool))
 
-# %% ../nbs/01_runner.ipynb #58b11482
+# %% ../nbs/01_runner.ipynb #1f7a8c0e
 def check_parameters(
     name: str, # stage
     nb, # its notebook
@@ -76,19 +78,23 @@ def check_parameters(
 ):
     "Stop with one sentence when params.yaml, the parameters cell and the entry function disagree"
     cell, shared = declared(nb), params.get("shared", {})
-    if name not in params and set(cell) - set(shared): raise Invalid(f"params.yaml: no section `{name}`; add it with the fields {', '.join(sorted(set(cell) - set(shared)))}")
+    if name not in params and set(cell) - set(shared): raise Invalid(
+        f"params.yaml: no section `{name}`; add it with the fields {', '.join(sorted(set(cell) - set(shared)))}")
     section = params.get(name, {})
     for field in section:
         if field not in cell:
             close = difflib.get_close_matches(field, cell, 1)
-            raise Invalid(f"params.yaml: unknown field `{name}.{field}`; " + (f"did you mean `{close[0]}`?" if close else f"it knows {', '.join(cell)}"))
+            raise Invalid(f"params.yaml: unknown field `{name}.{field}`; "
+                          + (f"did you mean `{close[0]}`?" if close else f"it knows {', '.join(cell)}"))
     for field, kind in cell.items():
-        if field not in section and field not in shared: raise Invalid(f"params.yaml: field `{name}.{field}` (or `shared.{field}`, if it is common to stages) is missing; add it, as {kind}")
+        if field not in section and field not in shared: raise Invalid(
+            f"params.yaml: field `{name}.{field}` (or `shared.{field}`, if it is common to stages) is missing; add it, as {kind}")
         value = section.get(field, shared.get(field))
         if not fits(value, kind): raise Invalid(f"params.yaml: `{name}.{field}` is {value!r}; it must be of type {kind}")
     entry = {k: v for k, v in keywords(nb, name).items() if v != "Path"}
     for field in sorted({*section, *entry}):
-        if entry.get(field) != cell.get(field): raise Invalid(f"notebook {name}: parameter `{field}` is {cell.get(field, 'missing')} in the parameters cell and {entry.get(field, 'missing')} in the function {name}(); make them agree")
+        if entry.get(field) != cell.get(field): raise Invalid(
+            f"notebook {name}: parameter `{field}` is {cell.get(field, 'missing')} in the parameters cell and {entry.get(field, 'missing')} in the function {name}(); make them agree")
 
 # %% ../nbs/01_runner.ipynb #a5aada48
 def sums(
@@ -124,14 +130,16 @@ def notebooks() -> dict: # module name → path, in running order
     "The numbered notebooks of nbs/"
     return {p.stem.split("_", 1)[1]: p for p in sorted((ROOT/"nbs").glob("[0-9][0-9]_*.ipynb"))}
 
-# %% ../nbs/01_runner.ipynb #da029374
+# %% ../nbs/01_runner.ipynb #0bd31ae9
 def tangle():
     "Check parameters and data, export the package, and write what can change a result to build/"
     params, books = load_params(ROOT/"params.yaml"), {name: nbformat.read(p, 4) for name, p in notebooks().items()}
     stages = {name for name, nb in books.items() if any(map(is_parameters, nb.cells))}
-    if unknown := sorted(set(params) - stages - {"shared"}): raise Invalid(f"params.yaml: section `{unknown[0]}` belongs to no notebook; the stages are {', '.join(sorted(stages))}")
+    if unknown := sorted(set(params) - stages - {"shared"}): raise Invalid(
+        f"params.yaml: section `{unknown[0]}` belongs to no notebook; the stages are {', '.join(sorted(stages))}")
     for field in params.get("shared", {}):
-        if not any(field in declared(books[s]) for s in stages): raise Invalid(f"params.yaml: unknown field `shared.{field}`; no notebook declares it")
+        if not any(field in declared(books[s])
+                   for s in stages): raise Invalid(f"params.yaml: unknown field `shared.{field}`; no notebook declares it")
     for name in books:
         if name in stages: check_parameters(name, books[name], params)
     check_data(ROOT/"data")
@@ -221,7 +229,7 @@ def explain(
     line = next((row for row in error.source.splitlines() if row.strip() and not row.startswith("#|")), "")
     return f"stage {name} failed in cell {error.cell_index} (`{line.strip()[:80]}`)\n  {error.ename}: {error.evalue.splitlines()[0] if error.evalue else ''}\n  partial report: reports/{name}.failed.ipynb"
 
-# %% ../nbs/01_runner.ipynb #1ca42be3
+# %% ../nbs/01_runner.ipynb #276b413c
 def run_stage(
     name: str # of the stage, its notebook and its section in params.yaml
 ):
@@ -239,14 +247,17 @@ def run_stage(
     for folder in (log.parent, partial.parent, checkpoints): folder.mkdir(parents=True, exist_ok=True)
     with locked(checkpoints.parent/f"{name}.lock", name):
         remove(log); log.touch(); start = time.monotonic()
-        os.environ.update(environment(given.get("threads", 1)), FORGE_LOG=str(log), FORGE_CKPT=str(checkpoints/run_hash(given, deps)))
+        os.environ.update(environment(given.get("threads", 1)), FORGE_LOG=str(log),
+                          FORGE_CKPT=str(checkpoints/run_hash(given, deps)))
         say(f"stage {name} ({order.index(name) + 1} of {len(order)})", parameters=given, **fingerprint())
         try:
             with follow(log), TemporaryDirectory() as sockets:
                 local = Config(KernelManager=dict(transport="ipc", ip=f"{sockets}/kernel"))
-                nb = pm.execute_notebook(path, partial, parameters=given, kernel_name="python3", progress_bar=False, cwd=ROOT, config=local)
+                nb = pm.execute_notebook(path, partial, parameters=given, kernel_name="python3", progress_bar=False, cwd=ROOT,
+                                         config=local)
                 seconds, peak = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-                say(f"stage {name}: {seconds:.0f} s, {peak:.1f} GiB peak; report: reports/{name}.ipynb", total_seconds=round(seconds, 1), peak_gib=round(peak, 2))
+                say(f"stage {name}: {seconds:.0f} s, {peak:.1f} GiB peak; report: reports/{name}.ipynb",
+                    total_seconds=round(seconds, 1), peak_gib=round(peak, 2))
         except pm.PapermillExecutionError as e:
             if e.ename == "Invalid": raise Invalid(e.evalue) from None
             say(explain(name, e))
@@ -257,7 +268,7 @@ def run_stage(
     with atomic(ROOT/"reports"/f"{name}.ipynb") as t: nbformat.write(nb, t)
     remove(partial); remove(checkpoints)
 
-# %% ../nbs/01_runner.ipynb #bd5da768
+# %% ../nbs/01_runner.ipynb #2f8747bb
 @contextmanager
 def locked(
     path: Path, # lock file
@@ -266,22 +277,25 @@ def locked(
     "Hold an exclusive lock, or say that somebody else does"
     with open(path, "w") as f:
         try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError: raise Invalid(f"stage {name} is already running in another process; wait for it or end it") from None
+        except BlockingIOError: raise Invalid(
+            f"stage {name} is already running in another process; wait for it or end it") from None
         yield
 
-# %% ../nbs/01_runner.ipynb #3d3581e2
+# %% ../nbs/01_runner.ipynb #0753172e
 def use_profile(
     name: str # of a file in profiles/, without its ending
 ):
     "Write the fields of profiles/`name`.yaml into params.yaml"
     from ruamel.yaml import YAML
     path = ROOT/"profiles"/f"{name}.yaml"
-    if not path.exists(): raise Invalid(f"there is no profile `{name}`; the profiles are {', '.join(sorted(p.stem for p in path.parent.glob('*.yaml')))}")
+    if not path.exists(): raise Invalid(
+        f"there is no profile `{name}`; the profiles are {', '.join(sorted(p.stem for p in path.parent.glob('*.yaml')))}")
     yaml = YAML(); yaml.width = 200
     params = yaml.load((ROOT/"params.yaml").read_text())
     for section, fields in load_params(path).items():
         for field, value in fields.items():
-            if field not in params.get(section, {}): raise Invalid(f"profiles/{name}.yaml: unknown field `{section}.{field}`; params.yaml has no such field")
+            if field not in params.get(section, {}): raise Invalid(
+                f"profiles/{name}.yaml: unknown field `{section}.{field}`; params.yaml has no such field")
             params[section][field] = value
     with atomic(ROOT/"params.yaml") as t, open(t, "w") as f: yaml.dump(params, f)
 

@@ -12,7 +12,7 @@ from .model import load, save
 from .post import arguments, fit
 from .project import Invalid, checkpoint_folder, read_jsonl, say, write_csv, write_json
 
-# %% ../nbs/50_sft.ipynb #468bcf52
+# %% ../nbs/50_sft.ipynb #ef599b25
 def check_rows(
     rows: list, # with 'id' and 'messages'
     tokenizer, # with chat template
@@ -21,13 +21,15 @@ def check_rows(
     "Stop with one sentence at a row that cannot be trained on; count the tokens"
     total = 0
     for r in rows:
-        if not any(m["role"] == "assistant" and m["content"].strip() for m in r["messages"]): raise Invalid(f"row {r['id']}: no assistant turn with text; add the answer or remove the row")
+        if not any(m["role"] == "assistant" and m["content"].strip()
+                   for m in r["messages"]): raise Invalid(
+                       f"row {r['id']}: no assistant turn with text; add the answer or remove the row")
         n = len(tokenizer.apply_chat_template(r["messages"], tokenize=True, return_dict=True)["input_ids"])
         if n > longest: raise Invalid(f"row {r['id']}: {n} tokens, more than `sft.longest` = {longest}; shorten the row or raise the parameter")
         total += n
     return total
 
-# %% ../nbs/50_sft.ipynb #1e6b0523
+# %% ../nbs/50_sft.ipynb #1b641f8a
 def mask_of(
     trainer # trl.SFTTrainer
 ) -> list: # for the first rows: tokens (text), mask (0 or 1), and the trained text
@@ -36,10 +38,11 @@ def mask_of(
     for row in trainer.train_dataset.select(range(min(3, len(trainer.train_dataset)))):
         b = trainer.data_collator([row])
         ids, labels = b["input_ids"][0].tolist(), b["labels"][0].tolist()
-        out.append(dict(tokens=[words.decode([i]) for i in ids], mask=[int(label != -100) for label in labels], trained=words.decode([i for i in labels if i != -100])))
+        out.append(dict(tokens=[words.decode([i]) for i in ids], mask=[int(label != -100) for label in labels],
+                        trained=words.decode([i for i in labels if i != -100])))
     return out
 
-# %% ../nbs/50_sft.ipynb #072a2751
+# %% ../nbs/50_sft.ipynb #cbb52996
 def check_mask(
     rows: list, # of mask_of
     conversations: list # their messages
@@ -47,9 +50,10 @@ def check_mask(
     "Stop unless exactly the answers and their end tokens are trained"
     for row, messages in zip(rows, conversations):
         trained, meant = row["trained"], "".join(m["content"] + "<|end|>" for m in messages if m["role"] == "assistant")
-        if trained != meant: raise Invalid(f"the loss mask covers {trained!r} instead of {meant!r}; the chat template and the tokenizer do not belong together")
+        if trained != meant: raise Invalid(
+            f"the loss mask covers {trained!r} instead of {meant!r}; the chat template and the tokenizer do not belong together")
 
-# %% ../nbs/50_sft.ipynb #234182bd
+# %% ../nbs/50_sft.ipynb #b1c1d624
 def sft(
     base: Path, # model folder to start from
     rows: Path, # sft.jsonl
@@ -68,8 +72,10 @@ def sft(
     say(f"{len(data)} rows · {tokens} tokens")
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
-    config = arguments(SFTConfig, checkpoint_folder(), seed=seed, learning_rate=learning_rate, batch=batch, epochs=epochs, rows=len(data), max_length=longest, assistant_only_loss=True, train_sampling_strategy="group_by_length")
-    trainer = SFTTrainer(model=model, args=config, train_dataset=Dataset.from_list([dict(messages=r["messages"]) for r in data]), processing_class=words)
+    config = arguments(SFTConfig, checkpoint_folder(), seed=seed, learning_rate=learning_rate, batch=batch, epochs=epochs,
+                       rows=len(data), max_length=longest, assistant_only_loss=True, train_sampling_strategy="group_by_length")
+    trainer = SFTTrainer(model=model, args=config, train_dataset=Dataset.from_list([dict(messages=r["messages"]) for r in data]),
+                         processing_class=words)
     masks = mask_of(trainer)
     check_mask(masks, [r["messages"] for r in data])
     curve = fit(trainer, "sft", ["loss"])

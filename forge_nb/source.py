@@ -18,25 +18,28 @@ from .runner import check_data, write_sums
 # %% ../nbs/02_source.ipynb #5bafd069
 NAME, SHA256 = "Django==5.2.8", "23254866a5bb9a2cfa6004e8b809ec6246eba4b58a7589bc2772f1bcc8456c7f"
 
-# %% ../nbs/02_source.ipynb #476fef1c
+# %% ../nbs/02_source.ipynb #df6f4fd7
 def fetch(
     folder: Path # where the archive is kept between calls
 ) -> Path: # the archive, its checksum confirmed
     "Download the pinned source distribution with pip, unless it is there already"
     archive = folder/"django-5.2.8.tar.gz"
     if not archive.exists():
-        got = subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "-d", str(folder), NAME], capture_output=True, text=True)
-        if got.returncode: raise Invalid(f"pip could not download {NAME}: {(got.stderr.strip().splitlines() or ['no reason given'])[-1]}; connect to a package index, or put the file at {archive.relative_to(ROOT)}")
+        got = subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "-d", str(folder),
+                              NAME], capture_output=True, text=True)
+        if got.returncode: raise Invalid(
+            f"pip could not download {NAME}: {(got.stderr.strip().splitlines() or ['no reason given'])[-1]}; connect to a package index, or put the file at {archive.relative_to(ROOT)}")
     check(archive)
     return archive
 
-# %% ../nbs/02_source.ipynb #355b37c6
+# %% ../nbs/02_source.ipynb #b066bd36
 def check(
     archive: Path # file to check
 ):
     "Stop when the file is not the pinned one"
     found = hashlib.sha256(archive.read_bytes()).hexdigest()
-    if found != SHA256: raise Invalid(f"{archive.name}: sha256 is {found}, expected {SHA256}; delete the file and run `make data` again")
+    if found != SHA256: raise Invalid(
+        f"{archive.name}: sha256 is {found}, expected {SHA256}; delete the file and run `make data` again")
 
 # %% ../nbs/02_source.ipynb #e9b441ee
 def headings(
@@ -88,20 +91,21 @@ def literal_type(
 # %% ../nbs/02_source.ipynb #501d0963
 LEVELS = dict(D="Debug", I="Info", W="Warning", E="Error", C="Critical")
 
-# %% ../nbs/02_source.ipynb #870fb15f
+# %% ../nbs/02_source.ipynb #15feb2bd
 def checks_table(
     text: str # docs/ref/checks.txt
 ) -> list: # rows: id, level, section, message, verified
     "A row for each coded system check"
     sections, rows = headings(text, "-"), {}
     for m in re.finditer(r"^\* \*\*([\w.]+\.([DIWEC])\d+)\*\*:?\s(.*?)(?=^\*|^\S|\Z)", text, re.M | re.S):
-        rows[m[1]] = dict(id=m[1], level=LEVELS[m[2]], section=above(sections, m.start()), message=plain(m[3].split("\n\n")[0]), verified="document")
+        rows[m[1]] = dict(id=m[1], level=LEVELS[m[2]], section=above(sections, m.start()), message=plain(m[3].split("\n\n")[0]),
+                          verified="document")
     return [rows[k] for k in sorted(rows)]
 
 # %% ../nbs/02_source.ipynb #7c33fae1
 OBJECT = re.compile(r"^( *)\.\. (class|function|method|classmethod|staticmethod|attribute|data|exception|module|currentmodule|versionadded):: *(.*)$")
 
-# %% ../nbs/02_source.ipynb #3aa5ab8c
+# %% ../nbs/02_source.ipynb #ad3e779d
 def documented(
     text: str # a manual page
 ) -> list: # rows: name, kind, module, signature, since
@@ -117,7 +121,8 @@ def documented(
         elif rest and module:
             name, _, signature = rest.partition("(")
             name = name.strip().removeprefix(module + ".")
-            if kind in ("method", "attribute", "classmethod", "staticmethod") and "." not in name and stack: name = f"{stack[-1][1]}.{name}"
+            if kind in ("method", "attribute", "classmethod",
+                        "staticmethod") and "." not in name and stack: name = f"{stack[-1][1]}.{name}"
             row = dict(name=name, kind=kind, module=module, signature=f"({signature}" if signature else "", since="")
             rows.append(row); stack.append((indent, name, row))
     return rows
@@ -165,7 +170,7 @@ def literal(
     try: return ast.literal_eval(source)
     except (ValueError, SyntaxError): return source.encode().decode("unicode_escape") if source.isascii() else source
 
-# %% ../nbs/02_source.ipynb #bf264e7e
+# %% ../nbs/02_source.ipynb #70232f13
 def filters_table(
     text: str, # docs/ref/templates/builtins.txt
     render # template, context → text
@@ -179,21 +184,25 @@ def filters_table(
             template = re.search(r"\{\{ " + e["variable"] + r"\|.*?\}\}", body)
             value, said = " ".join(e["value"].split()), " ".join(e["output"].split())
             output = template and html.unescape(render(template[0], {e["variable"]: literal(value)}))
-            if output and " ".join(output.split()) == said.strip('"').strip(): rows.append(dict(name=name, description=description, template=template[0], value=value, output=output.strip(), verified="execution"))
+            if output and " ".join(output.split()) == said.strip('"').strip(): rows.append(
+                dict(name=name, description=description, template=template[0], value=value, output=output.strip(),
+                     verified="execution"))
     return sorted(rows, key=lambda r: (r["name"], r["value"]))
 
 # %% ../nbs/02_source.ipynb #b9995a23
 LANGUAGES = "ar cs de el es fa fr he hu id it ja ko nl pl pt_BR ru sv tr zh_Hans".split()
 
-# %% ../nbs/02_source.ipynb #4914ec97
+# %% ../nbs/02_source.ipynb #23f98821
 def translations_table(
     root: Path # of the unpacked archive
 ) -> list: # rows: language, msgid, msgstr, verified
     "Plain messages (no plurals, no placeholders) of the framework's core in the chosen languages"
     rows = []
     for language in LANGUAGES:
-        with open(root/f"django/conf/locale/{language}/LC_MESSAGES/django.mo", "rb") as f: catalogue = gettext.GNUTranslations(f)._catalog
-        rows += [dict(language=language, msgid=k, msgstr=v, verified="execution") for k, v in sorted((k, v) for k, v in catalogue.items() if isinstance(k, str))
+        with open(root/f"django/conf/locale/{language}/LC_MESSAGES/django.mo",
+                  "rb") as f: catalogue = gettext.GNUTranslations(f)._catalog
+        rows += [dict(language=language, msgid=k, msgstr=v, verified="execution") for k,
+                 v in sorted((k, v) for k, v in catalogue.items() if isinstance(k, str))
                  if k and v and not re.search(r"[%\n\x04]", k + v)]
     return rows
 
@@ -226,15 +235,17 @@ def framework(
     values = {k: getattr(global_settings, k) for k in dir(global_settings) if k.isupper()}
     return values, lambda template, context: Engine().from_string(template).render(Context(context))
 
-# %% ../nbs/02_source.ipynb #533bd0b3
+# %% ../nbs/02_source.ipynb #136fedd7
 def tables(
     root: Path # of the unpacked archive
 ) -> dict: # table name → rows
     "Every table of facts"
     values, render = framework(root)
     read = lambda p: (root/p).read_text()
-    return dict(settings=settings_table(read("docs/ref/settings.txt"), values), checks=checks_table(read("docs/ref/checks.txt")), objects=objects_table(root),
-                filters=filters_table(read("docs/ref/templates/builtins.txt"), render), translations=translations_table(root), formats=formats_table(root))
+    return dict(settings=settings_table(read("docs/ref/settings.txt"), values), checks=checks_table(read("docs/ref/checks.txt")),
+                objects=objects_table(root),
+                filters=filters_table(read("docs/ref/templates/builtins.txt"), render), translations=translations_table(root),
+                formats=formats_table(root))
 
 # %% ../nbs/02_source.ipynb #241dd0f7
 def write_data(
@@ -255,14 +266,16 @@ def write_data(
         shutil.copyfile(root/"LICENSE", t/"LICENSE")
         write_sums(t)
 
-# %% ../nbs/02_source.ipynb #3f264745
+# %% ../nbs/02_source.ipynb #1a441ddd
 def copy_data(
     source: Path, # the user's folder
     out: Path # data/
 ):
     "Take a user's folder as data/, whole or not at all"
     if not source.is_dir(): raise Invalid(f"FROM={source}: no such folder; name one that holds docs/ or code/")
-    if not any((source/k).is_dir() for k in ("docs", "code")): raise Invalid(f"FROM={source}: holds neither docs/ nor code/; put documents below docs/, source code below code/, tables below facts/")
+    if not any((source/k).is_dir()
+               for k in ("docs", "code")): raise Invalid(
+                   f"FROM={source}: holds neither docs/ nor code/; put documents below docs/, source code below code/, tables below facts/")
     with atomic(out) as t:
         shutil.copytree(source, t)
         write_sums(t)
@@ -279,11 +292,12 @@ def confirm():
 # %% ../nbs/02_source.ipynb #84fa60a8
 DEFAULT = "8074acd7abc9859d6538bffb5593ff09.dir"  # DVC's hash of the default data
 
-# %% ../nbs/02_source.ipynb #de85f7af
+# %% ../nbs/02_source.ipynb #03428394
 def ensure():
     "Make sure that data/ is there and is what data.dvc records"
     if (ROOT/"data").exists(): check_data(ROOT/"data")
-    elif DEFAULT not in (ROOT/"data.dvc").read_text(): raise Invalid("data/ is missing, and data.dvc records data of yours; `dvc checkout data.dvc` or `dvc pull` brings it back")
+    elif DEFAULT not in (ROOT/"data.dvc").read_text(): raise Invalid(
+        "data/ is missing, and data.dvc records data of yours; `dvc checkout data.dvc` or `dvc pull` brings it back")
     else:
         (ROOT/".cache").mkdir(exist_ok=True)
         print("writing the default data (fetched once, about 11 MB)", flush=True)

@@ -17,7 +17,7 @@ from .project import Invalid, atomic, load_params, read_csv, read_jsonl, write_j
 # %% ../nbs/40_synth.ipynb #1f403886
 FIELDS = dict(table=str, key=list, answer=str, source=str, ask=list, ask_held_out=str, state=str)
 
-# %% ../nbs/40_synth.ipynb #02d737cd
+# %% ../nbs/40_synth.ipynb #67265342
 def kinds(
     path: Path # questions.yaml
 ) -> dict: # kind → its fields
@@ -25,8 +25,10 @@ def kinds(
     blocks = load_params(path)
     for name, block in blocks.items():
         for field, kind in FIELDS.items():
-            if not isinstance(block.get(field), kind): raise Invalid(f"{path.name}: `{name}.{field}` is {block.get(field)!r}; it must be a {dict(str='text', list='list')[kind.__name__]}")
-        if unknown := sorted(set(block) - set(FIELDS) - {"where", "facts"}): raise Invalid(f"{path.name}: unknown field `{name}.{unknown[0]}`; a kind has {', '.join(FIELDS)}, where, facts")
+            if not isinstance(block.get(field),
+                              kind): raise Invalid(f"{path.name}: `{name}.{field}` is {block.get(field)!r}; it must be a {dict(str='text', list='list')[kind.__name__]}")
+        if unknown := sorted(set(block) - set(FIELDS) - {"where", "facts"}): raise Invalid(
+            f"{path.name}: unknown field `{name}.{unknown[0]}`; a kind has {', '.join(FIELDS)}, where, facts")
     return blocks
 
 # %% ../nbs/40_synth.ipynb #ff8d3dee
@@ -36,7 +38,7 @@ def chance(
     "A number that looks random and is the same everywhere: a hash of the parts"
     return int(hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:12], 16) / 16**12
 
-# %% ../nbs/40_synth.ipynb #bb7a2531
+# %% ../nbs/40_synth.ipynb #df2a9e8d
 def facts(
     kind: str, # its name
     block: dict, # its fields
@@ -49,12 +51,15 @@ def facts(
     table, where, answers = block["table"], block.get("where", {}), {}
     columns = set(rows[0]) | {"page", "answer"}
     for field in (*block["key"], block["answer"], *where):
-        if field not in columns: raise Invalid(f"questions.yaml: `{kind}` names the column `{field}`, which {table} does not have; it has {', '.join(rows[0])}")
+        if field not in columns: raise Invalid(
+            f"questions.yaml: `{kind}` names the column `{field}`, which {table} does not have; it has {', '.join(rows[0])}")
     for n, row in enumerate(rows, 2):
         if any(row[c] not in map(str, values) for c, values in where.items()): continue
         fill = row | dict(page=row.get("page") or row.get("document", "").removeprefix("docs/").removesuffix(".txt"))
         key = " ".join(row[c] for c in block["key"])
-        answers.setdefault(key, []).append(dict(id=f"{kind}:{key}", kind=kind, fill=fill, answer=fill[block["answer"]].strip("`"), parents=[f"{table}:{n}"], verified=row.get("verified", "document")))
+        answers.setdefault(key, []).append(
+            dict(id=f"{kind}:{key}", kind=kind, fill=fill, answer=fill[block["answer"]].strip("`"), parents=[f"{table}:{n}"],
+                 verified=row.get("verified", "document")))
     one = [same[0] for same in answers.values() if len({f["answer"] for f in same}) == 1]
     usable = [f for f in one if 0 < len(f["answer"]) <= longest and "`" not in f["answer"] and "\n" not in f["answer"]]
     usable.sort(key=lambda f: chance(f["id"]))
@@ -62,7 +67,7 @@ def facts(
     if usable: check_words(kind, block, usable[0])
     return usable[:most]
 
-# %% ../nbs/40_synth.ipynb #eab1a71f
+# %% ../nbs/40_synth.ipynb #4bdfe8a2
 def check_words(
     kind: str, # its name
     block: dict, # its fields
@@ -72,8 +77,10 @@ def check_words(
     for field in ("ask", "ask_held_out", "state", "source"):
         for words in (block[field] if isinstance(block[field], list) else [block[field]]):
             try: words.format(**fact["fill"] | dict(answer=""))
-            except (KeyError, IndexError, ValueError) as e: raise Invalid(f"questions.yaml: `{kind}.{field}`: {words!r} cannot be filled in ({e}); name columns of {block['table']} in braces") from None
-    if not HOUSE.fullmatch(said := answer(fact, block, "house")): raise Invalid(f"questions.yaml: `{kind}.source` makes {said!r}, which is not house style; a source has no blanks")
+            except (KeyError, IndexError, ValueError) as e: raise Invalid(
+                f"questions.yaml: `{kind}.{field}`: {words!r} cannot be filled in ({e}); name columns of {block['table']} in braces") from None
+    if not HOUSE.fullmatch(said := answer(fact, block, "house")): raise Invalid(
+        f"questions.yaml: `{kind}.source` makes {said!r}, which is not house style; a source has no blanks")
 
 # %% ../nbs/40_synth.ipynb #d5c9b5e2
 def headings(
@@ -88,7 +95,7 @@ def headings(
         rows += [dict(title=(a or b).replace("``", "").strip(), page=page) for a, b in titles if not re.search(r"[:<>\"]", a or b)]
     return rows
 
-# %% ../nbs/40_synth.ipynb #fcfed42c
+# %% ../nbs/40_synth.ipynb #6c87fe61
 def sft_rows(
     trained: list, # facts
     blocks: dict, # kinds
@@ -100,8 +107,10 @@ def sft_rows(
         block = blocks[f["kind"]]
         for n, phrasing in enumerate(block["ask"]):
             [voice] = draw.choices(list(VOICES), VOICES.values())
-            turns = [dict(role="user", content=phrasing.format(**f["fill"])), dict(role="assistant", content=answer(f, block, voice))]
-            out.append(dict(id=f"{f['id']}#{n}", kind=f["kind"], fact=f["id"], parents=f["parents"], verified=f["verified"], generator="questions.yaml", voice=voice, messages=turns))
+            turns = [dict(role="user", content=phrasing.format(**f["fill"])),
+                     dict(role="assistant", content=answer(f, block, voice))]
+            out.append(dict(id=f"{f['id']}#{n}", kind=f["kind"], fact=f["id"], parents=f["parents"], verified=f["verified"],
+                            generator="questions.yaml", voice=voice, messages=turns))
     draw.shuffle(out)
     return out
 
@@ -114,7 +123,7 @@ def others(
     "Wrong answers that are plausible: what is right for other facts of the kind, in an order fixed by the fact"
     return sorted({f["answer"] for f in pool} - {fact["answer"]}, key=lambda a: chance(fact["id"], a))[:count]
 
-# %% ../nbs/40_synth.ipynb #9cd06347
+# %% ../nbs/40_synth.ipynb #855d59f9
 def pair_rows(
     trained: list, # facts
     blocks: dict, # kinds
@@ -127,9 +136,11 @@ def pair_rows(
     for f in (draw.choice(trained) for _ in range(count)):
         block, wrong = blocks[f["kind"]], others(f, pools[f["kind"]], 8)
         why = "style" if draw.random() < .6 or not wrong else "fact"
-        rejected = answer(f, block, draw.choice(["plain", "chatty"])) if why == "style" else answer(f, block, "house", draw.choice(wrong))
+        rejected = answer(f, block, draw.choice(["plain", "chatty"])) if why == "style" else answer(f, block, "house",
+            draw.choice(wrong))
         turn = lambda role, text: [dict(role=role, content=text)]
-        out.append(dict(id=f"pair:{len(out)}", fact=f["id"], parents=f["parents"], verified=f["verified"], generator="constructed", why=why, prompt=turn("user", draw.choice(block["ask"]).format(**f["fill"])),
+        out.append(dict(id=f"pair:{len(out)}", fact=f["id"], parents=f["parents"], verified=f["verified"], generator="constructed",
+                        why=why, prompt=turn("user", draw.choice(block["ask"]).format(**f["fill"])),
                         chosen=turn("assistant", answer(f, block, "house")), rejected=turn("assistant", rejected)))
     return out
 
@@ -145,7 +156,7 @@ def spread(
     while len(out) < count and any(queues.values()): out += [q.pop(0) for q in queues.values() if q]
     return out[:count]
 
-# %% ../nbs/40_synth.ipynb #466fe1c1
+# %% ../nbs/40_synth.ipynb #b04f8750
 def exam_rows(
     trained: list, # facts
     held_out: list, # facts
@@ -161,7 +172,8 @@ def exam_rows(
             if not wrong: continue
             ask = block["ask_held_out"] if part == "phrasing" else block["ask"][int(chance(f["id"], "ask") * len(block["ask"]))]
             choices = sorted([f["answer"], *wrong], key=lambda c: chance(f["id"], "order", c))
-            out.append(dict(id=f"{part}:{f['id']}", part=part, kind=f["kind"], fact=f["id"], parents=f["parents"], verified=f["verified"],
+            out.append(dict(id=f"{part}:{f['id']}", part=part, kind=f["kind"], fact=f["id"], parents=f["parents"],
+                            verified=f["verified"],
                             question=ask.format(**f["fill"]), answer=f["answer"], choices=choices, gold=choices.index(f["answer"])))
     return out
 
@@ -193,7 +205,7 @@ def write_exam(
         write_jsonl(t/"exam.jsonl", [i | forms(i) | dict(closed=[c + "`" for c in i["choices"]]) for i in items])
         for form in PROMPTS: (t/f"facts_{form}.yaml").write_text(TASK.format(form=form, file=(folder/"exam.jsonl").as_posix()))
 
-# %% ../nbs/40_synth.ipynb #83e643b9
+# %% ../nbs/40_synth.ipynb #f3c7e7df
 def synth(
     questions: Path, # questions.yaml
     tables: Path, # data/facts
@@ -211,7 +223,8 @@ def synth(
     blocks, known = kinds(questions), []
     for name, block in blocks.items():
         path = tables/block["table"]
-        if block["table"] != "headings" and not path.exists(): raise Invalid(f"{questions.name}: `{name}.table` is {block['table']}, but {path} does not exist; put the table there or mend the name")
+        if block["table"] != "headings" and not path.exists(): raise Invalid(
+            f"{questions.name}: `{name}.table` is {block['table']}, but {path} does not exist; put the table there or mend the name")
         rows = headings(read_jsonl(documents)) if block["table"] == "headings" else read_csv(path)
         if not rows: raise Invalid(f"{questions.name}: `{name}.table`: {block['table']} has no rows; fill it or remove the block `{name}`")
         known += facts(name, block, rows, longest=longest_answer, limit=limit)
@@ -219,13 +232,16 @@ def synth(
     trained = [f for f in known if chance("held out", f["id"]) * 100 >= held_out_percent]
     rows, exam = sft_rows(trained, blocks, seed), exam_rows(trained, held_out, blocks, exam_items)
     seen, tested = {r["messages"][0]["content"] for r in rows}, {i["question"] for i in exam}
-    if seen & tested: raise Invalid(f"{questions.name}: the question {sorted(seen & tested)[0]!r} is both trained and in the exam; make `ask_held_out` differ from `ask`, and the key tell facts apart")
+    if seen & tested: raise Invalid(
+        f"{questions.name}: the question {sorted(seen & tested)[0]!r} is both trained and in the exam; make `ask_held_out` differ from `ask`, and the key tell facts apart")
     preferred = pair_rows(trained, blocks, pairs, seed)
     with atomic(out/"rows") as t:
         write_jsonl(t/"sft.jsonl", rows); write_jsonl(t/"pairs.jsonl", preferred)
     write_exam(exam, out/"exam")
-    metrics = dict(facts=len(known), held_out=len(held_out), rows=len(rows), pairs=len(preferred), exam=dict(Counter(i["part"] for i in exam)), kinds=dict(Counter(f["kind"] for f in known)),
-                   verified=dict(sorted(Counter(f["verified"] for f in known).items())), chance=round(sum(1 / len(i["choices"]) for i in exam) / len(exam), 4),
+    metrics = dict(facts=len(known), held_out=len(held_out), rows=len(rows), pairs=len(preferred),
+                   exam=dict(Counter(i["part"] for i in exam)), kinds=dict(Counter(f["kind"] for f in known)),
+                   verified=dict(sorted(Counter(f["verified"] for f in known).items())),
+                   chance=round(sum(1 / len(i["choices"]) for i in exam) / len(exam), 4),
                    exam_hash=hashlib.sha256((out/"exam"/"exam.jsonl").read_bytes()).hexdigest()[:16])
     write_json(out/"metrics.json", metrics)
     return metrics

@@ -25,7 +25,7 @@ TEMPLATE = """{%- for message in messages -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}<|assistant|>{%- endif -%}"""
 
-# %% ../nbs/20_tokenizer.ipynb #84e44a3b
+# %% ../nbs/20_tokenizer.ipynb #1445bede
 def learn(
     texts, # iterable of training documents
     vocabulary: int # entries, special tokens included
@@ -34,11 +34,15 @@ def learn(
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
     smallest = 256 + len(SPECIAL)
-    if not smallest <= vocabulary <= 65536: raise Invalid(f"params.yaml: `tokenizer.vocabulary` is {vocabulary}; it must lie between {smallest} (all bytes) and 65536 (two bytes a token)")
+    if not smallest <= vocabulary <= 65536: raise Invalid(
+        f"params.yaml: `tokenizer.vocabulary` is {vocabulary}; it must lie between {smallest} (all bytes) and 65536 (two bytes a token)")
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=SPECIAL, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False))
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END, pad_token=PAD, chat_template=TEMPLATE, clean_up_tokenization_spaces=False)
+    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=SPECIAL,
+                                                       initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+                                                       show_progress=False))
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END, pad_token=PAD, chat_template=TEMPLATE,
+                                   clean_up_tokenization_spaces=False)
 
 # %% ../nbs/20_tokenizer.ipynb #8b88148a
 def encode(

@@ -20,7 +20,7 @@ class Copy:
                 (folder/f).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT/f, folder/f)
         shutil.copytree(ROOT/"data", folder/"data")
-        self("git init -q && git add -A && git -c user.name=t -c user.email=t@localhost commit -qm copy")
+        self("git init -q && git add -A && git -c user.name=t -c user.email=t@localhost commit -qm copy && dvc add -q data && git diff --exit-code")
 
     def __call__(self, line: str, rc: int = 0) -> str:
         "Run a shell command in the copy; its output, with the exit code checked"
@@ -32,21 +32,18 @@ class Copy:
         "Stages that `dvc repro` really ran, from its output"
         return [line.split("'")[1] for line in said.splitlines() if line.startswith("Running stage")]
 
-    def kill_when(self, line: str, log: str, mark: str, limit: float = 120.) -> str:
-        "Start a command, SIGKILL it with all its children once `mark` stands in a run log; what the log holds"
-        path = self.root/"runs"/log
-        path.unlink(missing_ok=True)
+    def kill_when(self, line: str, pattern: str, limit: float = 120.):
+        "Start a command, and SIGKILL it with all its children once a file of this pattern is there"
         running = subprocess.Popen(["bash", "-c", line], cwd=self.root, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
         end = time.monotonic() + limit
-        while not (path.exists() and mark in path.read_text()):
-            assert running.poll() is None and time.monotonic() < end, f"{mark!r} never came: {path.read_text()[-2000:] if path.exists() else 'no log'}"
+        while not list(self.root.glob(pattern)):
+            assert running.poll() is None and time.monotonic() < end, f"{pattern} never came"
             time.sleep(.01)
         family = descendants(running.pid)
         for pid in [running.pid, *family]:
             try: os.kill(pid, signal.SIGKILL)
             except ProcessLookupError: continue
         running.wait()
-        return path.read_text()
 
 
 def descendants(pid: int) -> list:

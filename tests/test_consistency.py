@@ -63,6 +63,7 @@ def test_module_imports_alone_and_light(name):
 
 
 def test_modules_form_a_dag():
+    assert {"project"} <= runner.imports((ROOT/"forge_nb"/"effects.py").read_text()), "imports are not seen"
     number = {name: int(path.name[:2]) for name, path in BOOKS.items()}
     for name in BOOKS:
         for other in runner.imports((ROOT/"forge_nb"/f"{name}.py").read_text()):
@@ -98,8 +99,10 @@ def test_pipeline_lists_what_a_stage_stands_on(name):
     shared = {f"shared.{k}" for k in runner.declared(NB[name]) if k in PARAMS["shared"]}
     assert set(stage["params"]) == shared | {name}
     run = "\n".join(c.source for c in NB[name].cells if runner.directive(c) == "run")
-    named = set(re.findall(r'"((?:data|artifacts)/?[\w./]*|\w+\.yaml)"', run))
-    assert not [p for p in named if p.endswith(".yaml") and p not in deps]
+    named = set(re.findall(r'"(data(?:/[\w./]*)?|artifacts/[\w./]+|\w+\.yaml)"', run))
+    assert named, "no paths found in the run cells"
+    undeclared = [p for p in named if p != f"artifacts/{name}" and not p.startswith(f"artifacts/{name}/") and not any(p == d or p.startswith(d + "/") for d in deps)]
+    assert not undeclared, f"{name} reads {undeclared}, which dvc.yaml does not list"
 
 
 def test_pipeline_outputs_are_tidy():

@@ -1,5 +1,6 @@
 "Bad input: one clear sentence with file, field and remedy, a non-zero exit, and earlier results left alone"
 import pytest
+from conftest import Copy
 
 
 def refuse(copy, line: str, *words):
@@ -14,15 +15,17 @@ def refuse(copy, line: str, *words):
 def mend(bare):
     "Give the copy back as it was"
     yield bare
-    bare("git checkout -q . && git clean -fdq -- . ':!data' ':!build' ':!artifacts'")
+    bare("git checkout -q . && git clean -fdq && dvc checkout -q --force data.dvc")
 
 
 @pytest.mark.parametrize("old, new, words", [
-    ("  epochs: 2.0", "  epoch: 2.0", ["params.yaml", "`sft.epoch`", "did you mean `epochs`"]),
-    ("  epochs: 2.0\n", "", ["params.yaml", "`sft.epochs` is missing", "float"]),
-    ("  batch: 32", "  batch: many", ["params.yaml", "`sft.batch`", "type int"]),
-    ("  batch: 32", "  batch: true", ["params.yaml", "`sft.batch`", "type int"]),
+    ("  epochs: 1.5", "  epoch: 1.5", ["params.yaml", "`sft.epoch`", "did you mean `epochs`"]),
+    ("  epochs: 1.5\n", "", ["params.yaml", "`sft.epochs` is missing", "float"]),
+    ("  epochs: 1.5", "  epochs: many", ["params.yaml", "`sft.epochs`", "type float"]),
+    ("  epochs: 1.5", "  epochs: true", ["params.yaml", "`sft.epochs`", "type float"]),
     ("sft:\n", "stf:\n", ["params.yaml", "`stf`", "stages are"]),
+    ("  threads: 2 ", "  treads: 2 ", ["params.yaml", "`shared.treads`"]),
+    ("  threads: 2 ", "  #", ["params.yaml", "`shared.threads`", "missing"]),
     ("sft:\n", "sft: 3\nrest:\n", ["params.yaml", "`sft`"]),
     ("sft:\n", "sft: [\n", ["params.yaml, line"])])
 def test_parameters(mend, old, new, words):
@@ -39,29 +42,31 @@ def test_altered_missing_and_new_data_stop_the_pipeline_and_leave_results(mend):
     page = mend.root/"data/docs/index.txt"
     text = page.read_text()
     page.write_text(text + "an afterthought\n")
-    refuse(mend, "dvc repro", "data/docs/index.txt was altered", "dvc checkout", "make adopt")
+    refuse(mend, "dvc repro", "data/docs/index.txt was altered", "git checkout data.dvc && dvc checkout --force data.dvc", "make adopt")
     page.unlink()
     refuse(mend, "dvc repro", "data/docs/index.txt is missing", "dvc checkout")
-    page.write_text(text)
-    (mend.root/"data/docs/new.txt").write_text("new")
-    refuse(mend, "dvc repro", "data/docs/new.txt is new", "make adopt")
-    (mend.root/"data/docs/new.txt").unlink()
+    page.write_text("again something else\n")
+    (mend.root/"data/docs/a new page.txt").write_text("new")
+    refuse(mend, "dvc repro", "data/docs/a new page.txt is new", "make adopt")
+    mend("git checkout data.dvc && dvc checkout --force data.dvc")  # the remedy that the message names
+    assert page.read_text() == text and not (mend.root/"data/docs/a new page.txt").exists()
     assert (mend.root/"artifacts/curate/documents/train.jsonl").read_bytes() == before
     assert "Stage 'curate' didn't change" in mend("dvc repro curate")
     mend("git checkout -q data.dvc")
 
 
-def test_missing_data_is_made_again_byte_for_byte(mend, request):
-    mend("rm -rf data")
-    assert "missing data" in mend("dvc repro", rc=None)
-    mend(f"mkdir -p .cache && cp {request.config.rootpath}/.cache/django-5.2.8.tar.gz .cache/ && python -m forge_nb.source && dvc status data.dvc")
-    mend("git diff --exit-code data.dvc")
+def test_missing_data_is_made_again_byte_for_byte(tmp_path, request):
+    copy = Copy(tmp_path)
+    copy("rm -rf data .dvc/cache")
+    assert "missing data 'source': data" in copy("dvc repro", rc=None)
+    copy(f"mkdir -p .cache && cp {request.config.rootpath}/.cache/django-5.2.8.tar.gz .cache/ && python -m forge_nb.source")
+    copy("git diff --exit-code data.dvc && dvc status --quiet data.dvc")
 
 
 def test_wrong_archive(mend):
     mend("rm -rf data && mkdir -p .cache && echo rubbish > .cache/django-5.2.8.tar.gz")
     refuse(mend, "python -m forge_nb.source", "django-5.2.8.tar.gz", "sha256", "make data")
-    mend("rm .cache/django-5.2.8.tar.gz && dvc checkout -q data.dvc")
+    mend("rm .cache/django-5.2.8.tar.gz")
 
 
 def test_your_own_folder(mend, tmp_path):
@@ -71,10 +76,19 @@ def test_your_own_folder(mend, tmp_path):
     for n in range(60): (tmp_path/"docs"/f"page {n} é.md").write_text(f"# Machine {n}\n\nMachine {n} is serviced every {n % 7 + 1} weeks by team {n % 5}.\n")
     (tmp_path/"docs"/"scan.md").write_bytes(b"\xff\xfe" * 60)
     mend(f"python -m forge_nb.source {tmp_path} && dvc repro curate")
+    mine = mend.root/"data/docs/page 1 é.md"
+    mine.write_text("# Machine 1\n\nMended by hand, and not to be lost.\n")
+    refuse(mend, "python -m forge_nb.source", "data/docs/page 1 é.md was altered", "make adopt")
+    assert "Mended by hand" in mine.read_text()
+    mend("python -m forge_nb.runner adopt && dvc add -q data && dvc repro curate")
+    mend("rm -rf data")
+    refuse(mend, "python -m forge_nb.source", "data.dvc records data of yours")
+    mend("dvc checkout -q data.dvc")
+    assert "Mended by hand" in mine.read_text()
     ledger = (mend.root/"artifacts/curate/ledger.csv").read_text()
     assert "docs,not UTF-8,1" in ledger
     refuse(mend, "dvc repro synth", "questions.yaml", "setting_default.table", "does not exist")
-    mend("git checkout -q . && dvc checkout -q data.dvc")
+    mend("git checkout -q . && dvc checkout -q --force data.dvc")
 
 
 def test_unknown_names(mend):
