@@ -173,7 +173,7 @@ def look(
     say(f"held out: {bits:.3f} bits per byte · …{prompts[0][-30:]!r} → {texts[0][0][:60]!r}", bits_per_byte=bits)
     return bits, [dict(prompt=p, text=t) for p, (t, _) in zip(prompts, texts)]
 
-# %% ../nbs/30_pretrain.ipynb #03dfa2f9
+# %% ../nbs/30_pretrain.ipynb #93c56867
 def fit(
     model, # changed in place
     tokenizer, # for the samples
@@ -201,7 +201,7 @@ def fit(
         with accelerator.autocast(): value = loss(plain, batch(train, step, rows, seed).to(accelerator.device))
         losses.append(value.item())
         if not math.isfinite(losses[-1]): raise Invalid(
-            f"step {step}: the loss is {losses[-1]}; lower `pretrain.matrix_rate` or `pretrain.embedding_rate`")
+            f"step {step}: the loss is {losses[-1]}; lower `pretrain.matrix_rate`, `embedding_rate` or `head_rate`")
         accelerator.backward(value)
         accelerator.clip_grad_norm_(model.parameters(), 1.)
         for o in both: o.step(); o.zero_grad()

@@ -21,8 +21,9 @@ def path_of(entry): return next(iter(entry)) if isinstance(entry, dict) else ent
 
 
 def test_package_is_what_the_notebooks_export(tmp_path):
+    shutil.copytree(ROOT/"nbs", tmp_path/"nbs")
     (tmp_path/"forge_nb").mkdir()
-    for path in BOOKS.values(): nb_export(path, tmp_path/"forge_nb")
+    for path in BOOKS.values(): nb_export(tmp_path/"nbs"/path.name, tmp_path/"forge_nb")
     fresh = {p.name: p.read_text() for p in (tmp_path/"forge_nb").glob("*.py") if not p.name.startswith("_")}
     committed = {p.name: p.read_text() for p in (ROOT/"forge_nb").glob("*.py") if not p.name.startswith("_")}
     assert fresh == committed, "run `make export`"
