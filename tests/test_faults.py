@@ -20,7 +20,7 @@ def mend(bare):
 
 @pytest.mark.parametrize("old, new, words", [
     ("  epochs: 1.5", "  epoch: 1.5", ["params.yaml", "`sft.epoch`", "did you mean `epochs`"]),
-    ("  epochs: 1.5\n", "", ["params.yaml", "`sft.epochs` is missing", "float"]),
+    ("  epochs: 1.5\n", "", ["params.yaml", "`sft.epochs`", "is missing", "float"]),
     ("  epochs: 1.5", "  epochs: many", ["params.yaml", "`sft.epochs`", "type float"]),
     ("  epochs: 1.5", "  epochs: true", ["params.yaml", "`sft.epochs`", "type float"]),
     ("sft:\n", "stf:\n", ["params.yaml", "`stf`", "stages are"]),
