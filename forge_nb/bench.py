@@ -35,32 +35,27 @@ def stage_figures(
             if "total_seconds" in line: out[path.stem] = tuple(json.loads(line)[k] for k in ("total_seconds", "peak_gib"))
     return out
 
-# %% ../nbs/09_bench.ipynb #6459a5ea
+# %% ../nbs/09_bench.ipynb #f25c1453
 def measure(
     clone: Path # folder for the fresh clone
-) -> list: # (what, figure, bound) as text
-    "Everything the mission bounds, in one fresh clone"
+): # yields (what, figure, bound) as text, one after the other
+    "Everything that has a bound, in one fresh clone"
     remove(clone)
     timed(f"git clone --quiet {ROOT} {clone}", ROOT)
-    say = lambda *a: print(*a, flush=True)
     act = ". .venv/bin/activate && "
-    setup, _ = timed("make setup", clone); say(f"set-up {setup:.0f} s")
-    data, _ = timed("make data", clone); say(f"data {data:.0f} s")
-    run, _ = timed(act + "dvc repro", clone); say(f"pipeline {run:.0f} s")
-    stages = stage_figures(clone/"runs")
-    dirty = timed("git status --porcelain", clone)[1].strip(); say("git status:", dirty or "clean")
-    noop, _ = timed(act + "dvc repro", clone); say(f"no-op {noop:.1f} s")
+    setup, data = (timed(line, clone)[0] for line in ("make setup", "make data"))
+    yield "set-up from a bare clone (environment and data)", f"{setup + data:.0f} s", "300 s"
+    run, _ = timed(act + "dvc repro", clone)
+    yield "default pipeline from nothing", f"{run:.0f} s", "600 s"
+    stages, dirty = stage_figures(clone/"runs"), timed("git status --porcelain", clone)[1].strip()
+    yield "peak memory of a stage", f"{max(gib for _, gib in stages.values()):.1f} GiB", "6 GiB"
+    yield "`git status` after the pipeline", f"differs: {', '.join(dirty.splitlines())}" if dirty else "clean", "clean"
+    yield from ((f"stage `{name}`", f"{seconds:.0f} s, {gib:.1f} GiB", "") for name, (seconds, gib) in stages.items())
+    yield "`dvc repro` with nothing to do", f"{timed(act + 'dvc repro', clone)[0]:.1f} s", "3 s"
     timed(act + "make profile P=tiny", clone)
-    tiny, _ = timed(act + "dvc repro", clone); say(f"tiny profile {tiny:.0f} s")
+    yield "profile `tiny`", f"{timed(act + 'dvc repro', clone)[0]:.0f} s", "120 s"
     timed("git checkout --quiet . && rm -rf .venv", clone)
-    ci, out = timed(".ci/run", clone); say(f"CI {ci:.0f} s")
-    rows = [("set-up from a bare clone (environment and data)", f"{setup + data:.0f} s", "300 s"),
-            ("default pipeline from nothing", f"{run:.0f} s", "600 s"),
-            ("peak memory of a stage", f"{max(g for _, g in stages.values()):.1f} GiB", "6 GiB"),
-            ("`dvc repro` with nothing to do", f"{noop:.1f} s", "3 s"), ("profile `tiny`", f"{tiny:.0f} s", "120 s"),
-            ("`.ci/run` in a fresh clone", f"{ci:.0f} s", "1500 s"),
-            ("`git status` after the pipeline", "clean" if not dirty else f"{len(dirty.splitlines())} files differ", "clean")]
-    return rows + [(f"stage `{name}`", f"{s:.0f} s, {g:.1f} GiB", "") for name, (s, g) in stages.items()]
+    yield "`.ci/run`, environment included", f"{timed('.ci/run', clone)[0]:.0f} s", "1500 s"
 
 # %% ../nbs/09_bench.ipynb #f683c4e7
 def page(
@@ -74,12 +69,14 @@ def page(
                       f"Written by `make bench` at commit {who['commit'][:12]}: one run in a fresh clone. {machine}.", "",
                       "| what | measured | bound |", "|---|---|---|", *(f"| {a} | {b} | {c} |" for a, b, c in rows)]) + "\n"
 
-# %% ../nbs/09_bench.ipynb #47eb41db
+# %% ../nbs/09_bench.ipynb #87ebbb55
 def main():
-    "`python -m forge_nb.bench` measures everything and writes BENCH.md"
-    rows = measure(ROOT/".bench"/"clone")
-    with atomic(ROOT/"BENCH.md") as t: t.write_text(page(rows, fingerprint()))
-    print((ROOT/"BENCH.md").read_text())
+    "`python -m forge_nb.bench` measures everything and writes BENCH.md, a row as soon as it is known"
+    rows, who = [], fingerprint()
+    for row in measure(ROOT/".bench"/"clone"):
+        rows.append(row)
+        print("  ".join(row), flush=True)
+        with atomic(ROOT/"BENCH.md") as t: t.write_text(page(rows, who))
 
 # %% ../nbs/09_bench.ipynb #10c32b20
 if __name__ == "__main__" and "__file__" in globals(): command(main)
