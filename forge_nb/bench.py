@@ -35,7 +35,7 @@ def stage_figures(
             if "total_seconds" in line: out[path.stem] = tuple(json.loads(line)[k] for k in ("total_seconds", "peak_gib"))
     return out
 
-# %% ../nbs/09_bench.ipynb #f25c1453
+# %% ../nbs/09_bench.ipynb #2f3bf5d2
 def measure(
     clone: Path # folder for the fresh clone
 ): # yields (what, figure, bound) as text, one after the other
@@ -45,6 +45,7 @@ def measure(
     act = ". .venv/bin/activate && "
     setup, data = (timed(line, clone)[0] for line in ("make setup", "make data"))
     yield "set-up from a bare clone (environment and data)", f"{setup + data:.0f} s", "300 s"
+    yield "`.ci/run` from there (the same, set-up included)", f"{(ci := timed('.ci/run', clone)[0]):.0f} s ({setup + data + ci:.0f} s)", "1500 s"
     run, _ = timed(act + "dvc repro", clone)
     yield "default pipeline from nothing", f"{run:.0f} s", "600 s"
     stages, dirty = stage_figures(clone/"runs"), timed("git status --porcelain", clone)[1].strip()
@@ -54,8 +55,6 @@ def measure(
     yield "`dvc repro` with nothing to do", f"{timed(act + 'dvc repro', clone)[0]:.1f} s", "3 s"
     timed(act + "make profile P=tiny", clone)
     yield "profile `tiny`", f"{timed(act + 'dvc repro', clone)[0]:.0f} s", "120 s"
-    timed("git checkout --quiet . && rm -rf .venv", clone)
-    yield "`.ci/run`, environment included", f"{timed('.ci/run', clone)[0]:.0f} s", "1500 s"
 
 # %% ../nbs/09_bench.ipynb #f683c4e7
 def page(
