@@ -96,6 +96,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'forge_nb.project.write_jsonl': ('project.html#write_jsonl', 'forge_nb/project.py')},
             'forge_nb.report': { 'forge_nb.report.fill': ('report.html#fill', 'forge_nb/report.py'),
                                  'forge_nb.report.graph': ('report.html#graph', 'forge_nb/report.py'),
+                                 'forge_nb.report.line': ('report.html#line', 'forge_nb/report.py'),
                                  'forge_nb.report.main': ('report.html#main', 'forge_nb/report.py'),
                                  'forge_nb.report.pages': ('report.html#pages', 'forge_nb/report.py'),
                                  'forge_nb.report.readme': ('report.html#readme', 'forge_nb/report.py'),
