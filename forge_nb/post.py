@@ -59,13 +59,15 @@ def listener(
             self.bar(state.global_step, loss=value)
     return Listener()
 
-# %% ../nbs/04_post.ipynb #c2d7644f
+# %% ../nbs/04_post.ipynb #5ef6e0c0
 def fit(
     trainer, # of trl, its arguments from `arguments`
     what: str, # stage, for the progress line
     keep: list # names of logged figures to return
 ) -> list: # dicts with 'step' and the figures
     "Train to the end, from the last whole checkpoint if there is one"
+    from transformers import PrinterCallback
+    trainer.remove_callback(PrinterCallback)  # it prints times into the report
     trainer.add_callback(listener(what))
     last = last_checkpoint(Path(trainer.args.output_dir))
     if last: say(f"resumed from {Path(last).name}")

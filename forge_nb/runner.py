@@ -191,7 +191,7 @@ def follow(
     try: yield
     finally: done.set(); thread.join()
 
-# %% ../nbs/01_runner.ipynb #e8233448
+# %% ../nbs/01_runner.ipynb #44410266
 def scrub(
     nb # executed notebook; changed in place
 ) -> list: # lines that stood on standard error
@@ -203,7 +203,11 @@ def scrub(
         if "injected-parameters" in c.metadata.get("tags", []): c.id = "injected-parameters"
         if c.cell_type != "code": continue
         errors += [o.text for o in c.outputs if o.output_type == "stream" and o.name == "stderr"]
-        c.outputs = [o for o in c.outputs if not (o.output_type == "stream" and o.name == "stderr")]
+        kept = [o for o in c.outputs if not (o.output_type == "stream" and o.name == "stderr")]
+        c.outputs = kept[:1]
+        for o in kept[1:]:
+            if o.output_type == c.outputs[-1].output_type == "stream": c.outputs[-1].text += o.text
+            else: c.outputs.append(o)
     return errors
 
 # %% ../nbs/01_runner.ipynb #4fbac69b
