@@ -58,5 +58,5 @@ report: setup  ## README's generated parts, and reports/ as HTML pages in report
 	@python -m forge_nb.report readme
 	@python -m forge_nb.report html
 
-bench: data  ## measure set-up, pipeline and tests in a fresh clone; writes BENCH.md
-	@python -m forge_nb.bench
+bench: data  ## measure in a fresh clone, all or PART=chain|data; writes BENCH.md
+	@python -m forge_nb.bench $(PART)

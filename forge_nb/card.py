@@ -40,7 +40,7 @@ class Citations:
         if source not in self.notes: self.notes.append(source)
         return f"[^{self.notes.index(source) + 1}]"
 
-# %% ../nbs/90_card.ipynb #2f3eddad
+# %% ../nbs/90_card.ipynb #28d1e44f
 MADE = """---
 license: {{ about.licence }}
 language: {{ about.language }}
@@ -66,7 +66,7 @@ then fine-tuned on {{ cite("synth", "rows") }} questions with answers and aligne
 {% for split in ("train", "valid", "test") -%}
 | {{ split }} | {{ cite("curate", split ~ ".documents") }} | {{ cite("curate", split ~ ".bytes") }} |
 {% endfor %}
-Of {{ cite("curate", "files") }} files, {{ cite("curate", "dropped") }} were dropped; the ledger of `curate` gives the reasons. The questions rest on {{ cite("synth", "facts") }} facts,
+Of {{ cite("curate", "documents") }} documents, {{ cite("curate", "dropped") }} were dropped; the ledger of `curate` gives the reasons. The questions rest on {{ cite("synth", "facts") }} facts,
 {{ cite("synth", "held_out") }} of which were held out.
 """
 

@@ -45,7 +45,7 @@ def slices(
     "A question's part, its kind within the part, and `all`"
     return [item["part"], f"{item['part']}/{item['kind']}", "all"]
 
-# %% ../nbs/80_evaluate.ipynb #ec63855f
+# %% ../nbs/80_evaluate.ipynb #65fe78d2
 def choice_scores(
     checkpoint: str, # who is judged
     model, # transformers model
@@ -58,9 +58,8 @@ def choice_scores(
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
     asked = HFLM(pretrained=model, tokenizer=words, batch_size=64, max_length=model.config.max_position_embeddings)
-    result = lm_eval.simple_evaluate(model=asked, tasks=[f"facts_{form}"],
-                                     task_manager=TaskManager(include_path=str(exam), include_defaults=False), bootstrap_iters=0,
-                                     log_samples=True)
+    task = TaskManager(include_path=str(exam), include_defaults=False).load([f"facts_{form}"])
+    result = lm_eval.evaluate(lm=asked, task_dict=task, bootstrap_iters=0, log_samples=True)
     rows = []
     for s in result["samples"][f"facts_{form}"]: rows += [score(checkpoint, "fact_choice", part, s["doc"]["id"], s["acc"])
                                                           for part in slices(s["doc"])]

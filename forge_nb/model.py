@@ -74,7 +74,7 @@ def windows(
         spans.append((max(0, end - size), done, end)); done = end
     return spans
 
-# %% ../nbs/03_model.ipynb #3f266287
+# %% ../nbs/03_model.ipynb #750f2b2c
 def document_bits(
     model, # transformers model
     tokenizer, # its tokenizer
@@ -93,6 +93,7 @@ def document_bits(
         rows = jobs[start:start + batch]
         x = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for _, ids, _ in rows], batch_first=True).to(model.device)
         with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16): logits = model(input_ids=x[:, :-1]).logits.float()
-        nats = torch.nn.functional.cross_entropy(logits.transpose(1, 2), x[:, 1:], reduction="none").double()
+        nats = torch.nn.functional.cross_entropy(logits.flatten(0, 1), x[:, 1:].flatten(), reduction="none")
+        nats = nats.view(len(rows), -1).double()
         for (d, ids, skip), row in zip(rows, nats): bits[d] += row[skip:len(ids) - 1].sum().item() / math.log(2)
     return bits

@@ -78,7 +78,7 @@ def score(
     "Bits that the count model spends on each document"
     return [float(-np.log2(probability(tables, text.encode())).sum()) for text in texts]
 
-# %% ../nbs/25_ngram.ipynb #029ad125
+# %% ../nbs/25_ngram.ipynb #5304f91b
 def ngram(
     documents: Path, # folder with train, valid and test documents
     *,
@@ -86,7 +86,8 @@ def ngram(
     out: Path # folder to write to
 ) -> dict: # order, bits per byte on test and on validation documents
     "Count the training documents, choose the order, and write the baseline that models must beat"
-    train, valid, test = ([d["text"] for d in read_jsonl(documents/f"{s}.jsonl")] for s in ("train", "valid", "test"))
+    split = {s: read_jsonl(documents/f"{s}.jsonl") for s in ("train", "valid", "test")}
+    train, valid, test = ([d["text"] for d in rows] for rows in split.values())
     counted, size, curve = [], sum(len(t.encode()) for t in valid), []
     for n in range(1, order + 1):
         counted.append(count("\n".join(train).encode(), n))
@@ -95,8 +96,7 @@ def ngram(
     best = min(curve, key=lambda r: r["bits_per_byte"])["order"]
     bits = score(counted[:best], test)
     write_csv(out/"curve.csv", curve)
-    write_jsonl(out/"documents.jsonl",
-                (dict(id=d["id"], bits=round(b, 3)) for d, b in zip(read_jsonl(documents/"test.jsonl"), bits)))
+    write_jsonl(out/"documents.jsonl", (dict(id=d["id"], bits=round(b, 3)) for d, b in zip(split["test"], bits)))
     metrics = dict(order=best, bits_per_byte=round(sum(bits) / sum(len(t.encode()) for t in test), 4),
                    valid_bits_per_byte=round(curve[best - 1]["bits_per_byte"], 4))
     write_json(out/"metrics.json", metrics)

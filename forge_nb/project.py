@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['ROOT', 'Invalid', 'find_root', 'atomic', 'remove', 'write_json', 'read_json', 'write_jsonl', 'read_jsonl',
            'write_csv', 'read_csv', 'load_params', 'pin', 'environment', 'fingerprint', 'say', 'Progress',
-           'checkpoint_folder', 'command']
+           'checkpoint_folder', 'chance', 'command']
 
-# %% ../nbs/00_project.ipynb #cc40c69c
-import json, os, platform, random, shutil, subprocess, sys, time
+# %% ../nbs/00_project.ipynb #7d371df8
+import hashlib, json, os, platform, random, shutil, subprocess, sys, time
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -206,6 +206,13 @@ def checkpoint_folder() -> Path: # exists
     folder = Path(os.environ.get("FORGE_CKPT") or tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+# %% ../nbs/00_project.ipynb #ff8d3dee
+def chance(
+    *parts # of a key
+) -> float: # in [0, 1)
+    "A number that looks random and is the same everywhere: a hash of the parts"
+    return int(hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:12], 16) / 16**12
 
 # %% ../nbs/00_project.ipynb #1e39a98b
 def command(

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['directive', 'is_parameters', 'what_matters', 'declared', 'keywords', 'fits', 'check_parameters', 'sums', 'check_data',
            'write_sums', 'notebooks', 'tangle', 'imports', 'reaches', 'follow', 'scrub', 'run_hash', 'explain',
-           'run_stage', 'locked', 'use_profile', 'main']
+           'execute', 'locked', 'run_stage', 'use_profile', 'main']
 
-# %% ../nbs/01_runner.ipynb #f4968431
+# %% ../nbs/01_runner.ipynb #4a4d667d
 import ast, difflib, fcntl, hashlib, json, os, re, resource, sys, threading, time
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema would compile a grammar of addresses: a second of import for nothing
 import nbformat
 from .project import Invalid, ROOT, atomic, command, environment, fingerprint, load_params, remove, say
 
@@ -125,10 +126,10 @@ def write_sums(
     "Accept what is in `folder`: write its SHA256SUMS"
     with atomic(folder/"SHA256SUMS") as t: t.write_text("".join(f"{digest}  {path}\n" for path, digest in sums(folder).items()))
 
-# %% ../nbs/01_runner.ipynb #c0d4c0e1
+# %% ../nbs/01_runner.ipynb #f28e81ef
 def notebooks() -> dict: # module name → path, in running order
     "The numbered notebooks of nbs/"
-    return {p.stem.split("_", 1)[1]: p for p in sorted((ROOT/"nbs").glob("[0-9][0-9]_*.ipynb"))}
+    return {p.stem.split("_", 1)[1]: p for p in sorted((ROOT/"nbs").glob("[0-9][0-9a-f]_*.ipynb"))}
 
 # %% ../nbs/01_runner.ipynb #0bd31ae9
 def tangle():
@@ -233,44 +234,28 @@ def explain(
     line = next((row for row in error.source.splitlines() if row.strip() and not row.startswith("#|")), "")
     return f"stage {name} failed in cell {error.cell_index} (`{line.strip()[:80]}`)\n  {error.ename}: {error.evalue.splitlines()[0] if error.evalue else ''}\n  partial report: reports/{name}.failed.ipynb"
 
-# %% ../nbs/01_runner.ipynb #276b413c
-def run_stage(
-    name: str # of the stage, its notebook and its section in params.yaml
-):
-    "Execute a stage's notebook into reports/, with its parameters, and log the run"
+# %% ../nbs/01_runner.ipynb #74d49a6f
+def execute(
+    name: str, # stage
+    path: Path, # its notebook
+    given: dict, # parameters
+    partial: Path # where the executed notebook grows, cell by cell
+): # the executed notebook
+    "Run a notebook in a kernel of its own, and turn its failures into sentences"
     import papermill as pm
     from nbclient.exceptions import DeadKernelError
     from traitlets.config import Config
-    if name not in notebooks(): raise Invalid(f"there is no stage `{name}`; the notebooks are {', '.join(notebooks())}")
-    path, params = notebooks()[name], load_params(ROOT/"params.yaml")
-    nb, stages = nbformat.read(path, 4), load_params(ROOT/"dvc.yaml")["stages"]
-    check_parameters(name, nb, params)
-    given = {k: params.get(name, {}).get(k, params["shared"].get(k)) for k in declared(nb)}
-    order, deps = list(stages), stages[name]["deps"]
-    log, partial, checkpoints = ROOT/"runs"/f"{name}.jsonl", ROOT/"reports"/f"{name}.failed.ipynb", ROOT/".ckpt"/name
-    for folder in (log.parent, partial.parent, checkpoints): folder.mkdir(parents=True, exist_ok=True)
-    with locked(checkpoints.parent/f"{name}.lock", name):
-        remove(log); log.touch(); start = time.monotonic()
-        os.environ.update(environment(given.get("threads", 1)), FORGE_LOG=str(log),
-                          FORGE_CKPT=str(checkpoints/run_hash(given, deps)))
-        say(f"stage {name} ({order.index(name) + 1} of {len(order)})", parameters=given, **fingerprint())
-        try:
-            with follow(log), TemporaryDirectory() as sockets:
-                local = Config(KernelManager=dict(transport="ipc", ip=f"{sockets}/kernel"))
-                nb = pm.execute_notebook(path, partial, parameters=given, kernel_name="python3", progress_bar=False, cwd=ROOT,
-                                         config=local)
-                seconds, peak = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-                say(f"stage {name}: {seconds:.0f} s, {peak:.1f} GiB peak; report: reports/{name}.ipynb",
-                    total_seconds=round(seconds, 1), peak_gib=round(peak, 2))
-        except pm.PapermillExecutionError as e:
-            if e.ename == "Invalid": raise Invalid(e.evalue) from None
-            say(explain(name, e))
-            sys.exit(print(explain(name, e), file=sys.stderr) or 1)
-        except DeadKernelError:
-            raise Invalid(f"stage {name}: its kernel was killed, most likely for want of memory; run again to go on from the last checkpoint, or lower the stage's batch") from None
-    with open(log, "a") as f: f.writelines(json.dumps(dict(text=t.strip(), stream="stderr")) + "\n" for t in scrub(nb))
-    with atomic(ROOT/"reports"/f"{name}.ipynb") as t: nbformat.write(nb, t)
-    remove(partial); remove(checkpoints)
+    try:
+        with TemporaryDirectory() as sockets:
+            local = Config(KernelManager=dict(transport="ipc", ip=f"{sockets}/kernel"))
+            return pm.execute_notebook(path, partial, parameters=given, kernel_name="python3", progress_bar=False, cwd=ROOT,
+                                       config=local)
+    except pm.PapermillExecutionError as e:
+        if e.ename == "Invalid": raise Invalid(e.evalue) from None
+        say(explain(name, e))
+        sys.exit(print(explain(name, e), file=sys.stderr) or 1)
+    except DeadKernelError:
+        raise Invalid(f"stage {name}: its kernel was killed, most likely for want of memory; run again to go on from the last checkpoint, or lower the stage's batch") from None
 
 # %% ../nbs/01_runner.ipynb #2f8747bb
 @contextmanager
@@ -284,6 +269,32 @@ def locked(
         except BlockingIOError: raise Invalid(
             f"stage {name} is already running in another process; wait for it or end it") from None
         yield
+
+# %% ../nbs/01_runner.ipynb #e3daba82
+def run_stage(
+    name: str # of the stage, its notebook and its section in params.yaml
+):
+    "Execute a stage's notebook into reports/, with its parameters, and log the run"
+    if name not in notebooks(): raise Invalid(f"there is no stage `{name}`; the notebooks are {', '.join(notebooks())}")
+    path, params, stages = notebooks()[name], load_params(ROOT/"params.yaml"), load_params(ROOT/"dvc.yaml")["stages"]
+    nb = nbformat.read(path, 4)
+    check_parameters(name, nb, params)
+    given = {k: params.get(name, {}).get(k, params["shared"].get(k)) for k in declared(nb)}
+    log, partial, checkpoints = ROOT/"runs"/f"{name}.jsonl", ROOT/"reports"/f"{name}.failed.ipynb", ROOT/".ckpt"/name
+    for folder in (log.parent, partial.parent, checkpoints): folder.mkdir(parents=True, exist_ok=True)
+    with locked(checkpoints.parent/f"{name}.lock", name):
+        remove(log); log.touch(); start = time.monotonic()
+        os.environ.update(environment(given.get("threads", 1)), FORGE_LOG=str(log),
+                          FORGE_CKPT=str(checkpoints/run_hash(given, stages[name]["deps"])))
+        with follow(log):
+            say(f"stage {name} ({list(stages).index(name) + 1} of {len(stages)})", parameters=given, **fingerprint())
+            nb = execute(name, path, given, partial)
+            seconds, peak = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+            say(f"stage {name}: {seconds:.0f} s, {peak:.1f} GiB peak; report: reports/{name}.ipynb",
+                total_seconds=round(seconds, 1), peak_gib=round(peak, 2))
+        with open(log, "a") as f: f.writelines(json.dumps(dict(text=t.strip(), stream="stderr")) + "\n" for t in scrub(nb))
+        with atomic(ROOT/"reports"/f"{name}.ipynb") as t: nbformat.write(nb, t)
+        remove(partial); remove(checkpoints)
 
 # %% ../nbs/01_runner.ipynb #0753172e
 def use_profile(

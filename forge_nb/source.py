@@ -266,18 +266,16 @@ def write_data(
         shutil.copyfile(root/"LICENSE", t/"LICENSE")
         write_sums(t)
 
-# %% ../nbs/02_source.ipynb #1a441ddd
+# %% ../nbs/02_source.ipynb #d03606fe
 def copy_data(
     source: Path, # the user's folder
     out: Path # data/
 ):
     "Take a user's folder as data/, whole or not at all"
-    if not source.is_dir(): raise Invalid(f"FROM={source}: no such folder; name one that holds docs/ or code/")
-    if not any((source/k).is_dir()
-               for k in ("docs", "code")): raise Invalid(
-                   f"FROM={source}: holds neither docs/ nor code/; put documents below docs/, source code below code/, tables below facts/")
+    if not source.is_dir(): raise Invalid(f"FROM={source}: no such folder; name one that holds your documents")
+    if not any(p.is_file() for p in source.rglob("*")): raise Invalid(f"FROM={source}: holds no file; put documents, code or tables there")
     with atomic(out) as t:
-        shutil.copytree(source, t)
+        shutil.copytree(source, t, symlinks=True)
         write_sums(t)
 
 # %% ../nbs/02_source.ipynb #4f9675d6

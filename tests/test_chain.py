@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from conftest import Copy
 
-STAGES = "curate tokenizer ngram pretrain synth sft dpo evaluate card".split()
+STAGES = "assess curate tokenizer ngram pretrain synth sft dpo evaluate card".split()
 
 
 def swap(path: Path, old: str, new: str):
@@ -29,7 +29,7 @@ def test_models_load_with_plain_transformers_and_hold_no_pickle(tiny):
                "assert m.get_input_embeddings().num_embeddings == len(t); print(t.apply_chat_template([dict(role='user', content='x')], tokenize=False, add_generation_prompt=True))"
         assert "<|user|>x<|assistant|>" in tiny(f'python -c "{code}"')
     files = [p.name for p in (tiny.root/"artifacts").rglob("*") if p.is_file()]
-    assert "model.safetensors" in files and not [f for f in files if Path(f).suffix not in (".safetensors", ".json", ".jsonl", ".jinja", ".csv", ".yaml", ".md", "")]
+    assert "model.safetensors" in files and not [f for f in files if Path(f).suffix not in (".safetensors", ".json", ".jsonl", ".jinja", ".csv", ".yaml", ".md", ".parquet", "")]
 
 
 def test_reports_hold_no_times_and_no_errors(tiny):

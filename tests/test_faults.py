@@ -71,11 +71,15 @@ def test_wrong_archive(mend):
 
 def test_your_own_folder(mend, tmp_path):
     refuse(mend, f"python -m forge_nb.source {tmp_path}/nowhere", "no such folder")
-    refuse(mend, f"python -m forge_nb.source {tmp_path}", "neither docs/ nor code/")
+    refuse(mend, f"python -m forge_nb.source {tmp_path}", "holds no file")
     (tmp_path/"docs").mkdir()
     for n in range(60): (tmp_path/"docs"/f"page {n} é.md").write_text(f"# Machine {n}\n\nMachine {n} is serviced every {n % 7 + 1} weeks by team {n % 5}.\n")
-    (tmp_path/"docs"/"scan.md").write_bytes(b"\xff\xfe" * 60)
-    mend(f"python -m forge_nb.source {tmp_path} && dvc repro curate")
+    (tmp_path/"docs"/"scan.md").write_bytes(bytes(range(256)) * 8)
+    mend(f"python -m forge_nb.source {tmp_path}")
+    refuse(mend, "dvc repro curate", "data/ is not ready", "megabytes of text", "section `assess`")
+    params = mend.root/"params.yaml"
+    params.write_text(params.read_text().replace("min_megabytes: 0.5 ", "min_megabytes: 0.001 "))
+    mend("dvc repro curate")
     mine = mend.root/"data/docs/page 1 é.md"
     mine.write_text("# Machine 1\n\nMended by hand, and not to be lost.\n")
     refuse(mend, "python -m forge_nb.source", "data/docs/page 1 é.md was altered", "make adopt")
@@ -85,8 +89,8 @@ def test_your_own_folder(mend, tmp_path):
     refuse(mend, "python -m forge_nb.source", "data.dvc records data of yours")
     mend("dvc checkout -q data.dvc")
     assert "Mended by hand" in mine.read_text()
-    ledger = (mend.root/"artifacts/curate/ledger.csv").read_text()
-    assert "docs,not UTF-8,1" in ledger
+    rejected = (mend.root/"artifacts/curate/rejects.jsonl").read_text()
+    assert '"docs/scan.md"' in rejected and rejected.count("\n") == 1
     refuse(mend, "dvc repro synth", "questions.yaml", "setting_default.table", "does not exist")
     mend("git checkout -q . && dvc checkout -q --force data.dvc")
 
@@ -107,7 +111,7 @@ def test_nothing_calls_out():
 
 
 def test_a_crash_names_the_cell_and_keeps_the_partial_report(mend):
-    book = mend.root/"nbs/10_curate.ipynb"
+    book = mend.root/"nbs/15_curate.ipynb"
     book.write_text(book.read_text().replace('plot_ledger(Path(\\"artifacts/curate/ledger.csv\\"))', 'plot_ledger(Path(\\"artifacts/curate/nosuch.csv\\"))'))
     said = mend("dvc repro curate", rc=None)
     assert "stage curate failed in cell" in said and "plot_ledger(Path" in said and "FileNotFoundError" in said and "reports/curate.failed.ipynb" in said

@@ -1,0 +1,344 @@
+"The command line: where a document went, and how it is forgotten, on a project in which the whole chain has run"
+import hashlib, json, shlex, shutil, sqlite3, subprocess, sys
+from pathlib import Path
+
+import pytest
+from conftest import Copy
+from jsonschema import validate
+
+from forge_nb.forge import SCHEMAS, read_lock
+
+FORGE = "python -m forge_nb.forge"
+
+
+def ask(copy: Copy, line: str, rc: int = 0) -> dict:
+    "The JSON answer of a verb, held to its schema; nothing else may stand on standard output"
+    done = copy(f"{FORGE} {line} --json 2>.git/said", rc)
+    answer = json.loads(done)
+    validate(answer, SCHEMAS[line.split()[0]]())
+    return answer
+
+
+def refuse(copy: Copy, line: str, rc: int, *words: str):
+    "One sentence on standard error with these words, the exit code, no traceback"
+    said = copy(f"{FORGE} {line} 2>&1 >/dev/null", rc)
+    errors = [row for row in said.splitlines() if row.startswith("error: ")]
+    assert len(errors) == 1 and "Traceback" not in said, said
+    for w in words: assert w in errors[0], errors[0]
+
+
+def rows(copy: Copy, path: str) -> list:
+    return [json.loads(line) for line in (copy.root/path).read_text().splitlines()]
+
+
+def fingerprints(copy: Copy) -> dict:
+    "Hash of every file that people or DVC would notice"
+    skip = (".git/", ".dvc/", ".ckpt/", ".cache/")
+    names = [p.relative_to(copy.root).as_posix() for p in copy.root.rglob("*") if p.is_file()]
+    return {n: hashlib.sha256((copy.root/n).read_bytes()).hexdigest() for n in names if not n.startswith(skip) and "__pycache__" not in n}
+
+
+def lock(copy: Copy) -> dict:
+    return read_lock((copy.root/"dvc.lock").read_text())
+
+
+def sibling(copy: Copy, folder: Path) -> Copy:
+    "A second, independent copy of a finished project, its cache included"
+    shutil.copytree(copy.root, folder, symlinks=True)
+    other = object.__new__(Copy)
+    other.root = folder
+    return other
+
+
+@pytest.fixture(scope="module")
+def asked(tiny, tmp_path_factory) -> Copy:
+    "A finished project with a page that the model was trained on, facts taken from it, and a near-twin of it"
+    copy = sibling(tiny, tmp_path_factory.mktemp("forge")/"project")
+    page = next(d for d in rows(copy, "artifacts/curate/documents/train.jsonl") if d["kind"] == "docs" and len(d["text"]) > 3000)
+    twin = copy.root/"data"/"docs"/"zz old copy.txt"
+    twin.write_text((copy.root/"data"/page["source"]).read_text().replace(" the ", " a ", 1))
+    table = copy.root/"data"/"facts"/"objects.csv"
+    first, *rest = table.read_text().splitlines(keepends=True)
+    mine = next(n for n, row in enumerate(rest) if ",class," in row and ",docs/" in row)
+    old = next(cell for cell in rest[mine].split(",") if cell.startswith("docs/"))
+    rest[mine] = rest[mine].replace(old, page["source"])
+    table.write_text("".join([first, *rest]))
+    copy("python -m forge_nb.runner adopt && dvc add -q data && dvc repro && git add -A && git -c user.name=t -c user.email=t@localhost commit -qm twin && git tag shipped")
+    copy.page, copy.text, copy.row = page["source"], (copy.root/"data"/page["source"]).read_text(), mine + 2
+    return copy
+
+
+@pytest.fixture(scope="module")
+def forgotten(asked, tmp_path_factory):
+    "The page forgotten: undone after a kill, begun again, killed in the middle of the training, finished by a second call"
+    copy = sibling(asked, tmp_path_factory.mktemp("forget")/"project")
+    before = fingerprints(copy)
+    copy.kill_when(f"{FORGE} forget {asked.page} --yes", "receipts/.pending.json")
+    assert ask(copy, "forget --undo")["state"] == "undone"
+    after_undo = fingerprints(copy)
+    copy.kill_when(f"{FORGE} forget {asked.page} --yes", ".ckpt/pretrain/*/last/state.json")
+    refuse(copy, "forget docs/index.txt --yes", 2, "is not finished", "--undo")
+    refuse(copy, "forget --dry-run", 2, "is not finished")
+    assert not list((copy.root/"receipts").glob("*.md")), "a receipt before the proof"
+    answer = ask(copy, "forget")
+    return dict(copy=copy, answer=answer, before=before, after_undo=after_undo)
+
+
+def test_every_verb_explains_itself(bare):
+    assert "whereis" in bare(FORGE) and "forget" in bare(f"{FORGE} --help")
+    for verb in ("whereis", "forget", "schema"): assert "Example: forge " + verb in bare(f"{FORGE} {verb} --help")
+    for verb in SCHEMAS: assert json.loads(bare(f"{FORGE} schema {verb}")) == SCHEMAS[verb]()
+
+
+@pytest.mark.parametrize("line, rc, words", [
+    ("whereis", 2, ["say which document"]),
+    ("forget", 2, ["say which document"]),
+    ("nosuch", 2, ["nosuch"]),
+    ("forget --nosuch", 2, ["--nosuch"]),
+    ("schema nosuch", 2, ["whereis, forget"]),
+    ("whereis docs/no-such-page.txt", 3, ["no document `docs/no-such-page.txt`"]),
+    ("whereis data/docs/indx.txt", 3, ["did you mean docs/index.txt"]),
+    ("whereis 0123456789abcdef", 3, ["no document"]),
+    ("whereis --query 'words that nobody has ever put in this order'", 3, ["no document holds"]),
+    ("forget docs/no-such-page.txt --yes", 3, ["no document"]),
+    ("forget data/facts/objects.csv --yes", 2, ["table of facts", "make adopt"]),
+    ("forget --undo", 3, ["no forget is unfinished"]),
+    ("forget docs/index.txt", 2, ["--yes", "--dry-run"])])
+def test_bad_input_is_a_sentence(tiny, line, rc, words):
+    before = fingerprints(tiny)
+    refuse(tiny, f"{line} </dev/null", rc, *words)
+    assert fingerprints(tiny) == before
+    if line.split()[0] in SCHEMAS: assert words[0] in ask(tiny, f"{line} </dev/null", rc)["error"]
+
+
+def test_outside_a_project(tmp_path):
+    env_path = str(Path(__file__).resolve().parents[1])
+    done = subprocess.run([sys.executable, "-m", "forge_nb.forge", "whereis", "x", "--json"], cwd=tmp_path, env={"PYTHONPATH": env_path, "PATH": "/usr/bin:/bin"}, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr and "dvc.yaml" in json.loads(done.stdout)["error"]
+
+
+def test_import_is_light():
+    code = "import sys, forge_nb.forge; print([m for m in ('dvc', 'torch', 'numpy', 'pyarrow', 'nbformat', 'papermill') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_a_trained_document_reached_every_model(asked):
+    [d] = ask(asked, f"whereis data/{asked.page}")["documents"]
+    assert d["source"] == asked.page and d["splits"] == {"train": 1} and d["sha256"] == hashlib.sha256(asked.text.encode()).hexdigest()
+    assert [m["path"] for m in d["models"]] == [f"artifacts/{m}/model" for m in ("pretrain", "sft", "dpo")] and d["says"].startswith("trained on")
+    assert {r["stage"] for r in d["reached"]} >= {"curate", "tokenizer", "pretrain", "sft", "dpo", "evaluate"}
+    [out] = [r for r in d["reached"] if r["path"] == "artifacts/curate/documents"]
+    assert out["files"] == ["artifacts/curate/documents/train.jsonl"] and out["hash"] in (asked.root/"dvc.lock").read_text()
+    assert {"table": "objects.csv", "rows": [asked.row]} in [f | {"rows": [r for r in f["rows"] if r == asked.row]} for f in d["facts"]]
+    assert any("zz old copy" in t["source"] for t in d["twins"])
+    assert ask(asked, f"whereis {d['ids'][0][:9]}")["documents"] == [d]
+    assert asked.page in asked(f"{FORGE} whereis {asked.page}")
+
+
+def test_a_test_document_reached_evaluate_and_no_model(asked):
+    facts = (asked.root/"data/facts/objects.csv").read_text()
+    page = next(d for d in rows(asked, "artifacts/curate/documents/test.jsonl") if d["source"] not in facts)
+    [d] = ask(asked, f"whereis {page['source']}")["documents"]
+    assert d["splits"] == {"test": 1} and d["models"] == [] and "no model" in d["says"] and "held out" in d["says"]
+    assert {r["stage"] for r in d["reached"]} == {"assess", "curate", "ngram", "evaluate"}
+
+
+def test_a_dropped_document_reached_nothing(asked):
+    named = {d["source"] for s in ("train", "valid", "test") for d in rows(asked, f"artifacts/curate/documents/{s}.jsonl")}
+    facts = (asked.root/"data/facts/objects.csv").read_text()
+    page = next(p for p in sorted((asked.root/"data/docs/ref").rglob("*.txt")) if (s := p.relative_to(asked.root/"data").as_posix()) not in named and s not in facts)
+    [d] = ask(asked, f"whereis {page.relative_to(asked.root)}")["documents"]
+    assert d["dropped"] and not d["splits"] and not d["models"] and {r["stage"] for r in d["reached"]} <= {"assess", "curate"} and "dropped by curate" in d["says"]
+
+
+def test_training_rows_are_found_by_their_parents(asked):
+    parent = rows(asked, "artifacts/synth/rows/sft.jsonl")
+    numbers = sorted({int(p.split(":")[1]) for r in parent for p in r["parents"] if p.startswith("objects.csv:")})
+    lines = (asked.root/"data/facts/objects.csv").read_text().splitlines()
+    number, source = next((n, cell) for n in numbers for cell in lines[n - 1].split(",") if cell.startswith("docs/"))
+    [d] = ask(asked, f"whereis {source}")["documents"]
+    mine = {n for f in d["facts"] if f["table"] == "objects.csv" for n in f["rows"]}
+    assert number in mine
+    found = next(t for t in d["training"] if t["file"] == "artifacts/synth/rows/sft.jsonl")
+    assert found["rows"] >= sum(any(p == f"objects.csv:{n}" for n in mine for p in r["parents"]) for r in parent) > 0
+    assert "artifacts/sft/model" in [m["path"] for m in d["models"]]
+
+
+def test_query_finds_what_words_say(asked):
+    words = shlex.quote(" ".join(asked.text.split()[40:52]).upper())
+    found = [d["source"] for d in ask(asked, f"whereis --query {words}")["documents"]]
+    assert asked.page in found and "docs/zz old copy.txt" in found
+    assert set(found) <= {r["path"] for r in ask(asked, f"forget --query {words} --dry-run")["removed"]}
+
+
+def test_history_tells_held_and_lost(asked, tmp_path):
+    [d] = ask(asked, f"whereis {asked.page} --history")["documents"]
+    assert d["history"][0]["tags"] == ["shipped"] and d["history"][0]["held"] is True
+    [t] = ask(asked, "whereis 'docs/zz old copy.txt' --history")["documents"]
+    assert t["history"][0]["held"] is False and True not in {h["held"] for h in t["history"]}
+    poor = sibling(asked, tmp_path/"poor")
+    poor("rm -rf .dvc/cache")
+    assert {h["held"] for h in ask(poor, f"whereis {asked.page} --history")["documents"][0]["history"]} == {None}
+
+
+def test_dry_run_changes_nothing(asked):
+    before, status = fingerprints(asked), asked("git status --porcelain")
+    answer = ask(asked, f"forget {asked.page} --dry-run")
+    assert answer["state"] == "dry-run" and {r["path"] for r in answer["removed"]} == {asked.page, "docs/zz old copy.txt"}
+    assert set(answer["may_run"]) == set("tangle assess curate tokenizer ngram synth pretrain sft dpo evaluate card".split())
+    assert fingerprints(asked) == before and asked("git status --porcelain") == status
+    kept = ask(asked, f"forget {asked.page} --dry-run --keep-twins")
+    assert [r["path"] for r in kept["removed"]] == [asked.page] and kept["kept_twins"]
+
+
+def test_dirty_data_is_refused(asked, tmp_path):
+    copy = sibling(asked, tmp_path/"dirty")
+    (copy.root/"data/docs/index.txt").write_text("altered by hand\n")
+    refuse(copy, f"forget {asked.page} --yes", 2, "data/docs/index.txt was altered")
+    copy("python -m forge_nb.runner adopt")
+    refuse(copy, f"forget {asked.page} --yes", 2, "data/ is not what data.dvc records")
+    assert (copy.root/"data"/asked.page).exists() and not (copy.root/"receipts").exists()
+
+
+def test_a_failure_while_removing_leaves_data_whole(asked, tmp_path):
+    copy = sibling(asked, tmp_path/"failing")
+    before = fingerprints(copy)
+    copy("""python - <<'E'
+import forge_nb.forge as forge, sys
+real, calls = forge.dvc, []
+def broken(root, *words, **more):
+    calls.append(words)
+    if words[:1] == ('add',) and len([c for c in calls if c[:1] == ('add',)]) == 2: raise OSError(28, 'No space left on device', 'data')
+    return real(root, *words, **more)
+forge.dvc = broken
+forge.main(['forget', '%s', '--yes'])
+E""" % asked.page, rc=1)
+    assert fingerprints(copy) == before
+
+
+def test_kill_and_undo_bring_everything_back(forgotten):
+    assert forgotten["after_undo"] == forgotten["before"]
+
+
+def test_forget_reruns_what_it_touched_and_proves_it(forgotten, asked):
+    copy, r = forgotten["copy"], forgotten["answer"]
+    assert r["state"] == "done" and {e["path"] for e in r["removed"]} == {asked.page, "docs/zz old copy.txt"}
+    assert not (copy.root/"data"/asked.page).exists() and not (copy.root/"data/docs/zz old copy.txt").exists()
+    assert "Data and pipelines are up to date." in copy("dvc repro")
+    p = r["proof"]
+    assert (p["ids"], p["paths"], p["grams"], p["where"], p["in_step"]) == (0, 0, 0, [], True) and p["grams_searched"] > 100 and p["files"] > 30
+    assert p["before"]["ids"] > 0 and p["before"]["paths"] > 0 and p["before"]["grams"] >= p["grams_searched"], "the search finds nothing even when it is there"
+    assert all(u.endswith("model.safetensors") for u in p["unreadable"]), p["unreadable"]
+    assert {"tangle", "curate", "tokenizer", "pretrain", "sft", "dpo", "evaluate"} <= {*r["ran"], *r["restored"]}
+    new = {o["path"]: o["md5"] for s in lock(copy).values() for o in s["outs"]}
+    for a in r["artifacts"]: assert a["new"] == new[a["path"]] and (a["old"] != a["new"] or a["path"] != "artifacts/dpo/model")
+    assert r["data"]["new"] in (copy.root/"data.dvc").read_text() and r["data"]["old"] in asked("cat data.dvc")
+    assert r["evaluation"] and any(e["before"] != e["after"] for e in r["evaluation"]) and r["effects"]
+
+
+def test_the_receipt_is_complete_and_holds_no_text(forgotten, asked):
+    copy, r = forgotten["copy"], forgotten["answer"]
+    paper, page = (copy.root/r["receipt"]), (copy.root/r["receipt"]).with_suffix(".md")
+    assert json.loads(paper.read_text()) == r and len(paper.stem) == 12 and r["removed"][0]["ids"][0].startswith(paper.stem)
+    validate(r, SCHEMAS["forget"]())
+    for words in (asked.page, "Not forgotten", "dvc gc --workspace", r["commit"], "artifacts/dpo/model"): assert words in page.read_text()
+    runs = [" ".join(asked.text.split()[n:n + 8]) for n in range(0, len(asked.text.split()) - 8, 5)]
+    assert not [w for w in runs if w in page.read_text() or w in paper.read_text()]
+    assert not list((copy.root/"receipts").glob(".pending*"))
+
+
+def test_the_facts_went_with_it_and_nothing_else(forgotten, asked):
+    copy, old = forgotten["copy"], (asked.root/"data/facts/objects.csv").read_text().splitlines()
+    new = (copy.root/"data/facts/objects.csv").read_text().splitlines()
+    assert new == [line for line in old if asked.page not in line] and len(new) < len(old)
+    gone = {"data/" + e["path"] for e in forgotten["answer"]["removed"]}
+    before = {n: h for n, h in forgotten["before"].items() if n.startswith("data/")}
+    after = {n: h for n, h in fingerprints(copy).items() if n.startswith("data/")}
+    assert set(before) - set(after) == gone and {n for n in after if after[n] != before[n]} == {"data/SHA256SUMS", "data/facts/objects.csv"}
+
+
+def test_forgotten_is_not_found_again(forgotten, asked):
+    copy = forgotten["copy"]
+    refuse(copy, f"forget {asked.page} --yes", 3, "no document")
+    refuse(copy, f"whereis {forgotten['answer']['removed'][0]['ids'][0]}", 3, "no document")
+
+
+def test_forgetting_what_was_never_used_trains_nothing(forgotten):
+    "A page that curate dropped: the list of documents is made again, and no model"
+    copy = sibling(forgotten["copy"], forgotten["copy"].root.parent/"unused")
+    copy("git add -A && git -c user.name=t -c user.email=t@localhost commit -qm forgotten")
+    named = {d["source"] for s in ("train", "valid", "test") for d in rows(copy, f"artifacts/curate/documents/{s}.jsonl")}
+    facts = (copy.root/"data/facts/objects.csv").read_text()
+    page = next(s for p in sorted((copy.root/"data/docs/releases").glob("*.txt")) if (s := p.relative_to(copy.root/"data").as_posix()) not in named and s not in facts)
+    old = lock(copy)
+    r = ask(copy, f"forget {page} --yes")
+    assert set(r["ran"]) <= {"tangle", "assess", "curate", "synth", "card"} and {k: r["proof"][k] for k in ("ids", "paths", "grams")} == dict(ids=0, paths=0, grams=0)
+    for stage in ("pretrain", "sft", "dpo"): assert lock(copy)[stage] == old[stage]
+    assert not [e for e in r["evaluation"] if e["before"] != e["after"]]
+    status = copy("git status --porcelain")
+    assert "receipts/" in status and "artifacts/dpo" not in status
+
+
+def test_the_proof_finds_what_was_planted(forgotten, asked):
+    "Text, an id, a path and tokens put back by hand are each counted where they are"
+    from forge_nb.forge import grams, prove
+    copy = sibling(forgotten["copy"], forgotten["copy"].root.parent/"planted")
+    r, words = forgotten["answer"], " ".join(asked.text.split()[100:130])
+    journal = dict(kept_twins=[], removed=r["removed"], mentioned={}, leftovers=[], before=dict(ids=0, paths=0, grams=0))
+    (copy.root/"receipts"/".pending.grams").write_bytes(grams(words).astype("<u8").tobytes())
+    with open(copy.root/"artifacts/synth/rows/sft.jsonl", "a") as f: f.write(json.dumps(dict(id=r["removed"][0]["ids"][0], parents=[asked.page], said=words)) + "\n")
+    from safetensors.numpy import save_file
+    from tokenizers import Tokenizer
+    import numpy as np
+    ids = Tokenizer.from_file(str(copy.root/"artifacts/tokenizer/tokenizer/tokenizer.json")).encode(words).ids
+    save_file(dict(tokens=np.array(ids, "int32")), copy.root/"artifacts/tokenizer/tokens/planted.safetensors")
+    (copy.root/"reports/html").mkdir(exist_ok=True); (copy.root/"reports/html/old.html").write_text(f"<p>{words}</p>")
+    proof = prove(copy.root, journal)
+    where = {w["file"]: w for w in proof["where"]}
+    assert where["artifacts/synth/rows/sft.jsonl"] == dict(file="artifacts/synth/rows/sft.jsonl", ids=1, paths=1, grams=len(grams(words)))
+    assert where["artifacts/tokenizer/tokens/planted.safetensors"]["grams"] == len(grams(words))
+    assert "reports/html/old.html" in journal["leftovers"] and not (copy.root/"reports/html/old.html").exists()
+    kept = rows(copy, "artifacts/curate/documents/train.jsonl")[0]  # a copy of the same content stays, so its id is no trace
+    journal |= dict(removed=[dict(path="docs/gone.txt", ids=[kept["id"]])], kept_twins=[dict(source=kept["source"], why="same content")])
+    assert prove(copy.root, journal)["ids"] == 0 < prove(copy.root, journal | dict(kept_twins=[]))["ids"]
+
+
+def test_parts_of_files_are_refused(asked, tmp_path):
+    "With the rows that curate writes for tables and archives"
+    copy = sibling(asked, tmp_path/"parts")
+    (copy.root/"data/docs/parts.csv").write_text("name,price\nbolt,3 EUR\n")
+    with open(copy.root/"artifacts/curate/documents/train.jsonl", "a") as f:
+        f.write(json.dumps(dict(id="ab" * 8, source="docs/parts.csv#1", kind="rows", cluster="", text="bolt costs 3 EUR\n")) + "\n")
+    refuse(copy, "forget docs/parts.csv#1 --yes", 2, "part of data/docs/parts.csv", "make adopt")
+    refuse(copy, f"forget {'ab' * 8} --yes", 2, "part of data/docs/parts.csv")
+    assert [r["path"] for r in ask(copy, "forget docs/parts.csv --dry-run")["removed"]] == ["docs/parts.csv"]
+
+
+def test_clusters_and_drops_of_curate_count_as_twins(asked, tmp_path):
+    "The coming format: a cluster for near-duplicates, and a list of what was dropped"
+    copy = sibling(asked, tmp_path/"clusters")
+    path = copy.root/"artifacts/curate/documents/train.jsonl"
+    kept = rows(copy, "artifacts/curate/documents/train.jsonl")
+    one, two = [d for d in kept if d["kind"] == "code"][:2]
+    path.write_text("".join(json.dumps(d | dict(cluster="c7" if d["source"] in (one["source"], two["source"]) else "")) + "\n" for d in kept))
+    drop = dict(id="cd" * 8, source="docs/index.txt", kind="docs", reason="near-duplicate", detail=f"of {one['source']}")
+    (copy.root/"artifacts/curate/dropped.jsonl").write_text(json.dumps(drop) + "\n")
+    found = {r["path"]: r["why"] for r in ask(copy, f"forget {one['source']} --dry-run")["removed"]}
+    assert found[two["source"]] == "same cluster" and found["docs/index.txt"].startswith("dropped because of")
+    [d] = ask(copy, f"whereis {'cd' * 8}")["documents"]
+    assert d["dropped"] == [dict(reason="near-duplicate", detail=f"of {one['source']}", documents=1)]
+
+
+def test_a_database_becomes_data(bare, tmp_path):
+    with sqlite3.connect(tmp_path/"shop.sqlite") as c: c.executescript("""
+        create table makers (id integer primary key, name text);
+        create table parts (name text primary key, price real, maker integer references makers(id));
+        insert into makers values (7, 'Bolt & Co'); insert into parts values ('M3', 0.5, 7), ('M4', null, 7);""")
+    answer = json.loads(bare(f"SHOP_URL=sqlite:///{tmp_path}/shop.sqlite {FORGE} snapshot SHOP_URL --name shop --json"))
+    validate(answer, SCHEMAS["snapshot"]())
+    assert answer == dict(verb="snapshot", file="data/shop.sqlite", tables=dict(makers=1, parts=2))
+    bare("python -m forge_nb.runner tangle && dvc status --quiet data.dvc")
+    said = bare(f"{FORGE} snapshot postgresql://me:hunter2@127.0.0.1:1/x", 2)
+    assert "hunter2" not in said and "error: " in said
+    assert "letters, digits" in bare(f"{FORGE} snapshot SHOP_URL --name ../x", 2)
+    bare("git checkout -q . && rm data/shop.sqlite && dvc checkout -q --force data.dvc")
