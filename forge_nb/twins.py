@@ -170,7 +170,7 @@ def run_rank(
     "Run one task, its chatter in the log file alone"
     with redirect_stderr(io.StringIO()): executor._run_for_rank(rank, local_rank=1)
 
-# %% ../nbs/0c_twins.ipynb #b573dfe5
+# %% ../nbs/0c_twins.ipynb #f2a86e89
 def run_local(
     pipeline: list, # of datatrove steps
     tasks: int, # shares of the data
@@ -178,18 +178,22 @@ def run_local(
     logs: Path # folder for logs and markers
 ):
     "Run the open tasks on this machine"
+    from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
     from copy import deepcopy
+    from itertools import repeat
+    from multiprocessing import get_context
     from datatrove.executor import LocalPipelineExecutor
     executor = LocalPipelineExecutor(pipeline, tasks=tasks, workers=workers, logging_dir=str(logs))
     ranks = executor.get_incomplete_ranks()
     if workers == 1 or len(ranks) < 2:
         for rank in ranks: run_rank(deepcopy(executor), rank)
         return executor
-    import multiprocess
-    context = multiprocess.get_context("forkserver")
+    context = get_context("forkserver")
     context.set_forkserver_preload(["forge_nb.twins", "datatrove.executor", "datatrove.pipeline.dedup"])
-    with context.Pool(min(workers, len(ranks))) as pool:
-        for _ in pool.imap_unordered(partial(run_rank, executor), ranks): pass
+    with ProcessPoolExecutor(min(workers, len(ranks)), context) as pool:
+        try:
+            for _ in pool.map(run_rank, repeat(executor), ranks): pass
+        except BrokenProcessPool: raise RuntimeError(f"{logs.name}: a worker was killed, most often for want of memory; set workers: 1 or a smaller shard_megabytes in params.yaml, and run again") from None
     return executor
 
 # %% ../nbs/0c_twins.ipynb #b41fbcbc

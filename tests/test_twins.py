@@ -168,6 +168,16 @@ def test_a_failing_step_is_told(tmp_path, capfd, workers):
     assert not list(tmp_path.glob("fails/completions/*"))
 
 
+def killed(data, rank, world_size):
+    "A step whose process the system ends"
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_is_told(tmp_path):
+    "Not waited for: a sentence with the remedy"
+    with pytest.raises(RuntimeError, match="killed.*workers: 1"): twins.launch([killed], 2, "killed", tmp_path, executor="local", workers=2)
+
+
 def test_slurm_writes_its_job(planted, tmp_path, monkeypatch):
     "Without sbatch one sentence, and a script with the right array whose pickled pipeline runs in another process"
     monkeypatch.setenv("PATH", "/nowhere")
