@@ -49,12 +49,12 @@ def boilerplate(
     common = sum(n * size[h] for h, n in seen.items() if n >= max(5, share * documents))
     return common / total if total else 0.
 
-# %% ../nbs/10_assess.ipynb #218c8a79
+# %% ../nbs/10_assess.ipynb #a9990a94
 def group(
     source: str # of a document
 ) -> str: # its folder at the top, or the file itself
     "The source that a document is counted under"
-    return source.split("/", 1)[0] if "/" in source else source.split("#")[0]
+    return source.split("/", 1)[0].removesuffix("!") if "/" in source else source.split("#")[0]  # shop.sqlite!/orders#17
 
 # %% ../nbs/10_assess.ipynb #810b6478
 def surveying(

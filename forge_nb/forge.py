@@ -254,7 +254,7 @@ def page_of(
     "The name by which answers call a document"
     return re.sub(r"^docs/|\.\w+$", "", source)
 
-# %% ../nbs/0f_forge.ipynb #1eff5448
+# %% ../nbs/0f_forge.ipynb #ee6236f2
 def fact_rows(
     text: str, # of a CSV table with a header
     sources: set # of documents
@@ -262,7 +262,7 @@ def fact_rows(
     "Rows of a table that were taken from these documents"
     documents, pages = sources | {f"data/{s}" for s in sources}, sources | {page_of(s) for s in sources}
     return [n for n, row in enumerate(csv.DictReader(io.StringIO(text, newline="")), 2)
-            if row.get("document") in documents or row.get("page") in pages]
+            if documents.intersection((row.get("document") or "").split(";")) or row.get("page") in pages]
 
 # %% ../nbs/0f_forge.ipynb #61655984
 def cut_rows(

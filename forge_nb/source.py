@@ -65,19 +65,20 @@ def plain(
     text = re.sub(r":[\w:]+:`~?(?:([^`<]*?)\s*<[^`]*>|([^`]*))`", lambda m: m[1] or m[2].split(".")[-1], text)
     return " ".join(text.replace("``", "").replace("**", "").split())
 
-# %% ../nbs/02_source.ipynb #40153b5a
+# %% ../nbs/02_source.ipynb #1b9bb544
 def settings_table(
     text: str, # docs/ref/settings.txt
     values: dict # name → value, imported
-) -> list: # rows: name, type, default, section, verified
+) -> list: # rows: name, type, default, section, document, verified
     "A row for each documented setting whose default is known"
-    sections, rows = headings(text, "="), []
+    sections, rows, page = headings(text, "="), [], "docs/ref/settings.txt"
     for m in re.finditer(r"^\.\. setting:: (\w+)\n(.*?)(?=^\.\. setting::|\Z)", text, re.M | re.S):
         name, said = m[1], re.search(r"^Default: ``(.+?)``", m[2], re.M)
         if name in values: kind, default, verified = type(values[name]).__name__, repr(values[name]), "execution"
         elif said: kind, default, verified = literal_type(said[1]), said[1], "document"
         else: continue
-        rows.append(dict(name=name, type=kind, default=default, section=above(sections, m.start()), verified=verified))
+        rows.append(dict(name=name, type=kind, default=default, section=above(sections, m.start()),
+                         document=f"{page};code/conf/global_settings.py" if name in values else page, verified=verified))
     return sorted(rows, key=lambda r: r["name"])
 
 # %% ../nbs/02_source.ipynb #4bdb731e
@@ -91,15 +92,15 @@ def literal_type(
 # %% ../nbs/02_source.ipynb #501d0963
 LEVELS = dict(D="Debug", I="Info", W="Warning", E="Error", C="Critical")
 
-# %% ../nbs/02_source.ipynb #15feb2bd
+# %% ../nbs/02_source.ipynb #43cd19c1
 def checks_table(
     text: str # docs/ref/checks.txt
-) -> list: # rows: id, level, section, message, verified
+) -> list: # rows: id, level, section, message, document, verified
     "A row for each coded system check"
     sections, rows = headings(text, "-"), {}
     for m in re.finditer(r"^\* \*\*([\w.]+\.([DIWEC])\d+)\*\*:?\s(.*?)(?=^\*|^\S|\Z)", text, re.M | re.S):
         rows[m[1]] = dict(id=m[1], level=LEVELS[m[2]], section=above(sections, m.start()), message=plain(m[3].split("\n\n")[0]),
-                          verified="document")
+                          document="docs/ref/checks.txt", verified="document")
     return [rows[k] for k in sorted(rows)]
 
 # %% ../nbs/02_source.ipynb #7c33fae1
@@ -170,11 +171,11 @@ def literal(
     try: return ast.literal_eval(source)
     except (ValueError, SyntaxError): return source.encode().decode("unicode_escape") if source.isascii() else source
 
-# %% ../nbs/02_source.ipynb #70232f13
+# %% ../nbs/02_source.ipynb #a0daafcd
 def filters_table(
     text: str, # docs/ref/templates/builtins.txt
     render # template, context → text
-) -> list: # rows: name, description, template, value, output, verified
+) -> list: # rows: name, description, template, value, output, document, verified
     "A row for each documented example that renders to what the manual says"
     rows = []
     for m in re.finditer(r"^\.\. templatefilter:: (\w+)\n(.*?)(?=^\.\. templatefilter::|^\.\. _|\Z)", text, re.M | re.S):
@@ -186,7 +187,7 @@ def filters_table(
             output = template and html.unescape(render(template[0], {e["variable"]: literal(value)}))
             if output and " ".join(output.split()) == said.strip('"').strip(): rows.append(
                 dict(name=name, description=description, template=template[0], value=value, output=output.strip(),
-                     verified="execution"))
+                     document="docs/ref/templates/builtins.txt", verified="execution"))
     return sorted(rows, key=lambda r: (r["name"], r["value"]))
 
 # %% ../nbs/02_source.ipynb #b9995a23
@@ -287,8 +288,8 @@ def confirm():
     (ROOT/"data.dvc").write_text(said)
     raise Invalid("data/ is not what data.dvc records; `dvc pull` brings the recorded version if you share one, `make adopt` records what is there")
 
-# %% ../nbs/02_source.ipynb #84fa60a8
-DEFAULT = "8074acd7abc9859d6538bffb5593ff09.dir"  # DVC's hash of the default data
+# %% ../nbs/02_source.ipynb #3e2803c8
+DEFAULT = "aae9b6f3d6f48e71bfc329dee7b3e3ea.dir"  # DVC's hash of the default data
 
 # %% ../nbs/02_source.ipynb #03428394
 def ensure():

@@ -6,13 +6,13 @@
 __all__ = ['FIELDS', 'PROMPTS', 'TASK', 'kinds', 'facts', 'check_words', 'headings', 'sft_rows', 'others', 'pair_rows', 'spread',
            'exam_rows', 'unread', 'write_exam', 'write_rows', 'synth']
 
-# %% ../nbs/40_synth.ipynb #078b271f
+# %% ../nbs/40_synth.ipynb #e0b86b94
 import hashlib, random, re
 from collections import Counter
 from pathlib import Path
 
 from .answers import HOUSE, VOICES, answer
-from .project import Invalid, atomic, chance, load_params, read_csv, read_jsonl, write_json, write_jsonl
+from .project import Invalid, atomic, chance, load_params, read_csv, read_jsonl, say, write_json, write_jsonl
 from .twins import contaminated, evaluation_index
 
 # %% ../nbs/40_synth.ipynb #1f403886
@@ -32,7 +32,7 @@ def kinds(
             f"{path.name}: unknown field `{name}.{unknown[0]}`; a kind has {', '.join(FIELDS)}, where, facts")
     return blocks
 
-# %% ../nbs/40_synth.ipynb #df2a9e8d
+# %% ../nbs/40_synth.ipynb #19d82cbd
 def facts(
     kind: str, # its name
     block: dict, # its fields
@@ -49,7 +49,7 @@ def facts(
             f"questions.yaml: `{kind}` names the column `{field}`, which {table} does not have; it has {', '.join(rows[0])}")
     for n, row in enumerate(rows, 2):
         if any(row[c] not in map(str, values) for c, values in where.items()): continue
-        fill = row | dict(page=row.get("page") or row.get("document", "").removeprefix("docs/").removesuffix(".txt"))
+        fill = row | dict(page=row.get("page") or row.get("document", "").split(";")[0].removeprefix("docs/").removesuffix(".txt"))
         key = " ".join(row[c] for c in block["key"])
         answers.setdefault(key, []).append(
             dict(id=f"{kind}:{key}", kind=kind, fill=fill, answer=fill[block["answer"]].strip("`"), parents=[f"{table}:{n}"],
@@ -220,7 +220,7 @@ def write_rows(
     with atomic(out/"rows") as t: write_jsonl(t/"sft.jsonl", rows); write_jsonl(t/"pairs.jsonl", preferred)
     write_exam(exam, out/"exam")
 
-# %% ../nbs/40_synth.ipynb #1204041e
+# %% ../nbs/40_synth.ipynb #19feed53
 def synth(
     questions: Path, # questions.yaml
     tables: Path, # data/facts
@@ -241,8 +241,9 @@ def synth(
         if block["table"] != "headings" and not path.exists(): raise Invalid(
             f"{questions.name}: `{name}.table` is {block['table']}, but {path} does not exist; put the table there or mend the name")
         rows = headings(texts) if block["table"] == "headings" else read_csv(path)
-        if not rows: raise Invalid(f"{questions.name}: `{name}.table`: {block['table']} has no rows; fill it or remove the block `{name}`")
-        known += facts(name, block, rows, longest=longest_answer, limit=limit)
+        if rows: known += facts(name, block, rows, longest=longest_answer, limit=limit)
+        else: say(f"{block['table']} has no rows: no questions of the kind {name}")  # a document was forgotten, its facts with it
+    if not known: raise Invalid(f"{questions.name}: no table has a fact to ask about; fill one below {tables}")
     held_out = [f for f in known if chance("held out", f["id"]) * 100 < held_out_percent]
     trained = [f for f in known if chance("held out", f["id"]) * 100 >= held_out_percent]
     rows, drawn = sft_rows(trained, blocks, seed), exam_rows(trained, held_out, blocks, exam_items)

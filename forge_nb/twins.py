@@ -564,7 +564,7 @@ def in_order(
         if hit: row = (row + hit | row - hit) & everywhere
     return len(item) - row.bit_count()
 
-# %% ../nbs/0c_twins.ipynb #6976fdd9
+# %% ../nbs/0c_twins.ipynb #46a6bf50
 def evaluation_index(
     items: list, # of str, one for each evaluation item: its question, or question and answer
     share: float = .8, # of an item's words that must occur in order
@@ -579,26 +579,27 @@ def evaluation_index(
         for at in range(0, max(len(words) - piece // 2, 1), piece):
             pieces.append(words[max(min(at, len(words) - piece), 0):][:piece]); owner.append(i)
     length = np.array([len(p) for p in pieces], int)
-    seeds, each = runs(np.concatenate([np.empty(0, np.uint64), *pieces]), length, 3)
-    which = np.repeat(np.arange(len(pieces)), each)
-    place = np.arange(len(seeds)) - np.repeat(np.cumsum(each) - each, each)
-    order = np.argsort(seeds, kind="stable")
-    seeds, first = np.unique(seeds[order], return_index=True)
-    lost = np.floor(length * (1 - share) + 1e-9).astype(int) * (length > 6)
-    return dict(seeds=seeds, first=np.append(first, len(order)), which=which[order], place=place[order], pieces=[p.tolist() for p in pieces],
-                owner=owner, length=length, lost=lost, need=np.maximum(length - 2 - 3 * lost, 1), short=np.flatnonzero(counts < least).tolist())
+    width = np.where(length < 7, 2, 3)
+    found = [(run, which, place) for which, words in enumerate(pieces) for place, run in enumerate(runs(words, length[which:which + 1], width[which])[0].tolist())]
+    seeds, which, place = (np.array(column, kind) for column, kind in zip(zip(*sorted(found)) if found else ((), (), ()), (np.uint64, int, int)))
+    seeds, first = np.unique(seeds, return_index=True)
+    lost = np.floor(length * (1 - share) + 1e-9).astype(int)
+    return dict(seeds=seeds, first=np.append(first, len(place)), which=which, place=place, pieces=[p.tolist() for p in pieces], widths=np.unique(width).tolist(),
+                owner=owner, length=length, lost=lost, need=np.maximum(length - width + 1 - width * lost, 1), short=np.flatnonzero(counts < least).tolist())
 
-# %% ../nbs/0c_twins.ipynb #fde492f0
+# %% ../nbs/0c_twins.ipynb #12e79943
 def contaminated(
     text: str, # of a document
     index: dict # from `evaluation_index`
 ) -> list: # numbers of the items that stand in it, verbatim or lightly edited
     "Evaluation items that a document contains"
     words = word_hashes([text])[0]
-    seeds = runs(words, np.array([len(words)]), 3)[0]
-    if not len(index["seeds"]) or not len(seeds): return []
+    if not len(index["seeds"]) or not len(words): return []
+    numbers = [runs(words, np.array([len(words)]), n)[0] for n in index["widths"]]
+    seeds, spot = np.concatenate(numbers), np.concatenate([np.arange(len(n)) for n in numbers])
     at = np.minimum(np.searchsorted(index["seeds"], seeds), len(index["seeds"]) - 1)
-    spot = np.flatnonzero(index["seeds"][at] == seeds); at = at[spot]
+    hit = index["seeds"][at] == seeds
+    spot, at = spot[hit], at[hit]
     many = index["first"][at + 1] - index["first"][at]
     entry = np.repeat(index["first"][at] - np.cumsum(many) + many, many) + np.arange(many.sum())
     which, diagonal = index["which"][entry], np.repeat(spot, many) - index["place"][entry]

@@ -248,42 +248,44 @@ def test_a_bad_line_is_named(tmp_path, line):
 
 @pytest.fixture(scope="module")
 def items(pages):
-    "Sentences of 8 to 60 words from pages that the training text does not hold"
+    "Sentences of 5 to 60 words from pages that the training text does not hold"
     draw, held = random.Random(2), pages[::10]
-    sentences = [re.sub(r"\s+", " ", s) for page in held for s in re.split(r"(?<=[.:?])\s+", page) if 8 <= len(words_of(s)) <= 60]
-    return draw.sample(sentences, 400)
+    sentences = [re.sub(r"\s+", " ", s) for page in held for s in re.split(r"(?<=[.:?])\s+", page) if 5 <= len(words_of(s)) <= 60]
+    return draw.sample([s for s in sentences if len(words_of(s)) < 8], 100) + draw.sample([s for s in sentences if len(words_of(s)) >= 8], 400)
 
 
-def edited(item, draw):
+def edited(item, draw, put="changed"):
     "One word in fifteen replaced, at least one"
     at = [m.span() for m in re.finditer(r"\w+", item)]
-    for a, b in sorted(draw.sample(at, max(round(len(at) / 15), 1)), reverse=True): item = item[:a] + "changed" + item[b:]
+    for a, b in sorted(draw.sample(at, max(round(len(at) / 15), 1)), reverse=True): item = item[:a] + put.format(item[a:b]) + item[b:]
     return item
 
 
 def test_planted_items_are_found(pages, items):
-    "Each item, verbatim, or with other case, punctuation and line breaks, or with one word in fifteen replaced, or all of it"
+    "Each item, verbatim, or with other case, punctuation and line breaks, or with one word in fifteen replaced, left out or put in, or all of it"
     draw, index = random.Random(3), twins.evaluation_index(items)
     training = [p for n, p in enumerate(pages) if n % 10]
     shout = lambda item: re.sub("[,.:]", " - ", item.upper()).replace(" ", " \n ")
     for number, item in enumerate(items):
-        for version in (item, shout(item), edited(item, draw), shout(edited(item, draw))):
+        for version in (item, shout(item), edited(item, draw), edited(item, draw, ""), edited(item, draw, "{} more"), shout(edited(item, draw))):
             page = draw.choice(training).split(" ")
             at = draw.randrange(len(page))
             assert number in twins.contaminated(" ".join([*page[:at], version, *page[at:]]), index), (item, version)
 
 
 def test_clean_text_is_left_alone(pages, items):
-    "Invented items are found nowhere; of the sentences of other pages, hardly any is reported that does not stand there word for word"
+    "Invented items are found nowhere; of the sentences of other pages, few are reported that do not stand there word for word"
     draw, training = random.Random(4), [p for n, p in enumerate(pages) if n % 10]
     things = "gearbox valve pump filter bearing flange".split()
     invented = [f"How many {draw.choice('litres grams bolts screws'.split())} does the {draw.choice(things)} of machine {n} need when the {draw.choice(things)} is changed?" for n in range(500)]
     index = twins.evaluation_index(invented)
     assert not any(twins.contaminated(page, index) for page in training)
-    index, said = twins.evaluation_index(items), [" " + " ".join(words_of(page)) + " " for page in training]
-    reported = [(words, number) for page, words in zip(training, said) for number in twins.contaminated(page, index)]
-    wrong = [(words, number) for words, number in reported if " " + " ".join(words_of(items[number])) + " " not in words]
-    assert len(wrong) / (len(training) * len(items)) < .001 and len({words for words, _ in wrong}) / len(training) < .25  # release notes differ in a number
+    said = [" " + " ".join(words_of(page)) + " " for page in training]
+    for some, pairs, pages_ in (([i for i in items if len(words_of(i)) > 5], .001, .25), ([i for i in items if len(words_of(i)) == 5], .01, .4)):  # siblings differ in a number or a name
+        index = twins.evaluation_index(some)
+        reported = [(words, number) for page, words in zip(training, said) for number in twins.contaminated(page, index)]
+        wrong = [(words, number) for words, number in reported if " " + " ".join(words_of(some[number])) + " " not in words]
+        assert len(wrong) / (len(training) * len(some)) < pairs and len({words for words, _ in wrong}) / len(training) < pages_
 
 
 def test_long_items_are_found_by_a_piece_and_short_ones_reported(pages):
