@@ -1310,16 +1310,15 @@ def read_templates(
         if not isinstance(words, str): raise Invalid(f"{path.name}: `{table}` holds {words!r}; write `table: \"a sentence with {{column}}\"`")
     return found
 
-# %% ../nbs/0a_readers.ipynb #aa8b041d
+# %% ../nbs/0a_readers.ipynb #10c6adfa
 def shards(
     data: Path, # raw data
     names: list, # sources, sorted
     megabytes: float # of raw data in a shard
 ) -> list: # of lists of sources
     "Cut the files into runs of about equal size"
-    out, size = [[]], 0
-    for name in names:
-        step = (data/name).lstat().st_size
-        if out[-1] and size + step > megabytes * 1e6: out.append([]); size = 0
-        out[-1].append(name); size += step
-    return out
+    sizes = [(data/name).lstat().st_size for name in names]
+    total, before = max(sum(sizes), 1), 0
+    out = [[] for _ in range(math.ceil(total / (megabytes * 1e6)))]
+    for name, size in zip(names, sizes): out[min(before * len(out) // total, len(out) - 1)].append(name); before += size
+    return [part for part in out if part] or [[]]
