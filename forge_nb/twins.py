@@ -170,7 +170,7 @@ def run_rank(
     "Run one task, its chatter in the log file alone"
     with redirect_stderr(io.StringIO()): executor._run_for_rank(rank, local_rank=1)
 
-# %% ../nbs/0c_twins.ipynb #f2a86e89
+# %% ../nbs/0c_twins.ipynb #cecdcc5c
 def run_local(
     pipeline: list, # of datatrove steps
     tasks: int, # shares of the data
@@ -193,7 +193,8 @@ def run_local(
     with ProcessPoolExecutor(min(workers, len(ranks)), context) as pool:
         try:
             for _ in pool.map(run_rank, repeat(executor), ranks): pass
-        except BrokenProcessPool: raise RuntimeError(f"{logs.name}: a worker was killed, most often for want of memory; set workers: 1 or a smaller shard_megabytes in params.yaml, and run again") from None
+        except BrokenProcessPool:
+            raise RuntimeError(f"{logs.name}: a worker was killed, most often for want of memory; in params.yaml set workers: 1 or a smaller shard_megabytes") from None
     return executor
 
 # %% ../nbs/0c_twins.ipynb #b41fbcbc
@@ -220,27 +221,26 @@ def run_ray(
     finally: logger.enable("datatrove")
     return executor
 
-# %% ../nbs/0c_twins.ipynb #0fac685c
+# %% ../nbs/0c_twins.ipynb #ef8283ba
 def run_slurm(
     pipeline: list, # of datatrove steps
     tasks: int, # shares of the data
     workers: int, # tasks at a time
-    logs: Path, # folder for logs and markers, seen by every node
-    **site # of SlurmPipelineExecutor: partition, time, qos, mem_per_cpu_gb, env_command, sbatch_args …
+    logs: Path # folder for logs and markers, seen by every node
 ):
     "Submit the open tasks as a job array and wait for it"
     from datatrove.executor import SlurmPipelineExecutor
-    site = dict(partition="cpu", time="24:00:00", qos=None) | site
-    site["sbatch_args"] = {"wait": ""} | site.get("sbatch_args", {})
-    executor = SlurmPipelineExecutor(pipeline, tasks=tasks, workers=workers, job_name=logs.name, logging_dir=str(logs), **site)
+    executor = SlurmPipelineExecutor(pipeline, tasks=tasks, workers=workers, job_name=logs.name, logging_dir=str(logs), partition="cpu", time="24:00:00", qos=None,
+                                     sbatch_args={"wait": ""})
     try:
         with redirect_stderr(io.StringIO()): executor.run()
-    except FileNotFoundError: raise Invalid(f"executor `slurm` needs the command sbatch, which is not on this machine; submit {logs/'launch_script.slurm'} from a login node of the cluster, "
-                                            "or choose the executor `local`") from None
-    except subprocess.CalledProcessError as e: raise Invalid(f"{logs.name}: sbatch ended with code {e.returncode}; {logs/'slurm_logs'} tells why, and a new run resumes") from None
+    except FileNotFoundError:
+        raise Invalid(f"executor `slurm` needs sbatch, which is not here; choose `local`, or submit {logs/'launch_script.slurm'} from a login node") from None
+    except subprocess.CalledProcessError as e:
+        raise Invalid(f"{logs.name}: sbatch ended with code {e.returncode}; {logs/'slurm_logs'} tells why, and a new run resumes") from None
     return executor
 
-# %% ../nbs/0c_twins.ipynb #1183f2f9
+# %% ../nbs/0c_twins.ipynb #cde0d622
 def launch(
     pipeline: list, # of datatrove steps: instances, or functions of (data, rank, world_size)
     tasks: int, # shares of the data; decides nothing but how evenly work can be spread
@@ -248,19 +248,19 @@ def launch(
     logs: Path, # folder for logs and markers
     *,
     executor: str, # 'local', 'ray' or 'slurm'
-    workers: int, # tasks at a time
-    site: dict = None # what a Slurm site asks for
+    workers: int # tasks at a time
 ):
     "Run what of a pipeline is not yet done, and return when all of it is"
-    run = dict(local=run_local, ray=run_ray, slurm=partial(run_slurm, **(site or {}))).get(executor)
+    run = dict(local=run_local, ray=run_ray, slurm=run_slurm).get(executor)
     if run is None: raise Invalid(f"executor: `{executor}` is none of local, ray, slurm; write one of these")
     done = run(pipeline, tasks, workers, logs/name)
-    if left := done.get_incomplete_ranks(): raise RuntimeError(f"{name}: {len(left)} of {tasks} tasks did not finish; {logs/name/'logs'} tells why, and a new run resumes")
+    if left := done.get_incomplete_ranks():
+        raise RuntimeError(f"{name}: {len(left)} of {tasks} tasks did not finish; {logs/name/'logs'} tells why, and a new run resumes")
 
 # %% ../nbs/0c_twins.ipynb #34af2899
 ROW = np.dtype([("id", "<u8"), ("at", "<u8"), ("bytes", "<u4")])  # a document: its id, and its line in the shard
 
-# %% ../nbs/0c_twins.ipynb #60a331df
+# %% ../nbs/0c_twins.ipynb #a292c31d
 def batches(
     shard: Path, # JSONL, one document a line
     size: int = 1 << 20 # bytes from which a batch is full
@@ -275,8 +275,8 @@ def batches(
                 if len(document["id"]) != 16: raise ValueError
                 rows.append((int(document["id"], 16), at, len(line)))
                 sources.append("" + document["source"]); texts.append("" + document["text"])
-            except (KeyError, TypeError, ValueError): raise Invalid(
-                f"{shard}, line {n}: not a document; expected a JSON object with `id` (16 hex digits), `source` and `text`") from None
+            except (KeyError, TypeError, ValueError):
+                raise Invalid(f"{shard}, line {n}: not a document; expected a JSON object with `id` (16 hex digits), `source` and `text`") from None
             at += len(line); held += len(line)
             if held >= size: yield rows, sources, texts; rows, sources, texts, held = [], [], [], 0
     if rows: yield rows, sources, texts
@@ -564,7 +564,7 @@ def in_order(
         if hit: row = (row + hit | row - hit) & everywhere
     return len(item) - row.bit_count()
 
-# %% ../nbs/0c_twins.ipynb #46a6bf50
+# %% ../nbs/0c_twins.ipynb #f0b89669
 def evaluation_index(
     items: list, # of str, one for each evaluation item: its question, or question and answer
     share: float = .8, # of an item's words that must occur in order
@@ -580,8 +580,9 @@ def evaluation_index(
             pieces.append(words[max(min(at, len(words) - piece), 0):][:piece]); owner.append(i)
     length = np.array([len(p) for p in pieces], int)
     width = np.where(length < 7, 2, 3)
-    found = [(run, which, place) for which, words in enumerate(pieces) for place, run in enumerate(runs(words, length[which:which + 1], width[which])[0].tolist())]
-    seeds, which, place = (np.array(column, kind) for column, kind in zip(zip(*sorted(found)) if found else ((), (), ()), (np.uint64, int, int)))
+    found = sorted((run, which, place) for which, words in enumerate(pieces)
+                   for place, run in enumerate(runs(words, length[which:which + 1], width[which])[0].tolist()))
+    seeds, which, place = (np.array([row[k] for row in found], kind) for k, kind in enumerate((np.uint64, int, int)))
     seeds, first = np.unique(seeds, return_index=True)
     lost = np.floor(length * (1 - share) + 1e-9).astype(int)
     return dict(seeds=seeds, first=np.append(first, len(place)), which=which, place=place, pieces=[p.tolist() for p in pieces], widths=np.unique(width).tolist(),

@@ -136,7 +136,7 @@ def test_a_trained_document_reached_every_model(asked):
 
 
 def test_a_test_document_reached_evaluate_and_no_model(asked):
-    facts = (asked.root/"data/facts/objects.csv").read_text()
+    facts = "".join(p.read_text() for p in (asked.root/"data/facts").glob("*.csv"))
     page = next(d for d in rows(asked, "artifacts/curate/documents/test.jsonl") if d["source"] not in facts)
     [d] = ask(asked, f"whereis {page['source']}")["documents"]
     assert d["splits"] == {"test": 1} and d["models"] == [] and "no model" in d["says"] and "held out" in d["says"]
@@ -145,7 +145,7 @@ def test_a_test_document_reached_evaluate_and_no_model(asked):
 
 def test_a_dropped_document_reached_nothing(asked):
     named = {d["source"] for s in ("train", "valid", "test") for d in rows(asked, f"artifacts/curate/documents/{s}.jsonl")}
-    facts = (asked.root/"data/facts/objects.csv").read_text()
+    facts = "".join(p.read_text() for p in (asked.root/"data/facts").glob("*.csv"))
     page = next(p for p in sorted((asked.root/"data/docs/ref").rglob("*.txt")) if (s := p.relative_to(asked.root/"data").as_posix()) not in named and s not in facts)
     [d] = ask(asked, f"whereis {page.relative_to(asked.root)}")["documents"]
     assert d["dropped"] and not d["splits"] and not d["models"] and {r["stage"] for r in d["reached"]} <= {"assess", "curate"} and "dropped by curate" in d["says"]
@@ -268,7 +268,7 @@ def test_forgetting_what_was_never_used_trains_nothing(forgotten):
     copy = sibling(forgotten["copy"], forgotten["copy"].root.parent/"unused")
     copy("git add -A && git -c user.name=t -c user.email=t@localhost commit -qm forgotten")
     named = {d["source"] for s in ("train", "valid", "test") for d in rows(copy, f"artifacts/curate/documents/{s}.jsonl")}
-    facts = (copy.root/"data/facts/objects.csv").read_text()
+    facts = "".join(p.read_text() for p in (copy.root/"data/facts").glob("*.csv"))
     page = next(s for p in sorted((copy.root/"data/docs/releases").glob("*.txt")) if (s := p.relative_to(copy.root/"data").as_posix()) not in named and s not in facts)
     old = lock(copy)
     r = ask(copy, f"forget {page} --yes")

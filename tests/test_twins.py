@@ -182,10 +182,10 @@ def test_slurm_writes_its_job(planted, tmp_path, monkeypatch):
     "Without sbatch one sentence, and a script with the right array whose pickled pipeline runs in another process"
     monkeypatch.setenv("PATH", "/nowhere")
     shards = shards_of(planted[0], tmp_path/"in", 5)
-    run = partial(twins.launch, executor="slurm", workers=2, site=dict(partition="long", time="01:00:00"))
+    run = partial(twins.launch, executor="slurm", workers=2)
     with pytest.raises(Invalid, match="sbatch.*launch_script.slurm.*login node"): twins.near_twins(run, shards, tmp_path/"work", threshold=.8)
     script = (tmp_path/"work"/"logs"/"sign"/"launch_script.slurm").read_text()
-    for line in ("--array=0-4%2", "--partition=long", "--time=01:00:00", "--wait", "--job-name=sign"): assert f"#SBATCH {line}\n" in script
+    for line in ("--array=0-4%2", "--partition=cpu", "--time=24:00:00", "--wait", "--job-name=sign"): assert f"#SBATCH {line}\n" in script
     assert "--qos" not in script
     code = "import dill, sys; executor = dill.load(open(sys.argv[1], 'rb')); executor.pipeline[0](None, 3, executor.world_size)"
     subprocess.run([sys.executable, "-c", code, tmp_path/"work"/"logs"/"sign"/"executor.pik"], check=True, cwd=ROOT)
