@@ -121,7 +121,7 @@ def findings(
         out.append(dict(kind=kind, count=sum(n for n, _ in mine), documents=len(mine), samples=" · ".join(shapes)))
     return out
 
-# %% ../nbs/10_assess.ipynb #e8094bca
+# %% ../nbs/10_assess.ipynb #d8318a14
 def checks(
     rows: list, # of the survey
     rejects: int, # files and rows that cannot be read
@@ -142,7 +142,7 @@ def checks(
     table = [("documents", len(rows), ">=", min_documents, "not ready", "add documents"),
              ("megabytes of text", sum(r["bytes"] for r in rows) / 1e6, ">=", min_megabytes, "not ready", "add documents"),
              ("% that cannot be read", 100 * rejects / (rejects + n), "<=", max_reject_percent, "not ready",
-              "see rejects in the report of curate; mend or remove those files"),
+              "artifacts/assess/rejects.jsonl names them; mend or remove those files"),
              ("% copies and near twins", share(doubles), "<=", max_double_percent, "not ready", "remove duplicate exports"),
              ("% boilerplate", 100 * boilerplate, "<=", max_boilerplate_percent, "reservation",
               "strip headers and footers before export"),
@@ -217,7 +217,7 @@ def survey(
         if first.setdefault(r["id"], r) is not r: double.add(r["source"])
     return rows, rejects, boilerplate(seen, size, len(rows)), double
 
-# %% ../nbs/10_assess.ipynb #53031ee7
+# %% ../nbs/10_assess.ipynb #de1c5f68
 def assess(
     data: Path, # raw data
     templates: Path, # templates.yaml
@@ -239,13 +239,14 @@ def assess(
     rows, rejects, common, double = survey(data, read_templates(templates), checkpoint_folder(), skip=skip,
                                            twin_threshold=twin_threshold, shard_megabytes=shard_megabytes,
                                            workers=workers, executor=executor)
+    write_jsonl(out/"rejects.jsonl", rejects)
+    if not rows: raise Invalid(f"{data}: no document can be read; put documents there, mend what artifacts/assess/rejects.jsonl names, or mend `assess.skip`")
     checked = checks(rows, len(rejects), len(double), common, min_documents=min_documents, min_megabytes=min_megabytes,
-                     max_reject_percent=max_reject_percent,
-                     max_double_percent=max_double_percent, max_boilerplate_percent=max_boilerplate_percent,
+                     max_reject_percent=max_reject_percent, max_double_percent=max_double_percent, max_boilerplate_percent=max_boilerplate_percent,
                      min_licence_percent=min_licence_percent)
     found = findings(rows) or [dict(kind="none", count=0, documents=0, samples="")]
-    for name, table in (("sources", by_source(rows, double)), ("lengths", lengths(rows)), ("findings", found),
-                        ("checks", checked)): write_csv(out/f"{name}.csv", table)
+    tables = dict(sources=by_source(rows, double), lengths=lengths(rows), findings=found, checks=checked)
+    for name, table in tables.items(): write_csv(out/f"{name}.csv", table)
     metrics = dict(verdict=verdict(checked), documents=len(rows), megabytes=round(sum(r["bytes"] for r in rows) / 1e6, 3),
                    pieces=sum(r["pieces"] for r in rows), rejects=len(rejects),
                    copies=len(rows) - len({r["id"] for r in rows}), doubles=len(double), boilerplate_percent=round(100 * common, 2),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .project import Invalid, ROOT, atomic, command, fingerprint, read_csv, remove, write_csv
 
-# %% ../nbs/09_bench.ipynb #b2c170c8
+# %% ../nbs/09_bench.ipynb #cca1030c
 def timed(
     line: str, # shell command
     cwd: Path # where to run it
@@ -20,8 +20,7 @@ def timed(
     env = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHONPATH")}
     start = time.monotonic()
     done = subprocess.run(["bash", "-c", line], cwd=cwd, env=env, capture_output=True, text=True)
-    if done.returncode: sys.exit(print(done.stdout[-3000:], done.stderr[-3000:], f"\nerror: `{line}` failed in {cwd}", sep="\n",
-                                       file=sys.stderr) or 1)
+    if done.returncode: raise SystemExit(f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}\nerror: `{line}` failed in {cwd}")
     return time.monotonic() - start, done.stdout + done.stderr
 
 # %% ../nbs/09_bench.ipynb #b71cff9d
@@ -58,7 +57,7 @@ def grow(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text); size += len(text.encode()); n += 1
 
-# %% ../nbs/09_bench.ipynb #abfb4907
+# %% ../nbs/09_bench.ipynb #e0aea79e
 def watched(
     line: str, # shell command
     cwd: Path # where to run it
@@ -77,8 +76,7 @@ def watched(
                 except psutil.Error: continue
             peak = max(peak, total)
             time.sleep(.2)
-        if running.wait(): said.seek(0); sys.exit(
-            print(said.read()[-3000:], f"\nerror: `{line}` failed in {cwd}", sep="\n", file=sys.stderr) or 1)
+        if running.wait(): said.seek(0); raise SystemExit(f"{said.read()[-3000:]}\nerror: `{line}` failed in {cwd}")
     return time.monotonic() - start, peak / 2**30
 
 # %% ../nbs/09_bench.ipynb #fdbc9be3

@@ -109,15 +109,15 @@ print(ask([{"role": "user", "content": {{ question | tojson }}}])[{{ "0" }}]["ge
 All of them: {{ params_note }}.
 """
 
-# %% ../nbs/90_card.ipynb #cb1b49ab
+# %% ../nbs/90_card.ipynb #8464abf8
 def check_template(
     template: str # Jinja
 ):
     "Stop at a digit that stands outside of a reference"
     prose = re.sub(r"\{\{.*?\}\}|\{%.*?%\}", "", template, flags=re.S)
     for n, line in enumerate(prose.splitlines(), 1):
-        if found := re.search(r"\S*\d\S*",
-                              line): raise Invalid(f"card template, line {n}: the number {found[0]!r} has no source; cite a stage's metrics instead")
+        if found := re.search(r"\S*\d\S*", line):
+            raise Invalid(f"card template, line {n}: the number {found[0]!r} has no source; cite a stage's metrics instead")
 
 # %% ../nbs/90_card.ipynb #e60ac68d
 ABOUT = ["name", "licence", "language", "purpose", "data", "intended_use", "limits"]

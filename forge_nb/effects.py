@@ -94,13 +94,12 @@ def seed_scores(
                    cwd=ROOT, check=True)
     return [json.loads(line) for line in dvc.api.read("artifacts/evaluate/scores.jsonl", repo=str(ROOT), rev=name).splitlines()]
 
-# %% ../nbs/05_effects.ipynb #43998602
+# %% ../nbs/05_effects.ipynb #79c32733
 def main():
     "`python -m forge_nb.effects 0 1 2` runs these seeds and writes results/effects.csv"
     seeds = [int(s) for s in sys.argv[1:]] or [0, 1, 2]
-    if subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=ROOT, capture_output=True,
-                      text=True).stdout.strip(): raise Invalid(
-                          "the working tree has changes; commit them first, so that the results have a commit")
+    changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    if changed: raise Invalid("the working tree has changes; commit them first, so that the results have a commit")
     rows = effects([seed_scores(s) for s in seeds])
     write_csv(ROOT/"results"/"effects.csv", rows)
     for r in rows: print(f"{r['stage']:9} {r['metric']:14} {r['slice']:10} {r['before']:.3f} → {r['after']:.3f}  [{r['low']:+.3f}, {r['high']:+.3f}]  {better(r)}")

@@ -13,7 +13,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from .project import ROOT, read_csv, read_json, read_jsonl
 
-# %% ../nbs/06_figures.ipynb #5fae1bb9
+# %% ../nbs/06_figures.ipynb #41e29add
 def plot_sources(
     path: Path # sources.csv of `assess`
 ):
@@ -24,7 +24,8 @@ def plot_sources(
     a.barh(names, [float(r["megabytes"]) for r in rows], color="tab:blue"); a.set_xlabel("megabytes")
     for y, r in enumerate(rows): a.text(float(r["megabytes"]), y, f" {int(r['documents']):,} documents", va="center", fontsize=8)
     b.barh(names, [100 * int(r["doubles"]) / int(r["documents"]) for r in rows],
-           color="tab:orange"); b.set_xlabel("% copies and near twins")
+           color="tab:orange")
+    b.set_xlabel("% copies and near twins")
     a.margins(x=.35); b.set_xlim(0, 100); plt.tight_layout(); plt.show()
 
 # %% ../nbs/06_figures.ipynb #480f4ad9
@@ -53,7 +54,7 @@ def show_table(
 # %% ../nbs/06_figures.ipynb #22a0d375
 RULING = r"([^\w\s])\1{3,}"  # lines below titles
 
-# %% ../nbs/06_figures.ipynb #eaa93895
+# %% ../nbs/06_figures.ipynb #2c48d72a
 def show_dropped(
     path: Path, # dropped.jsonl of `curate`
     count: int = 10 # samples of each reason
@@ -63,9 +64,9 @@ def show_dropped(
     for reason in sorted({r["reason"] for r in rows}):
         mine = [r for r in rows if r["reason"] == reason]
         print(f"{reason}: {len(mine)}")
-        for r in mine[::max(1, len(mine) // count)][:count]: print(f"    {r['source']}"
-                                                                   + (f"  ({r['detail']})" if r["detail"] else "")
-                                                                   + f"  {' '.join(re.sub(RULING, '', r['sample']).split())[:90]!r}")
+        for r in mine[::max(1, len(mine) // count)][:count]:
+            head = " ".join(re.sub(RULING, "", r["sample"]).split())[:90]
+            print(f"    {r['source']}" + (f"  ({r['detail']})" if r["detail"] else "") + f"  {head!r}")
 
 # %% ../nbs/06_figures.ipynb #8508ff55
 def plot_ledger(
@@ -150,7 +151,7 @@ def show_answers(
         print(f"{q['question']}  ({q['answer']})")
         for stage, answers in zip(stages, texts): print(f"  {stage:9} {answers[i][0]!r}{'' if answers[i][1] else ' …'}")
 
-# %% ../nbs/06_figures.ipynb #cb2bcc12
+# %% ../nbs/06_figures.ipynb #86b715c6
 def plot_effects(
     path: Path # effects.csv
 ):
@@ -160,13 +161,13 @@ def plot_effects(
     colours = {"better": "tab:green", "worse": "tab:red", "no difference shown": "gray"}
     fig, ax = plt.subplots(figsize=(6.5, .3 * len(rows) + .6))
     for y, r in enumerate(rows):
-        ax.plot([float(r["low"]), float(r["high"])], [y, y], color=colours[better(r)], lw=2); ax.plot(float(r["diff"]), y, "o",
-            color=colours[better(r)], ms=4)
-    ax.axvline(0, color="black", lw=.8); ax.set_yticks(range(len(rows)),
-                                                       [f"{r['stage']} · {r['metric']} · {r['slice']}" for r in rows], fontsize=8)
+        colour = colours[better(r)]
+        ax.plot([float(r["low"]), float(r["high"])], [y, y], color=colour, lw=2); ax.plot(float(r["diff"]), y, "o", color=colour, ms=4)
+    ax.axvline(0, color="black", lw=.8)
+    ax.set_yticks(range(len(rows)), [f"{r['stage']} · {r['metric']} · {r['slice']}" for r in rows], fontsize=8)
     ax.set_xlabel("difference to the stage before (95 % interval; green: better)"); plt.show()
 
-# %% ../nbs/06_figures.ipynb #31d6a613
+# %% ../nbs/06_figures.ipynb #564e2d98
 def plot_kinds(
     path: Path, # intervals.csv of `evaluate`
     checkpoint: str # whose
@@ -174,15 +175,13 @@ def plot_kinds(
     "Share of true answers by kind of question, with intervals: questions asked anew, and facts never asked"
     rows = [r for r in read_csv(path) if r["checkpoint"] == checkpoint and "/" in r["slice"]]
     kinds = sorted({r["slice"].split("/")[1] for r in rows})
+    said = dict(phrasing="asked in training, new phrasing", fact="never asked in training")
     fig, axes = plt.subplots(1, 2, figsize=(8, .35 * len(kinds) + .8), sharey=True, sharex=True)
     for ax, metric in zip(axes, ("fact_choice", "fact_written")):
         for shift, part, colour in ((.12, "phrasing", "tab:blue"), (-.12, "fact", "tab:orange")):
             mine = [r for r in rows if r["metric"] == metric and r["slice"].startswith(f"{part}/")]
-            y, mean, low, high = ([f(r) for r in mine]
-                                  for f in (lambda r: kinds.index(r["slice"].split("/")[1]) + shift,
-                                            *(lambda r, k=k: float(r[k]) for k in ("mean", "low", "high"))))
-            ax.hlines(y, low, high, color=colour, lw=1); ax.plot(mean, y, "o", color=colour, ms=4,
-                                                                 label=dict(phrasing="asked in training, new phrasing",
-                                                                            fact="never asked in training")[part])
+            y = [kinds.index(r["slice"].split("/")[1]) + shift for r in mine]
+            mean, low, high = ([float(r[k]) for r in mine] for k in ("mean", "low", "high"))
+            ax.hlines(y, low, high, color=colour, lw=1); ax.plot(mean, y, "o", color=colour, ms=4, label=said[part])
         ax.set_title(metric.replace("_", " "), fontsize=10); ax.set_yticks(range(len(kinds)), kinds, fontsize=8)
     axes[0].set_xlim(-.02, 1.02); axes[1].legend(frameon=False, fontsize=8); plt.tight_layout(); plt.show()

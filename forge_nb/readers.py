@@ -261,14 +261,14 @@ def guess(
     names = {name for m in equal for name in m.could_be_from_charset}
     return next((name for name in ENCODINGS if name in names), best.encoding)
 
-# %% ../nbs/0a_readers.ipynb #af559aea
+# %% ../nbs/0a_readers.ipynb #5e38f03a
 def decode(
     raw: bytes, # a whole file
     declared: str = None # encoding that the file claims, tried after UTF-8
 ) -> tuple: # text; its encoding, None for UTF-8
     "Text of a file, and how it was encoded"
     mark, name = next((m for m in MARKS if raw.startswith(m[0])), (b"", "utf-8"))
-    if (name == "utf-8" and b"\0" in raw) or raw.startswith(b"%PDF-"): raise binary(raw)
+    if (name == "utf-8" and b"\0" in raw) or raw.startswith((b"%PDF-", b"{\\rtf")): raise binary(raw)
     at = None
     for encoding in dict.fromkeys((name, None if mark else declared)):
         if encoding is None: continue
@@ -1187,7 +1187,7 @@ def reader_of(
     "Reader for a file by its extension; what has none of its own is read as text"
     return READERS.get(os.path.splitext(source.rpartition("/")[2].lower())[1], from_text)
 
-# %% ../nbs/0a_readers.ipynb #6d0613a2
+# %% ../nbs/0a_readers.ipynb #7805e45c
 def from_file(
     opened, # function that opens it
     source: str, # where it is from
@@ -1202,7 +1202,7 @@ def from_file(
     except Invalid: raise  # a mistake in a template is no file's fault
     except (OSError, EOFError, ValueError, RuntimeError, struct.error, zlib.error, lzma.LZMAError,
             zipfile.BadZipFile, tarfile.TarError) as e:
-        yield None, reject(source, Unreadable(f"expected a whole, readable file ({brief(e)}); check it, fetch or pack it again"))
+        yield None, reject(source, Unreadable(f"expected a whole, readable file ({brief(getattr(e, 'strerror', None) or e)}); check it, fetch or pack it again"))
 
 # %% ../nbs/0a_readers.ipynb #0c57dfe9
 def sources(

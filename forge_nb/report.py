@@ -51,7 +51,7 @@ def graph(
     roots = [f"  data[(data)] --> {name}" for name, s in stages.items() if "data" in s["deps"] and name != "tangle"]
     return "\n".join(["flowchart LR", *roots, *(f"  {a} --> {b}" for a, b in edges)])
 
-# %% ../nbs/08_report.ipynb #bf9f15d4
+# %% ../nbs/08_report.ipynb #7944b259
 def fill(
     text: str, # with <!-- name --> … <!-- /name -->
     name: str, # of the place
@@ -59,8 +59,8 @@ def fill(
 ) -> str:
     "Put `content` between the marks of a place"
     pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
-    if not re.search(pattern, text,
-                     re.S): raise Invalid(f"README.md: the marks <!-- {name} --> and <!-- /{name} --> are missing; put them where the {name} shall stand")
+    if not re.search(pattern, text, re.S):
+        raise Invalid(f"README.md: the marks <!-- {name} --> and <!-- /{name} --> are missing; put them where the {name} shall stand")
     return re.sub(pattern, lambda m: m[1] + content + "\n" + m[2], text, flags=re.S)
 
 # %% ../nbs/08_report.ipynb #8400cb60

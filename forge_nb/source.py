@@ -106,7 +106,7 @@ def checks_table(
 # %% ../nbs/02_source.ipynb #7c33fae1
 OBJECT = re.compile(r"^( *)\.\. (class|function|method|classmethod|staticmethod|attribute|data|exception|module|currentmodule|versionadded):: *(.*)$")
 
-# %% ../nbs/02_source.ipynb #ad3e779d
+# %% ../nbs/02_source.ipynb #b3f8acc1
 def documented(
     text: str # a manual page
 ) -> list: # rows: name, kind, module, signature, since
@@ -122,8 +122,8 @@ def documented(
         elif rest and module:
             name, _, signature = rest.partition("(")
             name = name.strip().removeprefix(module + ".")
-            if kind in ("method", "attribute", "classmethod",
-                        "staticmethod") and "." not in name and stack: name = f"{stack[-1][1]}.{name}"
+            member = kind in ("method", "attribute", "classmethod", "staticmethod")
+            if member and "." not in name and stack: name = f"{stack[-1][1]}.{name}"
             row = dict(name=name, kind=kind, module=module, signature=f"({signature}" if signature else "", since="")
             rows.append(row); stack.append((indent, name, row))
     return rows
@@ -193,17 +193,16 @@ def filters_table(
 # %% ../nbs/02_source.ipynb #b9995a23
 LANGUAGES = "ar cs de el es fa fr he hu id it ja ko nl pl pt_BR ru sv tr zh_Hans".split()
 
-# %% ../nbs/02_source.ipynb #23f98821
+# %% ../nbs/02_source.ipynb #19eb81cc
 def translations_table(
     root: Path # of the unpacked archive
 ) -> list: # rows: language, msgid, msgstr, verified
     "Plain messages (no plurals, no placeholders) of the framework's core in the chosen languages"
     rows = []
     for language in LANGUAGES:
-        with open(root/f"django/conf/locale/{language}/LC_MESSAGES/django.mo",
-                  "rb") as f: catalogue = gettext.GNUTranslations(f)._catalog
-        rows += [dict(language=language, msgid=k, msgstr=v, verified="execution") for k,
-                 v in sorted((k, v) for k, v in catalogue.items() if isinstance(k, str))
+        with open(root/f"django/conf/locale/{language}/LC_MESSAGES/django.mo", "rb") as f: catalogue = gettext.GNUTranslations(f)._catalog
+        known = sorted((k, v) for k, v in catalogue.items() if isinstance(k, str))
+        rows += [dict(language=language, msgid=k, msgstr=v, verified="execution") for k, v in known
                  if k and v and not re.search(r"[%\n\x04]", k + v)]
     return rows
 

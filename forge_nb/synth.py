@@ -18,7 +18,7 @@ from .twins import contaminated, evaluation_index
 # %% ../nbs/40_synth.ipynb #1f403886
 FIELDS = dict(table=str, key=list, answer=str, source=str, ask=list, ask_held_out=str, state=str)
 
-# %% ../nbs/40_synth.ipynb #67265342
+# %% ../nbs/40_synth.ipynb #2abe3a7c
 def kinds(
     path: Path # questions.yaml
 ) -> dict: # kind → its fields
@@ -26,8 +26,8 @@ def kinds(
     blocks = load_params(path)
     for name, block in blocks.items():
         for field, kind in FIELDS.items():
-            if not isinstance(block.get(field),
-                              kind): raise Invalid(f"{path.name}: `{name}.{field}` is {block.get(field)!r}; it must be a {dict(str='text', list='list')[kind.__name__]}")
+            if not isinstance(block.get(field), kind):
+                raise Invalid(f"{path.name}: `{name}.{field}` is {block.get(field)!r}; it must be a {dict(str='text', list='list')[kind.__name__]}")
         if unknown := sorted(set(block) - set(FIELDS) - {"where", "facts"}): raise Invalid(
             f"{path.name}: unknown field `{name}.{unknown[0]}`; a kind has {', '.join(FIELDS)}, where, facts")
     return blocks

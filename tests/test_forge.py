@@ -315,18 +315,18 @@ def test_parts_of_files_are_refused(asked, tmp_path):
 
 
 def test_clusters_and_drops_of_curate_count_as_twins(asked, tmp_path):
-    "The coming format: a cluster for near-duplicates, and a list of what was dropped"
+    "Whatever curate's records tie together goes together, dropped documents included"
     copy = sibling(asked, tmp_path/"clusters")
     path = copy.root/"artifacts/curate/documents/train.jsonl"
     kept = rows(copy, "artifacts/curate/documents/train.jsonl")
     one, two = [d for d in kept if d["kind"] == "code"][:2]
     path.write_text("".join(json.dumps(d | dict(cluster="c7" if d["source"] in (one["source"], two["source"]) else "")) + "\n" for d in kept))
-    drop = dict(id="cd" * 8, source="docs/index.txt", kind="docs", reason="near-duplicate", detail=f"of {one['source']}")
+    drop = dict(id="cd" * 8, source="docs/index.txt", kind="docs", reason="near twin", detail=one["source"], cluster="c7")
     (copy.root/"artifacts/curate/dropped.jsonl").write_text(json.dumps(drop) + "\n")
     found = {r["path"]: r["why"] for r in ask(copy, f"forget {one['source']} --dry-run")["removed"]}
-    assert found[two["source"]] == "same cluster" and found["docs/index.txt"].startswith("dropped because of")
+    assert found[two["source"]] == "same cluster" and found["docs/index.txt"] == "same cluster"
     [d] = ask(copy, f"whereis {'cd' * 8}")["documents"]
-    assert d["dropped"] == [dict(reason="near-duplicate", detail=f"of {one['source']}", documents=1)]
+    assert d["dropped"] == [dict(reason="near twin", detail=one["source"], documents=1)]
 
 
 def test_a_database_becomes_data(bare, tmp_path):
