@@ -763,7 +763,7 @@ def begin(
     write_json(journal_path(root), journal)
     return journal
 
-# %% ../nbs/0f_forge.ipynb #ccb381e8
+# %% ../nbs/0f_forge.ipynb #3e61054c
 def dvc(
     root: Path, # of the project
     *words: str, # of the command
@@ -778,7 +778,7 @@ def dvc(
             if each: each(line.rstrip("\n"))
     if running.returncode:
         spoken = [x.strip() for x in lines if x.strip()]
-        told = [x for x in spoken if re.match(r"(ERROR|error): ", x)] or spoken or ["no reason given"]
+        told = [" ".join(spoken[n:n + 1 + x.endswith(":")]) for n, x in enumerate(spoken) if re.match(r"(ERROR|error): ", x)] or spoken or ["no reason given"]
         raise Failed(f"`dvc {' '.join(words)}` failed: {re.sub('^(ERROR|error): ', '', told[0])}")
     return "".join(lines)
 

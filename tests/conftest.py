@@ -2,6 +2,7 @@
 import os, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,17 +44,18 @@ class Copy:
         while not list(self.root.glob(pattern)):
             assert running.poll() is None and time.monotonic() < end, f"{pattern} never came"
             time.sleep(.01)
-        family = descendants(running.pid)
-        for pid in [running.pid, *family]:
-            try: os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError: continue
+        family = []
+        while family != (family := [running.pid, *(p.pid for p in psutil.Process(running.pid).children(recursive=True))]):  # stopped first, so that none starts another meanwhile
+            for pid in family: send(pid, signal.SIGSTOP)
+        for pid in family: send(pid, signal.SIGKILL)
         running.wait()
+        while any(map(psutil.pid_exists, family)): assert time.monotonic() < end + 60; time.sleep(.01)  # DVC takes the locks of living processes seriously
 
 
-def descendants(pid: int) -> list:
-    "Process ids of all children of a process, kernels in their own sessions included"
-    children = [int(c) for task in Path(f"/proc/{pid}/task").glob("*") for c in (task/"children").read_text().split()]
-    return children + [d for c in children for d in descendants(c)]
+def send(pid: int, number: int):
+    "Send a signal to a process, if it is still there"
+    try: os.kill(pid, number)
+    except ProcessLookupError: pass
 
 
 @pytest.fixture(scope="session")
