@@ -8,6 +8,7 @@ import pytest
 from forge_nb.assess import assess
 from forge_nb.curate import curate
 from forge_nb.project import ROOT, Invalid, load_params, read_csv, read_jsonl
+from forge_nb.twins import launch
 
 PARAMS = load_params(ROOT/"params.yaml")
 WORDS = "pump valve filter pressure gauge seal bearing shaft motor coupling flange gasket housing rotor sensor cable relay fuse panel switch".split()
@@ -97,6 +98,22 @@ def test_workers_and_order_of_files_change_no_byte(curated, tmp_path, workers):
     corpus(tmp_path/"data", order=3)
     run(tmp_path/"data", tmp_path/"out", workers=workers)
     assert digests(tmp_path/"out") == digests(curated[0]/"out")
+
+
+def fails(data, rank, world_size):
+    "A step that cannot do its work"
+    raise ValueError("broken step")
+
+
+def test_ray_gives_the_same(curated, tmp_path, monkeypatch):
+    "The whole stage on a local Ray cluster of two workers, and a step that fails there"
+    ray = pytest.importorskip("ray")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    try:
+        run(curated[0]/"data", tmp_path/"out", executor="ray", workers=2)
+        assert digests(tmp_path/"out") == digests(curated[0]/"out") and ray.cluster_resources()["CPU"] == 2
+        with pytest.raises(RuntimeError, match="2 of 2 tasks did not finish"): launch([fails], 2, "fails", tmp_path/"logs", executor="ray", workers=2)
+    finally: ray.shutdown()
 
 
 def test_killed_anywhere_and_run_again_gives_the_same_bytes(curated, tmp_path):

@@ -142,18 +142,6 @@ def test_words_are_those_of_the_regular_expression(seed):
     assert len(np.unique(hashes)) == len({w for ws in words for w in ws})
 
 
-def test_ray_gives_the_same(planted, found, tmp_path, monkeypatch):
-    "The same pipelines on a local Ray cluster of two workers"
-    ray = pytest.importorskip("ray")
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    try:
-        run = partial(twins.launch, executor="ray", workers=2)
-        assert twins.near_twins(run, shards_of(planted[0], tmp_path/"in", 3), tmp_path/"work", threshold=.8) == found
-        assert ray.cluster_resources()["CPU"] == 2
-        with pytest.raises(RuntimeError, match="2 of 2 tasks did not finish"): run([fails], 2, "fails", tmp_path/"logs")
-    finally: ray.shutdown()
-
-
 def fails(data, rank, world_size):
     "A step that cannot do its work"
     raise ValueError("broken step")
