@@ -110,8 +110,8 @@ def test_ray_gives_the_same(curated, tmp_path, monkeypatch):
     ray = pytest.importorskip("ray")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     try:
-        run(curated[0]/"data", tmp_path/"out", executor="ray", workers=2)
-        assert digests(tmp_path/"out") == digests(curated[0]/"out") and ray.cluster_resources()["CPU"] == 2
+        for name in ("ray", "local"): run(curated[0]/"data", tmp_path/name, executor=name, workers=2, shard_megabytes=.1)
+        assert digests(tmp_path/"ray") == digests(tmp_path/"local") and ray.cluster_resources()["CPU"] == 2
         with pytest.raises(RuntimeError, match="2 of 2 tasks did not finish"): launch([fails], 2, "fails", tmp_path/"logs", executor="ray", workers=2)
     finally: ray.shutdown()
 
