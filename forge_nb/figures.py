@@ -93,27 +93,31 @@ def plot_orders(
     plt.figure(figsize=(5, 2.4)); plt.plot([int(r["order"]) for r in rows], [float(r["bits_per_byte"]) for r in rows], "o-")
     plt.xlabel("order"); plt.ylabel("bits per byte"); plt.show()
 
-# %% ../nbs/06_figures.ipynb #753bdc34
+# %% ../nbs/06_figures.ipynb #89ece32a
 def plot_curve(
     path: Path, # CSV with a column 'step'
-    columns: list, # to draw, a panel each
+    columns: list, # to draw, a panel each; those of a tuple share one
     dashed: dict = None # column → level of a dashed line
 ):
     "Training curves, side by side"
     rows = read_csv(path)
     fig, axes = plt.subplots(1, len(columns), figsize=(3.6 * len(columns), 2.4), squeeze=False)
-    for ax, column in zip(axes[0], columns):
-        ax.plot([int(r["step"]) for r in rows], [float(r[column]) for r in rows], "o-", ms=3)
-        if column in (dashed or {}): ax.axhline(dashed[column], ls="--", color="gray")
-        ax.set_xlabel("step"); ax.set_title(column.replace("_", " "), fontsize=10)
+    for ax, shared in zip(axes[0], columns):
+        shared = (shared,) if isinstance(shared, str) else shared
+        for column in shared:
+            ax.plot([int(r["step"]) for r in rows], [float(r[column]) for r in rows], "o-", ms=3, label=column.split("_")[-1])
+            if column in (dashed or {}): ax.axhline(dashed[column], ls="--", color="gray")
+        if len(shared) > 1: ax.legend(fontsize=8)
+        ax.set_xlabel("step"); ax.set_title(shared[0].rsplit("_", len(shared) > 1)[0].replace("_", " "), fontsize=10)
     plt.tight_layout(); plt.show()
 
-# %% ../nbs/06_figures.ipynb #4d91b0b5
+# %% ../nbs/06_figures.ipynb #3bfb36f2
 def plot_pretraining(
     path: Path # curve.csv of `pretrain`
 ):
     "Training loss, and bits per byte on validation documents against the n-gram baseline there"
-    plot_curve(path, ["loss", "held_out_bits_per_byte"],
+    kinds = tuple(c for c in read_csv(path)[0] if c.startswith("bits_per_byte_"))
+    plot_curve(path, ["loss", "held_out_bits_per_byte", kinds],
                {"held_out_bits_per_byte": read_json(ROOT/"artifacts/ngram/metrics.json")["valid_bits_per_byte"]})
 
 # %% ../nbs/06_figures.ipynb #3515cef8

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['END', 'PAD', 'USER', 'ASSISTANT', 'SYSTEM', 'SPECIAL', 'TEMPLATE', 'learn', 'encode', 'bytes_a_token', 'tokenizer']
 
-# %% ../nbs/20_tokenizer.ipynb #73c70313
+# %% ../nbs/20_tokenizer.ipynb #edff7ccd
 import hashlib
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from .project import Invalid, atomic, read_jsonl, write_json
+from .project import Invalid, atomic, read_jsonl, write_json, write_jsonl
 
 # %% ../nbs/20_tokenizer.ipynb #4ac44a46
 END, PAD, USER, ASSISTANT, SYSTEM = SPECIAL = ["<|end|>", "<|pad|>", "<|user|>", "<|assistant|>", "<|system|>"]
@@ -44,14 +44,13 @@ def learn(
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END, pad_token=PAD, chat_template=TEMPLATE,
                                    clean_up_tokenization_spaces=False)
 
-# %% ../nbs/20_tokenizer.ipynb #8b88148a
+# %% ../nbs/20_tokenizer.ipynb #9f8ed9e1
 def encode(
     tokenizer, # transformers tokenizer
     texts: list # documents
-) -> np.ndarray: # (tokens,) uint16
-    "Tokens of all texts in a row, each text closed by the end token"
-    rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    return np.concatenate([np.array(ids + [tokenizer.eos_token_id], np.uint16) for ids in rows])
+) -> list: # (tokens,) uint16 for each text
+    "Tokens of each text, closed by the end token"
+    return [np.array(ids + [tokenizer.eos_token_id], np.uint16) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
 # %% ../nbs/20_tokenizer.ipynb #2dd261aa
 def bytes_a_token(
@@ -64,7 +63,7 @@ def bytes_a_token(
         size[d["kind"]] += len(d["text"].encode()); count[d["kind"]] += len(ids)
     return {k: round(size[k] / count[k], 4) for k in sorted(size)}
 
-# %% ../nbs/20_tokenizer.ipynb #ba120983
+# %% ../nbs/20_tokenizer.ipynb #0ce962d8
 def tokenizer(
     documents: Path, # folder with train.jsonl and valid.jsonl
     *,
@@ -81,7 +80,9 @@ def tokenizer(
         t.mkdir()
         for split, rows in (("train", train), ("valid", valid)):
             ids = encode(learned, [d["text"] for d in rows])
-            save_file(dict(tokens=ids), t/f"{split}.safetensors"); count[split] = len(ids)
+            save_file(dict(tokens=np.concatenate(ids)), t/f"{split}.safetensors"); count[split] = sum(map(len, ids))
+            write_jsonl(t/f"{split}.jsonl", (dict(id=d["id"], source=d["source"], kind=d["kind"], bytes=len(d["text"].encode()), tokens=len(i))
+                                             for d, i in zip(rows, ids)))
     digest = hashlib.sha256((out/"tokenizer"/"tokenizer.json").read_bytes() + learned.chat_template.encode()).hexdigest()[:16]
     metrics = dict(entries=len(learned), tokens=count, bytes_a_token=bytes_a_token(learned, valid), hash=digest)
     write_json(out/"metrics.json", metrics)

@@ -109,8 +109,10 @@ def test_experiments_compare(tiny):
 
 
 @pytest.mark.parametrize("cause, line, words", [
-    ("a loss that is no number", "head_rate: 1.0e+38", ["pretrain.matrix_rate", "step"]),
-    ("a width that no head fits", "width: 100", ["pretrain.width", "multiple of 64"])])
+    ("a loss that is no number", "head_rate: 1.0e+38", ["pretrain.matrix_rate", "step", "being read: "]),
+    ("a depth of nothing", "depth: 0", ["pretrain.depth", "1 or more"]),
+    ("an optimiser nobody knows", "optimizer: sgd", ["pretrain.optimizer", "muon or adamw"]),
+    ("a context longer than the validation text", "context: 1000000", ["pretrain.context", "do not fill one row"])])
 def test_a_failing_stage_names_its_cause(tiny, cause, line, words):
     field = line.split(":")[0]
     old = next(row for row in (tiny.root/"params.yaml").read_text().splitlines() if row.strip().startswith(f"{field}:"))
