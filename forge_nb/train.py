@@ -410,8 +410,7 @@ def fit(
     with terminable() as ended:
         for step in range(first, steps):
             start, numbers = time.monotonic(), picks(n, step, rows, seed)
-            value = update(accelerator, trained, both, rows_of(tokens, numbers, context),
-                           rate(step, steps, plan["warmup"], plan["decay"]))
+            value = update(accelerator, trained, both, rows_of(tokens, numbers, context), rate(step, steps, plan["warmup"], plan["decay"]))
             if not math.isfinite(value): raise Invalid(failed(step, value, read_by(documents, numbers, context)))
             spent += time.monotonic() - start
             pace = (step + 1 - first) * rows * context / spent
