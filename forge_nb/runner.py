@@ -129,7 +129,7 @@ def write_sums(
 # %% ../nbs/01_runner.ipynb #f28e81ef
 def notebooks() -> dict: # module name → path, in running order
     "The numbered notebooks of nbs/"
-    return {p.stem.split("_", 1)[1]: p for p in sorted((ROOT/"nbs").glob("[0-9][0-9a-f]_*.ipynb"))}
+    return {p.stem.split("_", 1)[1]: p for p in sorted((ROOT/"nbs").glob("[0-9][0-9a-z]_*.ipynb"))}
 
 # %% ../nbs/01_runner.ipynb #0bd31ae9
 def tangle():

@@ -65,11 +65,11 @@ def test_module_imports_alone_and_light(name):
 
 def test_modules_form_a_dag():
     assert {"project"} <= runner.imports((ROOT/"forge_nb"/"effects.py").read_text()), "imports are not seen"
-    number = {name: int(path.name[:2], 16) for name, path in BOOKS.items()}
+    number = {name: int(path.name[:2], 36) for name, path in BOOKS.items()}
     for name in BOOKS:
         for other in runner.imports((ROOT/"forge_nb"/f"{name}.py").read_text()):
             assert other in number, f"{name} imports {other}, which no notebook makes"
-            assert number[other] < 0x10, f"{name} imports the stage module {other}; what two stages need belongs in the library"
+            assert number[other] < 36, f"{name} imports the stage module {other}; what two stages need belongs in the library"
             assert number[other] < number[name], f"{name} imports {other}, which comes after it"
 
 
