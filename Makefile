@@ -6,7 +6,7 @@ export DVC_NO_ANALYTICS := 1
 PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data adopt run test check export lab profile effects report bench
+.PHONY: help setup data adopt run test check export lab profile effects scaling report bench
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## ?/  make \1\t/' | expand -t 18
@@ -53,6 +53,9 @@ profile: setup  ## write the fields of profiles/$(P).yaml into params.yaml
 effects: data  ## the chain over three seeds, for releases; writes results/effects.csv
 	@python -m forge_nb.effects 0 1 2
 	@python -m forge_nb.report readme
+
+scaling: data  ## the runs behind `forge plan`'s best size; writes results/scaling.csv
+	@dvc repro --quiet tokenizer && python -m forge_nb.plan
 
 report: setup  ## README's generated parts, and reports/ as HTML pages in reports/html/
 	@python -m forge_nb.report readme

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['pretrain']
 
-# %% ../nbs/30_pretrain.ipynb #5d20aba6
+# %% ../nbs/30_pretrain.ipynb #1daf5fbf
 from pathlib import Path
 
 from .model import save
+from .plan import described, estimate, within
 from .project import checkpoint_folder, say, write_csv, write_json, write_jsonl
 from .train import build, fit, follow
 
-# %% ../nbs/30_pretrain.ipynb #c0850b14
+# %% ../nbs/30_pretrain.ipynb #66853419
 def pretrain(
     tokenizer: Path, # tokenizer folder
     tokens: Path, # folder with train and valid tokens
@@ -30,6 +31,7 @@ def pretrain(
     decay: float, # share of the steps with falling rate
     z_weight: float, # of the z-loss
     looks: int, # held-out measurements
+    budget_minutes: float, # a run that would take longer does not start
     seed: int, # weights and order of rows
     out: Path # folder to write to
 ) -> dict: # metrics: what followed; parameters, tokens, loss, bits per byte
@@ -38,14 +40,15 @@ def pretrain(
     words = AutoTokenizer.from_pretrained(tokenizer)
     plan = follow(depth, vocabulary=len(words), context=context, tokens_per_parameter=tokens_per_parameter,
                   by_hand=dict(rows=rows, steps=steps, matrix_rate=matrix_rate, embedding_rate=embedding_rate, head_rate=head_rate))
+    dial = dict(depth=depth, tokens_per_parameter=tokens_per_parameter, context=context, optimizer=optimizer, looks=looks)
+    if budget_minutes: within(estimate(**described(plan | dial, words, tokens), price=0.), budget_minutes)
     model = build(words, context=context, **{k: plan[k] for k in ("layers", "width", "inner")})
     count, total = sum(p.numel() for p in model.parameters()), plan["steps"] * plan["rows"] * context
     say(f"{count / 1e6:.1f}M parameters · {total / 1e6:.2f}M tokens in {plan['steps']} steps of {plan['rows']} rows")
     state = fit(model, words, tokens, context=context, looks=looks, seed=seed, checkpoints=checkpoint_folder(),
                 plan=plan | dict(optimizer=optimizer, warmup=warmup, decay=decay, z_weight=z_weight))
     save(model, words, out/"model")
-    write_csv(out/"curve.csv", state["curve"])
-    write_jsonl(out/"samples.jsonl", state["samples"])
+    write_csv(out/"curve.csv", state["curve"]); write_jsonl(out/"samples.jsonl", state["samples"])
     last = state["curve"][-1]
     metrics = plan | dict(parameters=count, tokens=total, loss=round(last["loss"], 4), bits_per_byte=round(last["held_out_bits_per_byte"], 4))
     write_json(out/"metrics.json", metrics)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['directive', 'is_parameters', 'what_matters', 'declared', 'keywords', 'fits', 'check_parameters', 'sums', 'check_data',
            'write_sums', 'notebooks', 'tangle', 'imports', 'reaches', 'follow', 'scrub', 'run_hash', 'explain',
-           'execute', 'locked', 'run_stage', 'use_profile', 'main']
+           'execute', 'locked', 'run_stage', 'laid_over', 'use_profile', 'main']
 
 # %% ../nbs/01_runner.ipynb #4a4d667d
 import ast, difflib, fcntl, hashlib, json, os, re, resource, sys, threading, time
@@ -270,7 +270,7 @@ def locked(
             f"stage {name} is already running in another process; wait for it or end it") from None
         yield
 
-# %% ../nbs/01_runner.ipynb #e3daba82
+# %% ../nbs/01_runner.ipynb #7a7b2bde
 def run_stage(
     name: str # of the stage, its notebook and its section in params.yaml
 ):
@@ -281,37 +281,48 @@ def run_stage(
     check_parameters(name, nb, params)
     given = {k: params.get(name, {}).get(k, params["shared"].get(k)) for k in declared(nb)}
     log, partial, checkpoints = ROOT/"runs"/f"{name}.jsonl", ROOT/"reports"/f"{name}.failed.ipynb", ROOT/".ckpt"/name
-    for folder in (log.parent, partial.parent, checkpoints): folder.mkdir(parents=True, exist_ok=True)
+    past = log.parent/"past"
+    for folder in (past, partial.parent, checkpoints): folder.mkdir(parents=True, exist_ok=True)
     with locked(checkpoints.parent/f"{name}.lock", name):
         remove(log); log.touch(); start = time.monotonic()
         os.environ.update(environment(given.get("threads", 1)), FORGE_LOG=str(log),
                           FORGE_CKPT=str(checkpoints/run_hash(given, stages[name]["deps"])))
+        resumed = Path(os.environ["FORGE_CKPT"]).exists()
         with follow(log):
             say(f"stage {name} ({list(stages).index(name) + 1} of {len(stages)})", parameters=given, **fingerprint())
             nb = execute(name, path, given, partial)
             seconds, peak = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-            say(f"stage {name}: {seconds:.0f} s, {peak:.1f} GiB peak; report: reports/{name}.ipynb",
-                total_seconds=round(seconds, 1), peak_gib=round(peak, 2))
+            figures = dict(total_seconds=round(seconds, 1), peak_gib=round(peak, 2))
+            say(f"stage {name}: {seconds:.0f} s, {peak:.1f} GiB peak; report: reports/{name}.ipynb", **figures)
         with open(log, "a") as f: f.writelines(json.dumps(dict(text=t.strip(), stream="stderr")) + "\n" for t in scrub(nb))
         with atomic(ROOT/"reports"/f"{name}.ipynb") as t: nbformat.write(nb, t)
         remove(partial); remove(checkpoints)
+        with open(past/"stages.jsonl", "a") as f: f.write(json.dumps(dict(time=time.time(), stage=name, resumed=resumed, parameters=given, **figures)) + "\n")
 
-# %% ../nbs/01_runner.ipynb #0753172e
-def use_profile(
+# %% ../nbs/01_runner.ipynb #f74252a9
+def laid_over(
+    params: dict, # all of params.yaml; changed in place
     name: str # of a file in profiles/, without its ending
-):
-    "Write the fields of profiles/`name`.yaml into params.yaml"
-    from ruamel.yaml import YAML
+) -> dict: # the same
+    "Parameters with a profile's fields in place of theirs"
     path = ROOT/"profiles"/f"{name}.yaml"
     if not path.exists(): raise Invalid(
         f"there is no profile `{name}`; the profiles are {', '.join(sorted(p.stem for p in path.parent.glob('*.yaml')))}")
-    yaml = YAML(); yaml.width = 200
-    params = yaml.load((ROOT/"params.yaml").read_text())
     for section, fields in load_params(path).items():
         for field, value in fields.items():
             if field not in params.get(section, {}): raise Invalid(
                 f"profiles/{name}.yaml: unknown field `{section}.{field}`; params.yaml has no such field")
             params[section][field] = value
+    return params
+
+# %% ../nbs/01_runner.ipynb #d3da3492
+def use_profile(
+    name: str # of a file in profiles/, without its ending
+):
+    "Write the fields of profiles/`name`.yaml into params.yaml"
+    from ruamel.yaml import YAML
+    yaml = YAML(); yaml.width = 200
+    params = laid_over(yaml.load((ROOT/"params.yaml").read_text()), name)
     with atomic(ROOT/"params.yaml") as t, open(t, "w") as f: yaml.dump(params, f)
 
 # %% ../nbs/01_runner.ipynb #efa8d100

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ORDERS', 'open_tokens', 'pieces', 'picks', 'rows_of', 'read_by', 'positions', 'follow', 'build', 'initialise',
-           'slice_loss', 'loss', 'Trained', 'optimizers', 'rate', 'flops_a_token', 'peak_flops', 'precision', 'by_kind',
-           'held_out', 'keep', 'resume', 'terminable', 'look', 'update', 'failed', 'see', 'fit']
+           'slice_loss', 'loss', 'Trained', 'optimizers', 'rate', 'counted', 'flops_a_token', 'peak_flops', 'precision',
+           'by_kind', 'held_out', 'keep', 'resume', 'terminable', 'look', 'update', 'failed', 'see', 'fit']
 
 # %% ../nbs/0e_train.ipynb #c40ae4bd
 import math, shutil, signal, threading, time
@@ -219,15 +219,27 @@ def rate(
     "Warm-up, plateau, linear decay to zero"
     return min((step + 1) / warmup if warmup else 1., 1., (steps - step) / max(decay * steps, 1))
 
-# %% ../nbs/0e_train.ipynb #296fd1e2
+# %% ../nbs/0e_train.ipynb #1a773b80
+def counted(
+    model # causal language model, real or on the meta device
+) -> dict: # total; active, that a token meets; multiply, those of them that are not looked up
+    "Parameters of a model"
+    c, total, active, multiply = model.config, 0, 0, 0
+    for name, p in model.named_parameters():
+        mine = p.numel() * c.num_experts_per_tok // p.shape[0] if ".experts." in name else p.numel()
+        looked_up = "embed_tokens" in name and not c.tie_word_embeddings
+        total, active, multiply = total + p.numel(), active + mine, multiply + (mine if p.ndim > 1 and not looked_up else 0)
+    return dict(total=total, active=active, multiply=multiply)
+
+# %% ../nbs/0e_train.ipynb #8dd876d6
 def flops_a_token(
     model, # causal language model
     context: int # tokens in a row
 ) -> int: # operations, forward and backward
     "What training on a token costs"
     c = model.config
-    multiply = sum(p.numel() for n, p in model.named_parameters() if p.ndim > 1 and "embed_tokens" not in n)
-    return 6 * multiply + 12 * c.num_hidden_layers * c.num_attention_heads * c.head_dim * context
+    channels = c.num_attention_heads * (getattr(c, "v_head_dim", None) or getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads)
+    return 6 * counted(model)["multiply"] + 12 * c.num_hidden_layers * channels * context
 
 # %% ../nbs/0e_train.ipynb #9547e02d
 def peak_flops(

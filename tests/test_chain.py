@@ -112,6 +112,7 @@ def test_experiments_compare(tiny):
     ("a loss that is no number", "head_rate: 1.0e+38", ["pretrain.matrix_rate", "step", "being read: "]),
     ("a depth of nothing", "depth: 0", ["pretrain.depth", "1 or more"]),
     ("an optimiser nobody knows", "optimizer: sgd", ["pretrain.optimizer", "muon or adamw"]),
+    ("a budget that is too small", "budget_minutes: 0.001", ["pretrain.budget_minutes", "nothing was started"]),
     ("a context longer than the validation text", "context: 1000000", ["pretrain.context", "do not fill one row"])])
 def test_a_failing_stage_names_its_cause(tiny, cause, line, words):
     field = line.split(":")[0]

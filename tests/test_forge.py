@@ -86,7 +86,7 @@ def forgotten(asked, tmp_path_factory):
 
 def test_every_verb_explains_itself(bare):
     assert "whereis" in bare(FORGE) and "forget" in bare(f"{FORGE} --help")
-    for verb in ("whereis", "forget", "schema"): assert "Example: forge " + verb in bare(f"{FORGE} {verb} --help")
+    for verb in ("whereis", "forget", "plan", "schema"): assert "Example: forge " + verb in bare(f"{FORGE} {verb} --help")
     for verb in SCHEMAS: assert json.loads(bare(f"{FORGE} schema {verb}")) == SCHEMAS[verb]()
 
 
@@ -103,7 +103,9 @@ def test_every_verb_explains_itself(bare):
     ("forget docs/no-such-page.txt --yes", 3, ["no document"]),
     ("forget data/facts/objects.csv --yes", 2, ["table of facts", "make adopt"]),
     ("forget --undo", 3, ["no forget is unfinished"]),
-    ("forget docs/index.txt", 2, ["--yes", "--dry-run"])])
+    ("forget docs/index.txt", 2, ["--yes", "--dry-run"]),
+    ("plan --model nosuch", 2, ["hardware.yaml", "mistral-small-4"]),
+    ("plan --profile nosuch", 2, ["no profile `nosuch`", "tiny"])])
 def test_bad_input_is_a_sentence(tiny, line, rc, words):
     before = fingerprints(tiny)
     refuse(tiny, f"{line} </dev/null", rc, *words)
@@ -327,6 +329,26 @@ def test_clusters_and_drops_of_curate_count_as_twins(asked, tmp_path):
     assert found[two["source"]] == "same cluster" and found["docs/index.txt"] == "same cluster"
     [d] = ask(copy, f"whereis {'cd' * 8}")["documents"]
     assert d["dropped"] == [dict(reason="near twin", detail=one["source"], documents=1)]
+
+
+def test_plan_answers_for_this_run_and_for_what_does_not_fit(tiny):
+    own = ask(tiny, "plan --seconds 1")
+    assert own["tokens"] == 30 * 8 * 64 and own["here"]["tokens_a_second"] > 100 and own["best"]["parameters"][1] <= own["best"]["parameters"][0] <= own["best"]["parameters"][2]
+    large = ask(tiny, "plan --model mistral-small-4 --gpus 8")
+    assert large["here"] is None and 118e9 < large["parameters"]["total"] < 120e9 and all(m["gpus"] >= 8 for m in large["larger"])
+    small = ask(tiny, "plan --model smollm2-135m --seconds 1")
+    assert 134e6 < small["parameters"]["total"] < 135e6 and small["parameters"]["multiply"] == pytest.approx(134.5e6, rel=.01)  # tied: the embedding multiplies too
+
+
+def test_a_run_is_compared_with_its_prediction(tiny, tmp_path):
+    copy = sibling(tiny, tmp_path/"project")
+    copy("rm -rf runs/past")
+    assert not ask(copy, "plan --seconds 1")["ledger"]
+    copy("dvc repro -f -s pretrain")
+    [row] = ask(copy, "plan --seconds 1 --plot law.png")["ledger"]
+    log = [json.loads(line) for line in (copy.root/"runs/pretrain.jsonl").read_text().splitlines()]
+    assert row["seconds"] == next(r["total_seconds"] for r in log if "total_seconds" in r) and .2 < row["seconds"] / row["predicted_seconds"] < 5
+    assert (copy.root/"law.png").exists() and (copy.root/"law-ledger.png").exists()
 
 
 def test_a_database_becomes_data(bare, tmp_path):
