@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['shaped', 'laid_out', 'memory', 'calibrate', 'predicted', 'fit_law', 'best_split', 'plot_law', 'scale', 'estimate',
-           'described', 'within', 'larger', 'ledger', 'remember', 'plot_predictions', 'outlook', 'show_outlook', 'main']
+           'described', 'within', 'afford', 'larger', 'ledger', 'remember', 'plot_predictions', 'outlook',
+           'show_outlook', 'main']
 
 # %% ../nbs/0g_plan.ipynb #2ccdf519
 import json, math, time
@@ -75,39 +76,39 @@ def calibrate(
     peak = peak_flops(accelerator.device, torch.bfloat16 if precision() == "bf16" else torch.float32)
     return dict(tokens_a_second=pace, peak=peak, share=pace * flops_a_token(model, context) / peak)
 
-# %% ../nbs/0g_plan.ipynb #cbd2f4d9
+# %% ../nbs/0g_plan.ipynb #fa553c5b
 def predicted(
-    law: np.ndarray, # (5,): E, log A, α, log B, β
+    law: np.ndarray, # (5,): log A, α, log B, β, γ
     parameters, # that multiply; number or array
     tokens # number or array
 ): # bits per byte
     "The law's value"
-    e, a, alpha, b, beta = law
-    return e + np.exp(a - alpha * np.log(parameters)) + np.exp(b - beta * np.log(tokens))
+    a, alpha, b, beta, gamma = law
+    return (np.exp(a - alpha * np.log(parameters)) + np.exp(b - beta * np.log(tokens)))**gamma
 
-# %% ../nbs/0g_plan.ipynb #f7e79b2a
+# %% ../nbs/0g_plan.ipynb #55333bbd
 def fit_law(
     runs: list, # dicts with parameters, tokens, bits_per_byte
     draws: int = 100 # fits to runs drawn with replacement
 ) -> np.ndarray: # (1 + draws, 5); the first is the fit to all
-    "E, log A, α, log B, β of the scaling law"
+    "log A, α, log B, β, γ of the scaling law"
     from scipy.optimize import least_squares
     n, d, bits = (np.array([float(r[k]) for r in runs]) for k in ("parameters", "tokens", "bits_per_byte"))
     if len({*n}) < 3 or len({*d}) < 3: raise Invalid("results/scaling.csv: a scaling law needs runs of three sizes and three lengths at least")
     def solve(rows, start): return least_squares(lambda law: np.log(predicted(law, n[rows], d[rows])) - np.log(bits[rows]), start, loss="huber",
-        f_scale=.01, bounds=([0, -20, .05, -20, .05], [1.2, 40, 2, 40, 2]), max_nfev=400)
+        f_scale=.01, bounds=([-20, .02, -20, .02, .05], [40, 3, 40, 3, 3]), max_nfev=400)
     everything, draw = np.arange(len(n)), np.random.default_rng(0)
-    starts = [[e, a * 13, a, b * 12, b] for e in (.2, .8) for a in (.2, .6) for b in (.2, .6)]
+    starts = [[a * 13, a, b * 12, b, g] for a in (.2, .6, 1.) for b in (.2, .6) for g in (.3, .8)]
     best = min((solve(everything, s) for s in starts), key=lambda f: f.cost).x
     return np.array([best, *(solve(draw.choice(everything, len(n)), best).x for _ in range(draws))])
 
-# %% ../nbs/0g_plan.ipynb #44034c18
+# %% ../nbs/0g_plan.ipynb #3c86baae
 def best_split(
     laws: np.ndarray, # (fits, 5)
     flops: float # budget of operations
 ) -> dict: # parameters, tokens, bits_per_byte: [value, low, high], 95 %
     "The size and length that make the most of a budget, by the law"
-    _, a, alpha, b, beta = laws.T
+    a, alpha, b, beta, _ = laws.T
     size = np.exp((np.log(alpha / beta) + a - b + beta * np.log(flops / 6)) / (alpha + beta))
     tokens = flops / 6 / size
     bits = np.array([predicted(law, n, d) for law, n, d in zip(laws, size, tokens)])
@@ -139,7 +140,7 @@ def plot_law(
     if path: fig.savefig(path, dpi=120); plt.close(fig)
     else: plt.show()
 
-# %% ../nbs/0g_plan.ipynb #637dc48e
+# %% ../nbs/0g_plan.ipynb #a8d83740
 def scale(
     tokenizer: Path, # tokenizer folder
     tokens: Path, # folder with train and valid tokens
@@ -147,6 +148,7 @@ def scale(
     *,
     depths: list, # sizes
     lengths: list, # tokens to train on
+    most: float = math.inf, # parameters times tokens; a run beyond is left out
     context: int = 256, # tokens in a row
     seed: int = 0 # of weights and order
 ):
@@ -161,7 +163,7 @@ def scale(
             multiply = counted(laid_out(lambda: build(words, context=context, **shape)))["multiply"]
             plan = follow(depth, tokens_per_parameter=length / multiply, **dial) | dict(optimizer="muon", warmup=10, decay=.7, z_weight=0.)
             row = dict(depth=depth, parameters=multiply, tokens=plan["steps"] * plan["rows"] * context)
-            if any(int(r["depth"]) == depth and int(r["tokens"]) == row["tokens"] for r in rows): continue
+            if multiply * length > most or any(int(r["depth"]) == depth and int(r["tokens"]) == row["tokens"] for r in rows): continue
             pin(seed, 1)
             with TemporaryDirectory() as folder:
                 state = fit(build(words, context=context, **shape), words, tokens, context=context, plan=plan, looks=1, seed=seed, checkpoints=Path(folder), every=math.inf)
@@ -216,6 +218,16 @@ def within(
     took, share = seen["here"]["seconds"], minutes * 60 / seen["here"]["seconds"]
     raise Invalid(f"params.yaml: this run would take about {took / 60:.1f} minutes, and `pretrain.budget_minutes` is {minutes:g}; nothing was started. "
                   f"Raise the budget, or lower `pretrain.tokens_per_parameter` to about {share:.2g} of what it is, or `pretrain.depth`")
+
+# %% ../nbs/0g_plan.ipynb #ff2c76f1
+def afford(
+    minutes: float, # the budget; 0 is none
+    params: dict, # of the run, as `described` takes them
+    words, # tokenizer
+    tokens: Path # folder with train and valid tokens
+):
+    "Hold a run against its budget, if there is one"
+    if minutes: within(estimate(**described(params, words, tokens), price=0.), minutes)
 
 # %% ../nbs/0g_plan.ipynb #863d3e8c
 def larger(
@@ -324,11 +336,11 @@ def show_outlook(
               f"{r['predicted_gib']:.1f} and {r['gib']:.1f} GiB" for r in a["ledger"][-5:]]
     return "\n".join(lines)
 
-# %% ../nbs/0g_plan.ipynb #051757af
+# %% ../nbs/0g_plan.ipynb #cad69c34
 def main():
     "`python -m forge_nb.plan` makes the runs of results/scaling.csv"
     made = ROOT/"artifacts"/"tokenizer"
-    scale(made/"tokenizer", made/"tokens", ROOT/"results"/"scaling.csv", depths=[1, 2, 3, 4], lengths=[100_000, 200_000, 400_000, 800_000])
+    scale(made/"tokenizer", made/"tokens", ROOT/"results"/"scaling.csv", depths=[1, 2, 3, 4], lengths=[100_000 * 2**n for n in range(6)], most=3.5e12)
 
 # %% ../nbs/0g_plan.ipynb #10c32b20
 if __name__ == "__main__" and "__file__" in globals(): command(main)

@@ -5,15 +5,14 @@
 # %% auto #0
 __all__ = ['pretrain']
 
-# %% ../nbs/30_pretrain.ipynb #1daf5fbf
+# %% ../nbs/30_pretrain.ipynb #5d20aba6
 from pathlib import Path
 
 from .model import save
-from .plan import described, estimate, within
 from .project import checkpoint_folder, say, write_csv, write_json, write_jsonl
 from .train import build, fit, follow
 
-# %% ../nbs/30_pretrain.ipynb #66853419
+# %% ../nbs/30_pretrain.ipynb #70730dbe
 def pretrain(
     tokenizer: Path, # tokenizer folder
     tokens: Path, # folder with train and valid tokens
@@ -40,8 +39,8 @@ def pretrain(
     words = AutoTokenizer.from_pretrained(tokenizer)
     plan = follow(depth, vocabulary=len(words), context=context, tokens_per_parameter=tokens_per_parameter,
                   by_hand=dict(rows=rows, steps=steps, matrix_rate=matrix_rate, embedding_rate=embedding_rate, head_rate=head_rate))
-    dial = dict(depth=depth, tokens_per_parameter=tokens_per_parameter, context=context, optimizer=optimizer, looks=looks)
-    if budget_minutes: within(estimate(**described(plan | dial, words, tokens), price=0.), budget_minutes)
+    import forge_nb.plan as ahead  # here, and so, since no result depends on it
+    ahead.afford(budget_minutes, plan | dict(depth=depth, tokens_per_parameter=tokens_per_parameter, context=context, optimizer=optimizer, looks=looks), words, tokens)
     model = build(words, context=context, **{k: plan[k] for k in ("layers", "width", "inner")})
     count, total = sum(p.numel() for p in model.parameters()), plan["steps"] * plan["rows"] * context
     say(f"{count / 1e6:.1f}M parameters · {total / 1e6:.2f}M tokens in {plan['steps']} steps of {plan['rows']} rows")
