@@ -6,16 +6,16 @@
 __all__ = ['NAMED', 'KINDS', 'SCHEMAS', 'app', 'Documents', 'Query', 'AsJson', 'STOPPED', 'refuse', 'Missing', 'Failed',
            'raw_files', 'file_of', 'curated', 'stock', 'matches', 'texts', 'holding', 'grams', 'among', 'unique_grams',
            'near', 'related', 'twins', 'page_of', 'fact_rows', 'cut_rows', 'read_table', 'facts_from', 'overlap',
-           'pipeline', 'reach', 'names', 'rows_in', 'sort_of', 'carried', 'git', 'read_lock', 'stages', 'unit',
-           'resolve', 'inside_data', 'trail', 'models_in', 'sentence', 'digest', 'located', 'whereis', 'made_as',
-           'cached_rows', 'history', 'show_whereis', 'refuse_parts', 'plan', 'journal_path', 'read_journal', 'hashes',
-           'small_files', 'data_hash', 'everything_but', 'path_pattern', 'begin', 'dvc', 'out_of_date', 'new_sums',
-           'take_out', 'rebuild', 'undo', 'strings', 'decoded', 'content', 'cells', 'occurrences', 'downstream',
-           'search', 'made_at_will', 'prove', 'numbers_in', 'change', 'effects_change', 'not_forgotten', 'receipt',
-           'receipt_page', 'receipt_tables', 'check_recorded', 'forget', 'file_receipt', 'rehearsal', 'show_forget',
-           'field', 'record', 'several', 'answer_schema', 'whereis_schema', 'proof_schema', 'forget_schema',
-           'snapshot_schema', 'plan_schema', 'verbs', 'tell', 'whereis_verb', 'belongs', 'consent', 'forget_verb',
-           'rehearse', 'back', 'snapshot_verb', 'plan_verb', 'schema_verb', 'main']
+           'pipeline', 'reach', 'names', 'rows_in', 'sort_of', 'carried', 'git', 'unit', 'resolve', 'inside_data',
+           'trail', 'models_in', 'sentence', 'digest', 'located', 'whereis', 'made_as', 'cached_rows', 'history',
+           'show_whereis', 'refuse_parts', 'plan', 'journal_path', 'read_journal', 'hashes', 'small_files', 'data_hash',
+           'everything_but', 'path_pattern', 'begin', 'dvc', 'out_of_date', 'new_sums', 'take_out', 'rebuild', 'undo',
+           'strings', 'decoded', 'content', 'cells', 'occurrences', 'downstream', 'search', 'made_at_will', 'prove',
+           'numbers_in', 'change', 'effects_change', 'not_forgotten', 'receipt', 'receipt_page', 'receipt_tables',
+           'check_recorded', 'forget', 'file_receipt', 'rehearsal', 'show_forget', 'field', 'record', 'several',
+           'answer_schema', 'whereis_schema', 'proof_schema', 'forget_schema', 'snapshot_schema', 'plan_schema',
+           'verbs', 'tell', 'whereis_verb', 'belongs', 'consent', 'forget_verb', 'rehearse', 'back', 'snapshot_verb',
+           'plan_verb', 'schema_verb', 'main']
 
 # %% ../nbs/0z_forge.ipynb #0fb59690
 import csv, difflib, hashlib, io, json, os, re, subprocess, sys, time
@@ -39,7 +39,7 @@ def refuse(
     return code
 
 # %% ../nbs/0z_forge.ipynb #7cafeddf
-try: from forge_nb.project import Invalid, ROOT, atomic, load_params, read_csv, read_json, remove, write_json
+try: from forge_nb.project import Invalid, ROOT, atomic, load_params, read_csv, read_json, remove, stages, write_json
 except ValueError as e: sys.exit(refuse(e, 2, "--json" in sys.argv))
 
 # %% ../nbs/0z_forge.ipynb #6e92df41
@@ -393,22 +393,6 @@ def git(
     done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True)
     return done.stdout.strip() if not done.returncode else ""
 
-# %% ../nbs/0z_forge.ipynb #5cef1a65
-def read_lock(
-    text: str # of dvc.lock
-) -> dict: # stages; empty when nothing has run
-    "The stages of a dvc.lock"
-    from ruamel.yaml import YAML
-    return (YAML(typ="safe", pure=True).load(text) or {}).get("stages", {})
-
-# %% ../nbs/0z_forge.ipynb #3e3178c2
-def stages(
-    root: Path # of the project
-) -> tuple: # graph, lock
-    "What dvc.yaml and dvc.lock say of the stages"
-    lock = root/"dvc.lock"
-    return load_params(root/"dvc.yaml")["stages"], read_lock(lock.read_text() if lock.exists() else "")
-
 # %% ../nbs/0z_forge.ipynb #ae59638d
 def unit(
     source: str, # path inside data/, or of a part of it
@@ -458,7 +442,7 @@ def trail(
     what: dict # of `unit`
 ) -> dict: # facts: table → rows, reached: outs with their stage and files, rows: file → what it carries
     "Follow a document through the graph, row by row where rows say where they come from"
-    graph, lock = stages(root)
+    graph, lock = stages(root, made=True)
     sources = {d["source"] for d in what["documents"]} | {what["source"]}
     facts, pages, rows = facts_from(root, sources), {page_of(s) for s in sources}, {}
     marks = sources | {d["id"] for d in what["documents"] if d["id"]} | {f"{t}:{n}" for t, numbers in facts.items() for n in numbers}
@@ -740,7 +724,7 @@ def begin(
 ) -> dict: # the journal
     "Write the journal, the last moment at which nothing has been touched"
     import numpy as np
-    files, graph, lock = {r["path"] for r in would["removed"]}, *stages(root)
+    files, graph, lock = {r["path"] for r in would["removed"]}, *stages(root, made=True)
     documents = [d for d in stock(root) if d["file"] in files]
     sources, pattern, mentioned = {d["source"] for d in documents}, path_pattern(files), {}
     mine = [t for s, t in texts(root) if file_of(s, files) in files]
@@ -788,7 +772,7 @@ def out_of_date(
 ) -> list: # stages
     "Stages that DVC would run again"
     told = next(line for line in reversed(dvc(root, "status", "--json").splitlines()) if line.startswith("{"))
-    return sorted(name for name in json.loads(told) if not name.endswith(".dvc"))
+    return sorted({name.rpartition(":")[2] for name in json.loads(told)} & set(stages(root, made=True)[0]))
 
 # %% ../nbs/0z_forge.ipynb #47a7faa2
 def new_sums(
@@ -831,10 +815,11 @@ def rebuild(
     def note(line):
         each(line)
         for key, pattern in (("ran", r"Running stage '(.+)'"), ("restored", r"Stage '(.+)' is cached - skipping run")):
-            if not (m := re.match(pattern, line)) or m[1] in journal[key]: continue
-            journal[key].append(m[1])
+            if not (m := re.match(pattern, line)) or (name := m[1].rpartition(":")[2]) in journal[key]: continue
+            journal[key].append(name)
             write_json(journal_path(root), journal)
-    try: dvc(root, "repro", each=note)
+    studies = [f"studies/dvc.yaml:{name}" for name, s in stages(root, made=True)[0].items() if "wdir" in s]
+    try: dvc(root, "repro", "dvc.yaml", *studies, each=note)
     except Failed as e: raise Failed(
         f"the documents are out of data/, but the pipeline did not run through: {e}; "
         "mend that and `forge forget` goes on, `forge forget --undo` takes it back") from None
@@ -946,7 +931,7 @@ def search(
 ) -> dict: # ids, paths, grams: counts; files, bytes: what was searched; where something stands; what cannot be read
     "Search everything downstream"
     found = dict(ids=0, paths=0, grams=0, files=0, bytes=0, where=[], unreadable=[])
-    for path in downstream(root, stages(root)[0]):
+    for path in downstream(root, stages(root, made=True)[0]):
         name, text = path.relative_to(root).as_posix(), content(path)
         if text is None: found["unreadable"].append(name); continue
         seen = occurrences(text, ids, paths, runs, mentioned)
@@ -1147,7 +1132,7 @@ def forget(
                            "mend or delete these files, then `forge forget` proves it again", proof=proof)
     if not proof["in_step"]: raise Failed(
         "DVC says that artifacts are out of step with the data; see `dvc status`, then `forge forget` proves it again", proof=proof)
-    graph, lock = stages(root)
+    graph, lock = stages(root, made=True)
     return file_receipt(root, receipt(journal, hashes(graph, lock), small_files(graph, root), proof, not_forgotten(root)))
 
 # %% ../nbs/0z_forge.ipynb #7061068f
@@ -1171,7 +1156,7 @@ def rehearsal(
     stale: list # stages that are out of date already
 ) -> dict: # answer
     "What forgetting would do: the receipt's fields, as far as they can be known"
-    graph, lock = stages(root)
+    graph, lock = stages(root, made=True)
     start = [*(f"data/{r['path']}" for r in would["removed"]), *(f"data/facts/{f['table']}" for f in would["facts"])]
     may_run = [s["stage"] for s in reach(graph, lock, start, numbers=True)]
     artifacts = [dict(stage=a["stage"], path=p, old=a["hash"], new=None) for p, a in hashes(graph, lock).items()

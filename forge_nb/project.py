@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROOT', 'Invalid', 'find_root', 'atomic', 'remove', 'write_json', 'read_json', 'write_jsonl', 'read_jsonl',
-           'write_csv', 'read_csv', 'load_params', 'pin', 'environment', 'fingerprint', 'say', 'Progress',
-           'checkpoint_folder', 'chance', 'command']
+           'write_csv', 'read_csv', 'load_params', 'read_lock', 'stages', 'pin', 'environment', 'fingerprint', 'say',
+           'Progress', 'checkpoint_folder', 'chance', 'command']
 
 # %% ../nbs/00_project.ipynb #7d371df8
 import hashlib, json, os, platform, random, shutil, subprocess, sys, time
@@ -21,9 +21,9 @@ class Invalid(ValueError):
 def find_root(
     start: Path # folder to start from
 ) -> Path: # absolute
-    "The nearest folder from `start` upwards that holds dvc.yaml"
+    "The nearest folder from `start` upwards that holds dvc.yaml and params.yaml"
     for folder in (start.resolve(), *start.resolve().parents):
-        if (folder/"dvc.yaml").exists(): return folder
+        if (folder/"dvc.yaml").exists() and (folder/"params.yaml").exists(): return folder
     raise Invalid(f"{start}: neither this folder nor one above it holds dvc.yaml; run from inside the project")
 
 # %% ../nbs/00_project.ipynb #0a7e2a37
@@ -127,6 +127,29 @@ def load_params(
             f"{path.name}: section `{name}` holds {section!r}; write its fields below it, a line each")
     return sections or {}
 
+# %% ../nbs/00_project.ipynb #47c2d0b2
+def read_lock(
+    text: str # of dvc.lock
+) -> dict: # stages; empty when nothing has run
+    "The stages of a dvc.lock"
+    from ruamel.yaml import YAML
+    return (YAML(typ="safe", pure=True).load(text) or {}).get("stages", {})
+
+# %% ../nbs/00_project.ipynb #030f77bd
+def stages(
+    root: Path, # of the project
+    made: bool = False # leave out studies that were not made here
+) -> tuple: # graph, lock
+    "What dvc.yaml and dvc.lock say of the stages, those of studies/ behind them"
+    graph, lock = {}, {}
+    for folder in (root, root/"studies"):
+        if not (folder/"dvc.yaml").exists(): continue
+        mine = load_params(folder/"dvc.yaml")["stages"]
+        here = lambda stage: all((root/out).exists() for out in stage["outs"])
+        graph |= {k: v for k, v in mine.items() if folder == root or not made or here(v)}
+        if (folder/"dvc.lock").exists(): lock |= {k: v for k, v in read_lock((folder/"dvc.lock").read_text()).items() if k in graph}
+    return graph, lock
+
 # %% ../nbs/00_project.ipynb #8801cb11
 def pin(
     seed: int, # for every generator
@@ -170,6 +193,7 @@ def say(
 ):
     "Tell the terminal and the run log; in a notebook without a runner, print"
     log = os.environ.get("FORGE_LOG")
+    if os.environ.get("RANK", "0") != "0": return  # of many processes, the first one speaks
     if not log: print(text, flush=True)
     else:
         with open(log, "a") as f: f.write(json.dumps(dict(time=round(time.time(), 1), text=text, **figures)) + "\n")

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 
 sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema would compile a grammar of addresses: a second of import for nothing
 import nbformat
-from .project import Invalid, ROOT, atomic, command, environment, fingerprint, load_params, remove, say
+from .project import Invalid, ROOT, atomic, command, environment, fingerprint, load_params, remove, say, stages
 
 # %% ../nbs/01_runner.ipynb #1a2afd2f
 def directive(
@@ -276,7 +276,7 @@ def run_stage(
 ):
     "Execute a stage's notebook into reports/, with its parameters, and log the run"
     if name not in notebooks(): raise Invalid(f"there is no stage `{name}`; the notebooks are {', '.join(notebooks())}")
-    path, params, stages = notebooks()[name], load_params(ROOT/"params.yaml"), load_params(ROOT/"dvc.yaml")["stages"]
+    path, params, graph = notebooks()[name], load_params(ROOT/"params.yaml"), stages(ROOT)[0]
     nb = nbformat.read(path, 4)
     check_parameters(name, nb, params)
     given = {k: params.get(name, {}).get(k, params["shared"].get(k)) for k in declared(nb)}
@@ -286,10 +286,10 @@ def run_stage(
     with locked(checkpoints.parent/f"{name}.lock", name):
         remove(log); log.touch(); start = time.monotonic()
         os.environ.update(environment(given.get("threads", 1)), FORGE_LOG=str(log),
-                          FORGE_CKPT=str(checkpoints/run_hash(given, stages[name]["deps"])))
+                          FORGE_CKPT=str(checkpoints/run_hash(given, graph[name]["deps"])))
         resumed = Path(os.environ["FORGE_CKPT"]).exists()
         with follow(log):
-            say(f"stage {name} ({list(stages).index(name) + 1} of {len(stages)})", parameters=given, **fingerprint())
+            say(f"stage {name} ({list(graph).index(name) + 1} of {len(graph)})", parameters=given, **fingerprint())
             nb = execute(name, path, given, partial)
             seconds, peak = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
             figures = dict(total_seconds=round(seconds, 1), peak_gib=round(peak, 2))
