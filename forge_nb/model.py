@@ -31,11 +31,12 @@ def load(
 def save(
     model, # transformers model
     tokenizer, # its tokenizer, with chat template
-    folder: Path # target
+    folder: Path, # target
+    weights: dict = None # name → tensor; None: those of the model
 ):
     "Write a plain model folder (safetensors), whole or not at all"
     with atomic(folder) as t:
-        model.save_pretrained(t)
+        model.save_pretrained(t, state_dict=weights)
         tokenizer.save_pretrained(t)
 
 # %% ../nbs/03_model.ipynb #37d82781
