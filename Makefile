@@ -6,7 +6,7 @@ export DVC_NO_ANALYTICS := 1
 PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data adopt run test check export lab profile effects scaling report bench
+.PHONY: help setup data adopt run studies test check export lab profile effects scaling report bench
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## ?/  make \1\t/' | expand -t 18
@@ -31,6 +31,9 @@ adopt: setup  ## accept data/ as it is now
 run: data  ## environment, data, the whole pipeline; ends with the results
 	@dvc repro
 	@python -m forge_nb.report
+
+studies: data  ## comparisons and extensions beside the pipeline: studies/dvc.yaml
+	@dvc repro studies/dvc.yaml
 
 test: data  ## every test
 	@python -m pytest
@@ -61,5 +64,5 @@ report: setup  ## README's generated parts, and reports/ as HTML pages in report
 	@python -m forge_nb.report readme
 	@python -m forge_nb.report html
 
-bench: data  ## measure in a fresh clone, all or PART=chain|data; writes BENCH.md
+bench: data  ## measure in a fresh clone, all or PART=chain|data|pretrain; writes BENCH.md
 	@python -m forge_nb.bench $(PART)

@@ -6,10 +6,10 @@
 __all__ = ['is_first', 'write_arguments', 'read_arguments', 'with_parent', 'why', 'to_launch', 'launch', 'launched']
 
 # %% ../nbs/0j_launch.ipynb #378b7fb3
-import os, re, shlex, signal, subprocess, sys, tempfile
+import os, re, shlex, signal, subprocess, sys
 from pathlib import Path
 
-from .project import Invalid, read_json, write_json
+from .project import Invalid, ROOT, read_json, write_json
 
 # %% ../nbs/0j_launch.ipynb #f1bb455c
 def is_first() -> bool:
@@ -19,18 +19,20 @@ def is_first() -> bool:
 # %% ../nbs/0j_launch.ipynb #633bbb06
 def write_arguments(
     path: Path, # target
-    given: dict # of a stage's entry function
+    given: dict, # of a stage's entry function
+    environment: dict = {} # variables that its processes need, wherever they run
 ):
     "Arguments as JSON; paths are kept apart"
     write_json(path, dict(paths={k: str(v.resolve()) for k, v in given.items() if isinstance(v, Path)},
-                          values={k: v for k, v in given.items() if not isinstance(v, Path)}))
+                          values={k: v for k, v in given.items() if not isinstance(v, Path)}, environment=environment))
 
 # %% ../nbs/0j_launch.ipynb #1ce4cb56
 def read_arguments(
     path: Path # that `write_arguments` wrote
 ) -> dict:
-    "The arguments again"
+    "The arguments again; variables that are not set take the value they had"
     said = read_json(path)
+    for name, value in said["environment"].items(): os.environ.setdefault(name, value)
     return {k: Path(v) for k, v in said["paths"].items()} | said["values"]
 
 # %% ../nbs/0j_launch.ipynb #c303175b
@@ -66,10 +68,11 @@ def launch(
 ) -> dict: # its metrics
     "Run a stage in as many processes as asked for, and wait"
     import torch
-    folder, threads = Path(os.environ.get("FORGE_CKPT") or tempfile.mkdtemp()), torch.get_num_threads()
-    write_arguments(folder/"arguments.json", given | dict(threads=threads))
-    line = [*shlex.split(given["launcher"].format(processes=given["processes"])), "-m", f"forge_nb.{stage}", str(folder/"arguments.json")]
-    env = os.environ | dict(PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}", FORGE_CKPT=str(folder), OMP_NUM_THREADS=str(threads))
+    path, threads = ROOT/"runs"/f"{stage}.arguments.json", torch.get_num_threads()
+    write_arguments(path, given | dict(threads=threads), {k: v for k, v in os.environ.items() if k.startswith("FORGE_") and k != "FORGE_LAUNCHER"})
+    launcher = os.path.expandvars(os.environ.get("FORGE_LAUNCHER") or given["launcher"])
+    line = [*shlex.split(launcher.replace("{processes}", str(given["processes"]))), "-m", f"forge_nb.{stage}", str(path)]
+    env = os.environ | dict(PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}", OMP_NUM_THREADS=str(threads))
     try: done = subprocess.run(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=with_parent)
     except FileNotFoundError: raise Invalid(f"params.yaml: the launcher `{line[0]}` is not installed; name another") from None
     if done.returncode: raise Invalid(f"stage {stage}, {given['processes']} processes: {why(done.stdout)}")
@@ -82,7 +85,7 @@ def launched(
     "What a stage's module does as a command"
     import torch
     from forge_nb.project import pin
-    if len(sys.argv) != 2: raise Invalid(f"python -m forge_nb.{stage.__name__} takes one file of arguments, as its notebook writes it into .ckpt/{stage.__name__}/")
+    if len(sys.argv) != 2: raise Invalid(f"python -m forge_nb.{stage.__name__} takes one file of arguments, runs/{stage.__name__}.arguments.json, which its notebook writes")
     given = read_arguments(Path(sys.argv[1]))
     pin(given["seed"], given.pop("threads"))
     try: stage(**given)

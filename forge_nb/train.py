@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ORDERS', 'FLAT', 'open_tokens', 'pieces', 'picks', 'rows_of', 'read_by', 'positions', 'follow', 'attention',
-           'fused_loss', 'build', 'initialise', 'slice_loss', 'loss', 'Trained', 'counted', 'flops_a_token',
+           'fused_loss', 'build', 'initialise', 'shaped', 'slice_loss', 'loss', 'Trained', 'counted', 'flops_a_token',
            'peak_flops', 'precision', 'by_kind', 'held_out', 'workers', 'spread', 'gathered', 'mean', 'tensors',
            'layout', 'keep', 'resume', 'terminable', 'look', 'update', 'failed', 'see', 'weigh', 'Pace', 'save_point',
            'fit']
@@ -168,6 +168,17 @@ def initialise(
         elif "lm_head" in name: torch.nn.init.normal_(p, std=.001)
         elif name.endswith((".gate.weight", ".wg.weight")): torch.nn.init.normal_(p, std=.02)
         elif p.ndim >= 2: torch.nn.init.normal_(p, std=.6 * p.shape[-1] ** -.5)
+
+# %% ../nbs/0h_train.ipynb #db898b12
+def shaped(
+    shape: dict # model_type, and fields of its transformers configuration
+): # causal language model, on the device in force
+    "A model of this shape"
+    from transformers import AutoConfig, AutoModelForCausalLM, Mistral4ForCausalLM
+    fields = dict(shape)
+    try: config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+    except (KeyError, ValueError, TypeError) as e: raise Invalid(f"a model's shape is a `model_type` that transformers knows and fields of its configuration: {e}") from None
+    return Mistral4ForCausalLM(config) if config.model_type == "mistral4" else AutoModelForCausalLM.from_config(config)
 
 # %% ../nbs/0h_train.ipynb #93fc3b0c
 def slice_loss(
