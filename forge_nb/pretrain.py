@@ -15,7 +15,7 @@ from .train import build, fit, follow, gathered, workers
 
 # %% ../nbs/30_pretrain.ipynb #fead981d
 MIXTURE = "experts", "active_experts", "shared_expert"
-FORESEEN = "depth", "tokens_per_parameter", "context", "optimizer", "looks", *MIXTURE
+FORESEEN = "depth", "tokens_per_parameter", "context", "optimizer", "looks", "micro", "processes", "sharding", *MIXTURE
 LOOP = "optimizer", "warmup", "decay", "z_weight", "balance_weight", "micro", "sharding"
 
 # %% ../nbs/30_pretrain.ipynb #6cd45a8e

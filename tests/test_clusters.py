@@ -4,21 +4,12 @@ import os, re, subprocess
 import pytest
 import yaml
 
-from forge_nb.plan import described, laid_out
+from forge_nb.plan import Vocabulary, described, laid_out
 from forge_nb.project import ROOT, load_params
 from forge_nb.runner import laid_over
 from forge_nb.train import counted
 
 CLUSTERS = sorted((ROOT/"clusters").iterdir())
-
-
-class Words:
-    "A tokenizer's size, which is all that a plan needs of it"
-    eos_token_id, pad_token_id = 0, 1
-
-    def __init__(self, size): self.size = size
-
-    def __len__(self): return self.size
 
 
 @pytest.mark.parametrize("name, processes, millions", [("gpu", 1, 273), ("gpus", 8, 1219), ("nodes", 16, 1779)])
@@ -27,7 +18,7 @@ def test_profiles_of_larger_machines_build_what_they_say(name, processes, millio
     section = params["pretrain"]
     assert section["processes"] == processes
     monkeypatch.setattr("forge_nb.plan.open_tokens", lambda *_: (type("T", (), {"get_shape": lambda self: [0]})(), []))
-    run = described(section, Words(params["tokenizer"]["vocabulary"]), ROOT)
+    run = described(section, Vocabulary(params["tokenizer"]["vocabulary"]), ROOT)
     assert round(counted(laid_out(run["make"]))["total"] / 1e6) == millions
     assert run["rows"] % processes == 0 and run["rows"] // processes % section["micro"] == 0, "every process gets as many rows, in whole parts"
     head = (ROOT/"profiles"/f"{name}.yaml").read_text().splitlines()[0]
