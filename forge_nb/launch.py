@@ -48,8 +48,8 @@ def why(
 ) -> str:
     "Why a launched stage ended, in one sentence"
     if spoken := re.findall(r"(?m)^(?:\[rank\d+\]:\s*)?error: (.+)$", said): return spoken[0]
-    if (m := re.search(r"Signal (\d+) \((\w+)\)", said)) or (m := re.search(r"exitcode\s*:\s*-(\d+)()", said)):
-        return f"a worker process was ended by {m[2] or 'signal ' + m[1]}; run again to go on from the last checkpoint"
+    ended = re.findall(r"Signal \d+ \((\w+)\)", said)
+    if ended: return f"a worker process was ended by {next((s for s in ended if s != 'SIGTERM'), 'SIGTERM')}; run again to go on from the last checkpoint"
     last = [row for row in said.splitlines() if re.search(r"\w+(Error|Exception)\b: ", row)]
     return f"a worker process failed: {(last or said.strip().splitlines() or ['it said nothing'])[-1].strip()}"
 
