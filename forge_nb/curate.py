@@ -105,7 +105,8 @@ def keeping(
     rank: int, # task
     world_size: int, # of tasks
     *,
-    work: Path # folder of this run
+    work: Path, # folder of this run
+    replay: str = "" # sources of general text
 ):
     "Write a shard's good documents, its dropped ones, and an index of the good ones"
     with ExitStack() as stack:
@@ -114,6 +115,7 @@ def keeping(
         line = lambda name, row: files[name].write(json.dumps(row, ensure_ascii=False) + "\n")
         for d in rows:
             m, size = dict(d.metadata), len(d.text.encode())
+            if replay and fnmatch(m["source"], replay): m["kind"] = "general"
             if drop := m.pop("drop", None):
                 line("dropped", dict(id=d.id, source=m["source"], kind=m["kind"], **drop, bytes=size, sample=d.text[:160]))
             else:
@@ -316,6 +318,7 @@ def prepare(
     max_repeated: float, # share of repeated lines
     languages: list, # of prose to keep
     pii: list, # what is masked
+    replay: str, # sources of general text
     shard_megabytes: float, # of raw data in a task
     workers: int, # tasks at a time
     executor: str # 'local', 'ray' or 'slurm'
@@ -330,7 +333,7 @@ def prepare(
     steps = [partial(reading, data=data, parts=parts, templates=templates, strict=strict, work=work),
              partial(judging, languages=languages, min_characters=min_characters, max_repeated=max_repeated),
              partial(masking, kinds=pii),
-             partial(decontaminating, index=evaluation_index(items) if items else None), partial(keeping, work=work)]
+             partial(decontaminating, index=evaluation_index(items) if items else None), partial(keeping, work=work, replay=replay)]
     launch(steps, len(parts), "prepare", work/"logs", executor=executor, workers=workers)
     return len(names)
 
@@ -419,7 +422,7 @@ def curate(
     weights(mixture)  # a mistake there is told before anything is read
     work = checkpoint_folder()
     files = prepare(data, evaluations, read_templates(templates), work, skip=skip, strict=strict, min_characters=min_characters,
-                    max_repeated=max_repeated, languages=languages, pii=pii, shard_megabytes=shard_megabytes, workers=workers, executor=executor)
+                    max_repeated=max_repeated, languages=languages, pii=pii, replay=replay, shard_megabytes=shard_megabytes, workers=workers, executor=executor)
     say("near twins")
     clusters, goes = near_twins(partial(launch, executor=executor, workers=workers), sorted((work/"kept").glob("*.jsonl")), work/"twins",
                           threshold=twin_threshold)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['RULING', 'plot_sources', 'plot_lengths', 'show_table', 'show_dropped', 'plot_ledger', 'plot_orders', 'plot_curve',
-           'plot_pretraining', 'show_samples', 'colour_mask', 'show_answers', 'plot_effects', 'plot_kinds']
+           'plot_pretraining', 'show_samples', 'show_compared', 'colour_mask', 'show_answers', 'plot_effects',
+           'plot_kinds']
 
 # %% ../nbs/06_figures.ipynb #28dc87f4
 import re
@@ -128,6 +129,24 @@ def show_samples(
     rows = read_jsonl(path)
     for r in rows:
         if r["prompt"] == rows[0]["prompt"]: print(f"step {r['step']:5}: …{r['prompt'][-40:]!r} → {r['text']!r}")
+
+# %% ../nbs/06_figures.ipynb #53335eae
+def show_compared(
+    path: Path # metrics.json of `pretrain`
+): # IPython Markdown, or nothing from scratch
+    "Bits per byte before and after continued training, domain beside general text"
+    rows = read_json(path).get("compared")
+    if not rows: return None
+    from IPython.display import Markdown
+    fig, ax = plt.subplots(figsize=(6, .6 + .35 * len(rows)))
+    for y, r in enumerate(reversed(rows)):
+        ax.annotate("", (r["after"], y), (r["before"], y), arrowprops=dict(arrowstyle="->", color="tab:red" if r["change"] > 0 else "tab:green"))
+        ax.plot(r["before"], y, "o", color="grey", ms=4)
+    ax.set_yticks(range(len(rows)), [r["text"] for r in reversed(rows)]); ax.set_xlabel("bits per byte, before (dot) and after (arrow)"); ax.margins(.1, .2)
+    plt.tight_layout(); plt.show()
+    missing = "" if any(r["text"] == "general" for r in rows) else "\n\nNo general text among the validation documents: what was forgotten was not measured. Set `curate.replay`."
+    return Markdown("| text | before | after | change | % |\n|---|---|---|---|---|\n" + "\n".join(
+        f"| {r['text']} | {r['before']:.3f} | {r['after']:.3f} | {r['change']:+.3f} | {r['percent']:+.1f} |" for r in rows) + missing)
 
 # %% ../nbs/06_figures.ipynb #c057c5d6
 def colour_mask(

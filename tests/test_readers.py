@@ -674,7 +674,7 @@ def test_documents_of_a_mixed_folder_are_the_same_every_time(tmp_path):
 
 
 def test_default_data_is_read_whole():
-    names = readers.sources(ROOT/"data", ["facts/*"])
+    names = readers.sources(ROOT/"data", ["facts/*", "general/*"])
     found = list(readers.documents(ROOT/"data", names, **PLAIN))
     assert len(names) == len(found) and not [r for _, r in found if r]
     assert {d["kind"] for d, _ in found} == {"docs", "code"} and {d["licence"] for d, _ in found} == {"BSD-3-Clause"}
