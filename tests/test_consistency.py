@@ -97,7 +97,7 @@ def test_pipeline_lists_what_a_stage_stands_on(name):
     stage, deps = DVC[name], set(DVC[name]["deps"])
     assert stage["cmd"] == f"python -m forge_nb.runner {name}"
     assert {d for d in deps if d.startswith("build/")} == {f"build/{m}.py" for m in {name, *runner.reaches(name)}}
-    shared = {f"shared.{k}" for k in runner.declared(NB[name]) if k in PARAMS["shared"]}
+    shared = {f"shared.{k}" for k in runner.declared(NB[name]) if k in PARAMS["shared"] and k not in PARAMS[name]}
     assert set(stage["params"]) == shared | {name}
     run = "\n".join(c.source for c in NB[name].cells if runner.directive(c) == "run")
     named = set(re.findall(r'"(data(?:/[\w./]*)?|artifacts/[\w./]+|\w+\.yaml)"', run))
