@@ -8,12 +8,12 @@ from nbdev.export import nb_export
 from nbdev.test import test_nb as run_lessons
 
 from forge_nb import report, runner
-from forge_nb.project import ROOT, load_params
+from forge_nb.project import ROOT, load_params, stages
 
 BOOKS = runner.notebooks()
 NB = {name: nbformat.read(path, 4) for name, path in BOOKS.items()}
 STAGES = [name for name, nb in NB.items() if any(map(runner.is_parameters, nb.cells))]
-DVC = load_params(ROOT/"dvc.yaml")["stages"]
+DVC = stages(ROOT)[0]
 PARAMS = load_params(ROOT/"params.yaml")
 
 
