@@ -13,7 +13,7 @@ from forge_nb.evaluate import turned
 from forge_nb.model import load, save
 from forge_nb.plan import outlook
 from forge_nb.pretrain import pretrain
-from forge_nb.project import ROOT, Invalid, command, load_params, pin, read_csv, read_json, write_json, write_jsonl
+from forge_nb.project import ROOT, Invalid, command, load_params, pin, read_json, write_json, write_jsonl
 from forge_nb.sft import sft
 from forge_nb.tokenizer import learn, tokenizer
 from forge_nb.train import build
@@ -187,4 +187,3 @@ def test_the_profile_is_for_its_base():
     assert params["shared"]["base"] == "smollm2" and params["curate"]["replay"] and params["pretrain"]["optimizer"] == "adamw" and params["pretrain"]["steps"]
     assert not [s for s in params["curate"]["skip"] if s.startswith("general")], "general text that is skipped cannot be replayed"
     with pytest.raises(Invalid): laid_over(params, "smollm3")
-    assert read_csv(ROOT/"artifacts"/"continued"/"arms.csv"), "the study's table is in git"
