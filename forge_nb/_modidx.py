@@ -563,6 +563,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'forge_nb.train.build': ('train.html#build', 'forge_nb/train.py'),
                                 'forge_nb.train.by_kind': ('train.html#by_kind', 'forge_nb/train.py'),
                                 'forge_nb.train.counted': ('train.html#counted', 'forge_nb/train.py'),
+                                'forge_nb.train.distinct': ('train.html#distinct', 'forge_nb/train.py'),
                                 'forge_nb.train.failed': ('train.html#failed', 'forge_nb/train.py'),
                                 'forge_nb.train.fit': ('train.html#fit', 'forge_nb/train.py'),
                                 'forge_nb.train.flops_a_token': ('train.html#flops_a_token', 'forge_nb/train.py'),

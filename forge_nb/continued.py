@@ -208,7 +208,7 @@ def run(
     write_tokens(data, words, train=train, valid=few(held))
     first = kept(folder.parent/f"{start}.json", lambda: dict(bits=bits_of(model, words, held, context), curve=measure(model, words, data, context)))
     count = open_tokens(data, "train")[0].get_shape()[0]
-    plan = follow_base(model, count, context=context, optimizer=LOOP["optimizer"], by_hand=dict(rows=rows, steps=max(1, pieces(count, context) // rows))) | LOOP
+    plan = follow_base(model, count, context=context, optimizer=LOOP["optimizer"], by_hand=dict(rows=rows, steps=max(1, round(pieces(count, context) / rows)))) | LOOP
     state = fit(model, words, data, context=context, plan=plan, looks=looks, seed=seed, checkpoints=folder)
     seen = [side_by_side({k.removeprefix("bits_per_byte_"): v for k, v in c.items()}, by_kind(*open_tokens(data, "valid"), context)) for c in state["curve"]]
     curve = [dict(step=s, arm=name, domain=c["domain"], general=c["general"]) for s, c in zip((0, *(c["step"] for c in state["curve"])), (first["curve"], *seen))]

@@ -16,7 +16,7 @@ from forge_nb.pretrain import pretrain
 from forge_nb.project import ROOT, Invalid, command, load_params, pin, read_json, write_json, write_jsonl
 from forge_nb.sft import sft
 from forge_nb.tokenizer import learn, tokenizer
-from forge_nb.train import build
+from forge_nb.train import shaped
 
 RUN = dict(depth=1, tokens_per_parameter=1., context=32, optimizer="adamw", rows=4, steps=60, matrix_rate=3e-3, embedding_rate=3e-3, head_rate=3e-3, warmup=2, decay=.5, z_weight=0.,
            experts=0, active_experts=2, shared_expert=False, balance_weight=.01, micro=0, processes=1, launcher="", sharding="ddp", looks=2, budget_minutes=0., seed=0)
@@ -43,8 +43,8 @@ def made(tmp_path_factory) -> Path:
     pin(0, 1)
     here = tmp_path_factory.mktemp("bases")
     words = learn([story("cat hat bat dog", 400, 1)], 290)
-    model = build(words, layers=1, width=64, inner=64, context=16)  # made for 64 tokens
-    torch.nn.init.normal_(model.lm_head.weight, std=.02)
+    model = shaped(dict(model_type="llama", vocab_size=len(words), hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1, max_position_embeddings=64,
+                        tie_word_embeddings=True, bos_token_id=None, eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id))  # one matrix for both layers, as small bases have it
     save(model, words, here/"base")
     (here/"base"/"README.md").write_text("---\nlicense: mit\n---\n")
     documents(here/"documents")
@@ -88,6 +88,23 @@ def test_continuing_lowers_domain_bits_and_tells_what_it_cost(made, kept):
     assert metrics["base"]["licence"] == "mit" and len(metrics["base"]["weights"]) == 64 and metrics["base"]["context"] == 64
     model, words = load(kept/"model")
     assert model.get_input_embeddings().num_embeddings == len(words) == entries(made) and read_json(kept/"metrics.json")["compared"] == metrics["compared"]
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_weights(made, kept, monkeypatch):
+    import forge_nb.train as loop
+    train(made, kept/"whole")
+    shutil.rmtree(kept.parent/"ckpt")
+    steps, update = [], loop.update
+    def killed(*args):
+        steps.append(1)
+        if len(steps) == 40: raise KeyboardInterrupt
+        return update(*args)
+    monkeypatch.setattr(loop, "update", killed)
+    with pytest.raises(KeyboardInterrupt): train(made, kept/"parts")
+    assert not (kept/"parts").exists()
+    train(made, kept/"parts")
+    assert len(steps) == 40 + 30, "the checkpoint of step 30 was not taken up"
+    for file in ("model/model.safetensors", "metrics.json", "curve.csv"): assert (kept/"whole"/file).read_bytes() == (kept/"parts"/file).read_bytes()
 
 
 def test_new_entries_have_rows_in_every_later_stage(made, tmp_path, monkeypatch):
@@ -178,7 +195,7 @@ def test_a_plan_is_of_the_base(made, monkeypatch):
     seen, total = ask(), sum(p.numel() for p in begin(str(made/"base"), adopt(made/"base"), 32).parameters())
     assert seen["model"] == str(made/"base") and seen["parameters"]["total"] == total and seen["best"] is None
     assert seen["tokens"] == seen["corpus_tokens"] // 128 * 128 and seen["here"]["tokens_a_second"] > 100
-    assert ask(7)["parameters"]["total"] == total + 2 * 7 * 64  # a row in each of the two layers
+    assert ask(7)["parameters"]["total"] == total + 7 * 64  # a row for each, shared by both layers
 
 
 def test_the_profile_is_for_its_base():
