@@ -4,9 +4,10 @@ VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 PYTHON ?= python3
+BASE ?= smollm2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data adopt run studies test check export lab profile effects scaling report bench
+.PHONY: help setup data base adopt run studies test check export lab profile effects scaling report bench
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## ?/  make \1\t/' | expand -t 18
@@ -25,6 +26,9 @@ $(VENV)/ready: requirements.lock pyproject.toml
 data: setup  ## fetch and check the default data; FROM=folder takes a folder of yours
 	@python -m forge_nb.source $(FROM)
 
+base: setup  ## fetch a base model, once: make base BASE=smollm2
+	@python -m forge_nb.bases $(BASE)
+
 adopt: setup  ## accept data/ as it is now
 	@python -m forge_nb.runner adopt && dvc add --quiet data
 
@@ -32,7 +36,7 @@ run: data  ## environment, data, the whole pipeline; ends with the results
 	@dvc repro
 	@python -m forge_nb.report
 
-studies: data  ## comparisons and extensions beside the pipeline: studies/dvc.yaml
+studies: data base  ## comparisons and extensions beside the pipeline: studies/dvc.yaml
 	@dvc repro studies/dvc.yaml
 
 test: data  ## every test

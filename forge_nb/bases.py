@@ -50,11 +50,13 @@ def found(
     "Stop unless the folder holds a model and its tokenizer"
     if not (folder/"config.json").exists(): raise Invalid(f"base {name}: {folder} holds no config.json; name a folder that `save_pretrained` wrote")
     if not (folder/"tokenizer.json").exists(): raise Invalid(f"base {name}: {folder} holds no tokenizer.json; put the model's own tokenizer beside its weights")
+    if not any(folder.glob("*.safetensors")): raise Invalid(f"base {name}: {folder} holds no .safetensors file; save the weights with `save_pretrained`, which writes them so (other formats can run code when they are read)")
     return folder
 
 # %% ../nbs/0k_bases.ipynb #3744dd68
 def find(
-    base: str # name of the catalogue, folder, or owner/name of a hub
+    base: str, # name of the catalogue, folder, or owner/name of a hub
+    field: str = "shared.base" # of params.yaml, for the message
 ) -> tuple: # folder; its entry in the catalogue, or none
     "The folder of a base that is on this machine, checked against the catalogue"
     entry = catalogue().get(base, {})
@@ -62,7 +64,7 @@ def find(
     if (ROOT/place).is_dir(): folder = found(ROOT/place, base)
     elif "package" in entry: folder = CACHE/base
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", hub): folder = cached(hub)
-    else: raise Invalid(f"params.yaml: `shared.base` is {base!r}; write scratch, a name of bases.yaml ({', '.join(catalogue())}), a folder, or owner/name of a hub")
+    else: raise Invalid(f"params.yaml: `{field}` is {base!r}; write scratch, a name of bases.yaml ({', '.join(catalogue())}), a folder, or owner/name of a hub")
     if folder is None or not (folder/"config.json").exists(): raise Invalid(f"the base {base} is not on this machine; `make base BASE={base}` fetches it once, where a network can be reached, or name a folder")
     if "weights" in entry and (is_ := weights_digest(folder)) != entry["weights"]: raise Invalid(
         f"base {base}: its weights have the SHA-256 {is_[:16]}…, bases.yaml says {entry['weights'][:16]}…; fetch it again, or mend the catalogue if the change is meant")

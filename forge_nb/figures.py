@@ -169,7 +169,10 @@ def show_answers(
     "Ask the models of several stages the first questions of the exam"
     from forge_nb.model import load, write
     questions = read_jsonl(ROOT/"artifacts/synth/exam/exam.jsonl")[:count]
-    texts = [write(*load(ROOT/"artifacts"/s/"model"), [q["chat"] for q in questions], budget=40) for s in stages]
+    texts = []
+    for model, words in (load(ROOT/"artifacts"/s/"model") for s in stages):
+        ask = lambda q: words.apply_chat_template([dict(role="user", content=q["question"])], tokenize=False, add_generation_prompt=True)
+        texts.append(write(model, words, [ask(q) for q in questions], budget=40))
     for i, q in enumerate(questions):
         print(f"{q['question']}  ({q['answer']})")
         for stage, answers in zip(stages, texts): print(f"  {stage:9} {answers[i][0]!r}{'' if answers[i][1] else ' …'}")

@@ -15,7 +15,7 @@ __all__ = ['NAMED', 'KINDS', 'SCHEMAS', 'app', 'Documents', 'Query', 'AsJson', '
            'check_recorded', 'forget', 'file_receipt', 'rehearsal', 'show_forget', 'field', 'record', 'several',
            'answer_schema', 'whereis_schema', 'proof_schema', 'forget_schema', 'snapshot_schema', 'plan_schema',
            'verbs', 'tell', 'whereis_verb', 'belongs', 'consent', 'forget_verb', 'rehearse', 'back', 'snapshot_verb',
-           'plan_verb', 'schema_verb', 'main']
+           'outline', 'plan_verb', 'schema_verb', 'main']
 
 # %% ../nbs/0z_forge.ipynb #0fb59690
 import csv, difflib, hashlib, io, json, os, re, subprocess, sys, time
@@ -1468,6 +1468,19 @@ def snapshot_verb(
     dvc(ROOT, "add", "--quiet", "data")
     tell(dict(verb="snapshot", file=f"data/{name}.sqlite", tables=tables), lambda a: f"{a['file']}: " + ", ".join(f"{t} {n:,} rows" for t, n in a["tables"].items()), as_json)
 
+# %% ../nbs/0z_forge.ipynb #e8a10020
+def outline(
+    base: str, # name of bases.yaml, folder, owner/name of a hub
+    extra: int # entries added to its own
+) -> tuple: # configuration, `follow_base`, tokenizer
+    "What a plan must know of a base"
+    from transformers import AutoConfig
+    from forge_nb.bases import adopt, find, follow_base
+    folder, _ = find(base)
+    config, words = AutoConfig.from_pretrained(folder), adopt(folder)
+    config.vocab_size = len(words) + extra
+    return config, follow_base, words
+
 # %% ../nbs/0z_forge.ipynb #74d513d8
 @app.command("plan", epilog="Example: forge plan --model smollm2-135m --tokens 2e9")
 def plan_verb(
@@ -1484,7 +1497,8 @@ def plan_verb(
     from forge_nb.runner import laid_over
     params = load_params(ROOT/"params.yaml")
     if profile: params = laid_over(params, profile)
-    answer = page.outlook(params, load_params(ROOT/"hardware.yaml"), model=model, tokens=int(tokens), gpus=gpus, seconds=seconds)
+    base = None if model != "own" or params["shared"]["base"] == "scratch" else outline(params["shared"]["base"], params["tokenizer"]["extra"])
+    answer = page.outlook(params, load_params(ROOT/"hardware.yaml"), model=model, tokens=int(tokens), gpus=gpus, seconds=seconds, base=base)
     tell(answer, page.show_outlook, as_json)
     if not plot: return
     runs = read_csv(ROOT/"results"/"scaling.csv")

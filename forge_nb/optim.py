@@ -78,12 +78,12 @@ class Muon(torch.optim.Optimizer):
         g: dict # their group
     ):
         "Orthogonalise the updates of one shape together, and apply them"
-        size, (rows, columns) = len(members[0][1]), members[0][1].shape[-2:]
+        size, rows = members[0][1].shape[0], members[0][1].shape[1]
         turned = orthogonal(torch.cat([u for _, u in members]))
         for (p, _), u in zip(members, turned.split(size)):
             u = joined(u, shape, g["parts"], g["dim"])
             if isinstance(p, DTensor): u = distribute_tensor(u, p.device_mesh, p.placements, src_data_rank=None)
-            p.add_(u, alpha=-g["lr"] * max(1, rows / columns)**.5)
+            p.add_(u, alpha=-g["lr"] * max(1, rows / shape[-1])**.5)
 
 # %% ../nbs/0e_optim.ipynb #9d810174
 CUTS = dict(q_proj=("num_attention_heads", -2), k_proj=("num_key_value_heads", -2), v_proj=("num_key_value_heads", -2), o_proj=("num_attention_heads", -1))

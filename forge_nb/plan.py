@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['laid_out', 'memory', 'calibrate', 'predicted', 'fit_law', 'best_split', 'plot_law', 'scale', 'estimate', 'Vocabulary',
-           'described', 'within', 'afford', 'larger', 'ledger', 'remember', 'plot_predictions', 'outlook',
-           'show_outlook', 'main']
+           'described', 'length_in', 'described_base', 'within', 'afford', 'larger', 'ledger', 'remember',
+           'plot_predictions', 'outlook', 'show_outlook', 'main']
 
 # %% ../nbs/0i_plan.ipynb #2ccdf519
 import json, math, time
@@ -213,6 +213,34 @@ def described(
                 tokens=plan["steps"] * plan["rows"] * params["context"], rows=plan["rows"], context=params["context"], optimizer=params["optimizer"],
                 **{k: params[k] for k in ("micro", "processes", "sharding")}, looks=params["looks"], valid_tokens=open_tokens(tokens, "valid")[0].get_shape()[0])
 
+# %% ../nbs/0i_plan.ipynb #e8a10011
+def length_in(
+    words, # tokenizer that the documents would have
+    encoded, # tokenizer that they have
+    tokens: Path, # folder with train and valid tokens
+    sample: int = 20_000 # tokens
+) -> float: # 1 for the same vocabulary
+    "How many tokens one of these would be with another vocabulary"
+    if words.get_vocab() == encoded.get_vocab(): return 1.
+    ids = [int(i) for i in open_tokens(tokens, "train")[0][:sample]]
+    return len(words(encoded.decode(ids, skip_special_tokens=True), add_special_tokens=False)["input_ids"]) / len(ids)
+
+# %% ../nbs/0i_plan.ipynb #e8a10012
+def described_base(
+    params: dict, # section `pretrain` of params.yaml
+    base: tuple, # configuration with as many entries as the run has; `follow_base`; the base's tokenizer
+    encoded, # tokenizer that the documents have
+    tokens: Path # folder with train and valid tokens
+) -> dict: # as `described`
+    "The run that continues a base"
+    from transformers import AutoModelForCausalLM
+    (config, follows, words), context = base, params["context"]
+    make = lambda: AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa" if torch.cuda.is_available() else "eager")
+    count = {s: round(open_tokens(tokens, s)[0].get_shape()[0] * length_in(words, encoded, tokens)) for s in ("train", "valid")}
+    plan = follows(laid_out(make), count["train"], context=context, optimizer=params["optimizer"], by_hand={k: params[k] for k in ("rows", "steps")})
+    return dict(make=make, tokens=plan["steps"] * plan["rows"] * context, rows=plan["rows"], context=context, optimizer=params["optimizer"],
+                **{k: params[k] for k in ("micro", "processes", "sharding", "looks")}, valid_tokens=count["valid"])
+
 # %% ../nbs/0i_plan.ipynb #ca1eb926
 def within(
     seen: dict, # what `estimate` gives
@@ -301,7 +329,8 @@ def outlook(
     model: str, # 'own', or a name in hardware.yaml
     tokens: int, # to train on; 0 follows
     gpus: int, # at least
-    seconds: float # of trying
+    seconds: float, # of trying
+    base: tuple = None # of the base that is continued: as `described_base` takes it
 ) -> dict: # answer of `forge plan`
     "What pretraining will take, here and on larger machines, and what would be the best use of as much"
     section, made, corpus = params["pretrain"], ROOT/"artifacts"/"tokenizer", None
@@ -310,17 +339,17 @@ def outlook(
         if corpus is None: raise Invalid("artifacts/tokenizer is missing; `dvc repro tokenizer` makes it, and takes seconds")
         from transformers import AutoTokenizer
         words, wanted = AutoTokenizer.from_pretrained(made/"tokenizer"), params["tokenizer"]["vocabulary"]
-        run = described(section, words if len(words) == wanted else Vocabulary(wanted), made/"tokens")
+        run = described_base(section, base, words, made/"tokens") if base else described(section, words if len(words) == wanted else Vocabulary(wanted), made/"tokens")
     elif model in sheet["models"]: run = dict(make=lambda: shaped(sheet["models"][model]), rows=8, context=section["context"], optimizer=section["optimizer"])
     else: raise Invalid(f"hardware.yaml: there is no model `{model}`; there are own, {', '.join(sheet['models'])}")
     torch.set_num_threads(params["shared"]["threads"])
     laid = laid_out(run["make"])
     run["tokens"] = tokens or run.get("tokens") or 20 * counted(laid)["active"]
     seen = estimate(**run, price=sheet["here"]["price"], seconds=seconds)
-    if model == "own" and seen["here"]: remember(ROOT/"runs"/"past", section, seen)
+    if model == "own" and seen["here"]: remember(ROOT/"runs"/"past", section | dict(base=params["shared"]["base"]), seen)
     record = ROOT/"results"/"scaling.csv"
-    best = best_split(fit_law(read_csv(record)), seen["flops"]) if model == "own" and record.exists() else None
-    return dict(verb="plan", model=model, corpus_tokens=corpus, **seen, best=best, larger=larger(laid, run["tokens"], run["context"], sheet["gpus"], gpus),
+    best = best_split(fit_law(read_csv(record)), seen["flops"]) if model == "own" and not base and record.exists() else None  # the law is of models from scratch
+    return dict(verb="plan", model=params["shared"]["base"] if model == "own" and base else model, corpus_tokens=corpus, **seen, best=best, larger=larger(laid, run["tokens"], run["context"], sheet["gpus"], gpus),
                 ledger=ledger(ROOT/"runs"/"past"))
 
 # %% ../nbs/0i_plan.ipynb #4e9ce05a

@@ -49,7 +49,8 @@ def trainer(
     words, # tokenizer
     data: Path, # folder with train tokens
     steps: int, # of 8 rows
-    out: Path # folder for what Trainer writes
+    out: Path, # folder for what Trainer writes
+    bf16: bool # whether products are in bfloat16
 ) -> dict: # model, seconds, rows
     "Train with transformers' Trainer"
     from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -63,7 +64,7 @@ def trainer(
     class Clock(TrainerCallback):
         def on_step_end(self, *_, **__): times.append(time.monotonic())
     options = TrainingArguments(output_dir=str(out), max_steps=steps, per_device_train_batch_size=8, learning_rate=1e-3, warmup_steps=min(10, steps // 2),
-                                lr_scheduler_type="cosine", bf16=precision() == "bf16", use_cpu=not torch.cuda.is_available(), report_to="none",
+                                lr_scheduler_type="cosine", bf16=bf16, use_cpu=not torch.cuda.is_available(), report_to="none",
                                 save_strategy="no", logging_strategy="no", disable_tqdm=True, seed=0)
     Trainer(model=model, args=options, train_dataset=Rows(), callbacks=[Clock()]).train()
     return dict(model=model, rows=8, seconds=(times[-1] - times[0]) * steps / max(1, steps - 1))
@@ -130,7 +131,7 @@ class Plain(torch.nn.Module):
 
 # %% ../nbs/0x_race.ipynb #c5898977
 def race(
-    who: str, # 'ours', 'mixture', 'trainer' or 'nanochat'
+    who: str, # 'ours', 'mixture', 'trainer' (in bfloat16), 'float32' (Trainer in float32) or 'nanochat'
     seconds: float, # to train
     words, # tokenizer
     data: Path, # folder with train and valid tokens
@@ -139,11 +140,11 @@ def race(
     "Train for so many seconds and score"
     make = dict(ours=lambda: ours(words, depth), mixture=lambda: ours(words, depth, 8), nanochat=lambda: nanochat(words, Path(os.environ.get("NANOCHAT", ""))))
     tokens = open_tokens(data, "train")[0]
-    if who == "trainer":
-        out = ROOT/".cache"/"trainer"
-        pace = trainer(words, data, 8, out)["seconds"] / 8
+    if who in ("trainer", "float32"):
+        rest = ROOT/".cache"/"trainer", who == "trainer" and precision() == "bf16"
+        pace = trainer(words, data, 8, *rest)["seconds"] / 8
         pin(0, torch.get_num_threads())
-        done = trainer(words, data, steps := max(2, int(seconds / pace)), out)
+        done = trainer(words, data, steps := max(2, int(seconds / pace)), *rest)
         spent, model, rows, score = done["seconds"], done["model"], 8, Plain(done["model"])
     else:
         tried = sorted(timed_steps(make[who](), tokens, 10)[3:])
@@ -181,7 +182,7 @@ def size(
 
 # %% ../nbs/0x_race.ipynb #3f1fa37b
 def main():
-    "`python -m forge_nb.race ours|mixture|trainer|nanochat SECONDS`, `… first`, `… size DEPTH`: one line of JSON"
+    "`python -m forge_nb.race ours|mixture|trainer|float32|nanochat SECONDS`, `… first`, `… size DEPTH`: one line of JSON"
     from transformers import AutoTokenizer
     made = ROOT/"artifacts"/"tokenizer"
     words, what = AutoTokenizer.from_pretrained(made/"tokenizer"), sys.argv[1]

@@ -45,11 +45,12 @@ def mask_of(
 # %% ../nbs/50_sft.ipynb #cbb52996
 def check_mask(
     rows: list, # of mask_of
-    conversations: list # their messages
+    conversations: list, # their messages
+    end: str # token that ends an answer
 ):
     "Stop unless exactly the answers and their end tokens are trained"
     for row, messages in zip(rows, conversations):
-        trained, meant = row["trained"], "".join(m["content"] + "<|end|>" for m in messages if m["role"] == "assistant")
+        trained, meant = row["trained"], "".join(m["content"] + end for m in messages if m["role"] == "assistant")
         if trained != meant: raise Invalid(
             f"the loss mask covers {trained!r} instead of {meant!r}; the chat template and the tokenizer do not belong together")
 
@@ -77,7 +78,7 @@ def sft(
     trainer = SFTTrainer(model=model, args=config, train_dataset=Dataset.from_list([dict(messages=r["messages"]) for r in data]),
                          processing_class=words)
     masks = mask_of(trainer)
-    check_mask(masks, [r["messages"] for r in data])
+    check_mask(masks, [r["messages"] for r in data], words.eos_token)
     curve = fit(trainer, "sft", ["loss"])
     save(trainer.model, words, out/"model")
     write_json(out/"mask.json", masks)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ORDERS', 'FLAT', 'open_tokens', 'pieces', 'picks', 'rows_of', 'read_by', 'positions', 'follow', 'attention',
-           'fused_loss', 'build', 'initialise', 'shaped', 'slice_loss', 'loss', 'Trained', 'counted', 'flops_a_token',
+           'fused_loss', 'build', 'initialise', 'shaped', 'SlicedLoss', 'loss', 'Trained', 'counted', 'flops_a_token',
            'peak_flops', 'precision', 'by_kind', 'held_out', 'workers', 'spread', 'gathered', 'mean', 'tensors',
            'layout', 'keep', 'resume', 'terminable', 'look', 'update', 'failed', 'see', 'weigh', 'Pace', 'save_point',
            'fit']
@@ -181,16 +181,41 @@ def shaped(
     return Mistral4ForCausalLM(config) if config.model_type == "mistral4" else AutoModelForCausalLM.from_config(config)
 
 # %% ../nbs/0h_train.ipynb #93fc3b0c
-def slice_loss(
-    hidden: torch.Tensor, # (tokens, width)
-    weight: torch.Tensor, # (vocabulary, width), of the output layer
-    target: torch.Tensor, # (tokens,)
-    z_weight: float # of the squared logarithm of the scores' sum
-) -> torch.Tensor: # sum over tokens, nats
-    "Cross-entropy of some tokens"
-    logits = torch.nn.functional.linear(hidden, weight).float()
-    total = torch.nn.functional.cross_entropy(logits, target, reduction="sum")
-    return total + z_weight * logits.logsumexp(-1).square().sum() if z_weight else total
+class SlicedLoss(torch.autograd.Function):
+    "Cross-entropy of tokens under an output layer, whose scores never stand whole in memory; summed, in nats"
+    @staticmethod
+    def forward(
+        ctx, # of autograd
+        hidden: torch.Tensor, # (tokens, width)
+        weight: torch.Tensor, # (vocabulary, width), of the output layer
+        target: torch.Tensor, # (tokens,)
+        z_weight: float, # of the squared logarithm of the scores' sum
+        learning: bool # whether gradients will be asked for
+    ) -> torch.Tensor: # sum over tokens
+        "Loss, and gradients on the way"
+        device, ctx.kinds = hidden.device.type, (hidden.dtype, weight.dtype)
+        half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        size = max(64, 2**(26 if device == "cuda" else 21) // len(weight))
+        with torch.autocast(device, enabled=False):
+            hidden, weight, total = hidden.to(half), weight.to(half), torch.zeros((), device=hidden.device)
+            to_hidden, to_weight = [], torch.zeros(weight.shape, device=hidden.device) if learning else None
+            for h, y in zip(hidden.split(size), target[:, None].split(size)):
+                scores = (h @ weight.T).float()
+                norm = scores.logsumexp(-1, keepdim=True)
+                total += (norm - scores.gather(1, y)).sum() + z_weight * norm.square().sum()
+                if not learning: continue
+                gradient = scores.sub_(norm).exp_().mul_(1 + 2 * z_weight * norm).scatter_add_(1, y, torch.full_like(norm, -1.)).to(half)
+                to_hidden.append(gradient @ weight); to_weight += gradient.T @ h
+        if learning: ctx.save_for_backward(torch.cat(to_hidden), to_weight)
+        return total
+
+    @staticmethod
+    def backward(
+        ctx, # of autograd
+        above: torch.Tensor # gradient of what comes after
+    ) -> tuple: # gradients of hidden and weight
+        "The gradients that were made on the way"
+        return *((g * above).to(kind) for g, kind in zip(ctx.saved_tensors, ctx.kinds)), None, None, None
 
 # %% ../nbs/0h_train.ipynb #2980fc0a
 def loss(
@@ -200,7 +225,6 @@ def loss(
     z_weight: float = 0. # of the z-loss
 ) -> torch.Tensor: # mean over all predicted tokens, nats
     "Cross-entropy of each token given those before it in its document"
-    from torch.utils.checkpoint import checkpoint
     seen, target = x[:, :-1], x[:, 1:].flatten()
     place = positions(seen, end)
     if "flash" in model.config._attn_implementation: seen, place = seen.reshape(1, -1), place.reshape(1, -1)  # it finds the walls in one long row
@@ -209,10 +233,7 @@ def loss(
     if fused_loss():
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
         return LigerFusedLinearCrossEntropyLoss(lse_square_scale=z_weight)(weight.to(hidden.dtype), hidden, target)
-    size = max(64, 2**24 // len(weight))  # tokens whose scores fill 64 MB
-    if size >= len(target): return slice_loss(hidden, weight, target, z_weight) / len(target)
-    return sum(checkpoint(slice_loss, h, weight, y, z_weight, use_reentrant=False)
-               for h, y in zip(hidden.split(size), target.split(size))) / len(target)
+    return SlicedLoss.apply(hidden, weight, target, z_weight, torch.is_grad_enabled()) / len(target)
 
 # %% ../nbs/0h_train.ipynb #b3f0e9f7
 class Trained(torch.nn.Module):

@@ -8,12 +8,12 @@ from nbdev.export import nb_export
 from nbdev.test import test_nb as run_lessons
 
 from forge_nb import report, runner
-from forge_nb.project import ROOT, load_params
+from forge_nb.project import ROOT, load_params, stages
 
 BOOKS = runner.notebooks()
 NB = {name: nbformat.read(path, 4) for name, path in BOOKS.items()}
 STAGES = [name for name, nb in NB.items() if any(map(runner.is_parameters, nb.cells))]
-DVC = load_params(ROOT/"dvc.yaml")["stages"]
+DVC = stages(ROOT)[0]
 PARAMS = load_params(ROOT/"params.yaml")
 
 
@@ -97,7 +97,7 @@ def test_pipeline_lists_what_a_stage_stands_on(name):
     stage, deps = DVC[name], set(DVC[name]["deps"])
     assert stage["cmd"] == f"python -m forge_nb.runner {name}"
     assert {d for d in deps if d.startswith("build/")} == {f"build/{m}.py" for m in {name, *runner.reaches(name)}}
-    shared = {f"shared.{k}" for k in runner.declared(NB[name]) if k in PARAMS["shared"]}
+    shared = {f"shared.{k}" for k in runner.declared(NB[name]) if k in PARAMS["shared"] and k not in PARAMS[name]}
     assert set(stage["params"]) == shared | {name}
     run = "\n".join(c.source for c in NB[name].cells if runner.directive(c) == "run")
     named = set(re.findall(r'"(data(?:/[\w./]*)?|artifacts/[\w./]+|\w+\.yaml)"', run))

@@ -14,12 +14,13 @@ from forge_nb.launch import is_first
 from forge_nb.project import command, pin
 from forge_nb.train import build, fit, follow, gathered, workers
 def run():
-    pin(0, 1)
     made, checkpoints, given = Path("artifacts/tokenizer"), Path(sys.argv[1]), json.loads(sys.argv[2])
+    every = given.pop("every", 3600.)
+    pin(0, given.pop("threads", 1))
     words = AutoTokenizer.from_pretrained(made/"tokenizer")
     plan = follow(1, vocabulary=len(words), context=64, tokens_per_parameter=.1) | dict(rows=4, steps=120, optimizer="muon", warmup=5, decay=.5, z_weight=1e-4, balance_weight=.01) | given
     model = build(words, context=64, experts=plan.get("experts", 0), **{k: plan[k] for k in ("layers", "width", "inner")})
-    state = fit(model, words, made/"tokens", context=64, plan=plan, looks=2, seed=0, checkpoints=checkpoints, every=3600.)
+    state = fit(model, words, made/"tokens", context=64, plan=plan, looks=2, seed=0, checkpoints=checkpoints, every=every)
     weights = gathered(workers(), model)
     digest = hashlib.sha256(b"".join(weights[k].detach().numpy().tobytes() for k in sorted(weights)))
     if is_first(): print("made", digest.hexdigest(), json.dumps(state["curve"]), flush=True)
@@ -58,6 +59,16 @@ def test_terminated_anywhere_and_resumed_gives_the_same_bits(tiny, tmp_path, giv
     said = stopped(running)
     assert running.returncode == 2 and "ended by SIGTERM after step" in said and "Traceback" not in said
     assert result(start(tiny, parts, **given)) == whole
+
+
+def test_killed_anywhere_and_resumed_gives_the_same_bits(tiny, tmp_path):
+    whole, parts, killed = result(start(tiny, tmp_path/"whole", threads=2)), tmp_path/"parts", 0
+    for moment in (0., .2, .4, .6):
+        running, end = start(tiny, parts, threads=2, every=0.), time.monotonic() + 300  # a checkpoint after each step, so that some kill meets one half-written
+        while running.poll() is None and not (parts/"last"/"state.json").exists(): assert time.monotonic() < end; time.sleep(.01)
+        time.sleep(moment); running.kill(); running.communicate(timeout=300)
+        killed += running.returncode == -signal.SIGKILL
+    assert killed >= 2 and result(start(tiny, parts, threads=2)) == whole
 
 
 def curve(line: str) -> list:
