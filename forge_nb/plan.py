@@ -222,8 +222,9 @@ def length_in(
 ) -> float: # 1 for the same vocabulary
     "How many tokens one of these would be with another vocabulary"
     if words.get_vocab() == encoded.get_vocab(): return 1.
-    ids = [int(i) for i in open_tokens(tokens, "train")[0][:sample]]
-    return len(words(encoded.decode(ids, skip_special_tokens=True), add_special_tokens=False)["input_ids"]) / len(ids)
+    row = open_tokens(tokens, "train")[0]
+    ids = row[:min(sample, row.get_shape()[0])].tolist()
+    return len(words.backend_tokenizer.encode(encoded.decode(ids, skip_special_tokens=True), add_special_tokens=False)) / len(ids)
 
 # %% ../nbs/0i_plan.ipynb #e8a10012
 def described_base(

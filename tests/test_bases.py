@@ -13,7 +13,7 @@ from forge_nb.evaluate import turned
 from forge_nb.model import load, save
 from forge_nb.plan import outlook
 from forge_nb.pretrain import pretrain
-from forge_nb.project import ROOT, Invalid, command, load_params, pin, read_csv, read_json, write_json, write_jsonl
+from forge_nb.project import ROOT, Invalid, command, load_params, pin, read_json, write_json, write_jsonl
 from forge_nb.sft import sft
 from forge_nb.tokenizer import learn, tokenizer
 from forge_nb.train import build
@@ -63,6 +63,9 @@ def kept(tmp_path, monkeypatch) -> Path:
     return tmp_path/"out"
 
 
+def entries(made) -> int: return len(AutoTokenizer.from_pretrained(made/"base"))
+
+
 def train(made, out, tokens=None, **given):
     made_of = tokens or made/"tokenizer"
     return pretrain(made_of/"tokenizer", made_of/"tokens", out=out, **RUN | dict(base=str(made/"base")) | given)
@@ -84,7 +87,7 @@ def test_continuing_lowers_domain_bits_and_tells_what_it_cost(made, kept):
     assert set(rows) == {"domain", "docs", "general"} and rows["domain"]["change"] < -.2 and rows["domain"]["after"] < rows["domain"]["before"]
     assert metrics["base"]["licence"] == "mit" and len(metrics["base"]["weights"]) == 64 and metrics["base"]["context"] == 64
     model, words = load(kept/"model")
-    assert model.get_input_embeddings().num_embeddings == len(words) == 290 and read_json(kept/"metrics.json")["compared"] == metrics["compared"]
+    assert model.get_input_embeddings().num_embeddings == len(words) == entries(made) and read_json(kept/"metrics.json")["compared"] == metrics["compared"]
 
 
 def test_new_entries_have_rows_in_every_later_stage(made, tmp_path, monkeypatch):
@@ -92,7 +95,7 @@ def test_new_entries_have_rows_in_every_later_stage(made, tmp_path, monkeypatch)
     tokenizer(made/"documents", base=str(made/"base"), vocabulary=300, extra=5, out=tmp_path/"tokenizer")
     train(made, tmp_path/"out", tmp_path/"tokenizer", steps=2)
     model, words = load(tmp_path/"out"/"model")
-    assert model.get_input_embeddings().num_embeddings == model.get_output_embeddings().out_features == len(words) == 295
+    assert model.get_input_embeddings().num_embeddings == model.get_output_embeddings().out_features == len(words) == entries(made) + 5
 
 
 def test_the_study_lays_gain_and_loss_side_by_side_and_goes_on(made, kept):
@@ -120,10 +123,10 @@ def test_vocabulary_and_rows_that_do_not_agree(made, kept, tmp_path, capsys):
     shutil.copytree(made/"base", tmp_path/"odd")
     words.save_pretrained(tmp_path/"odd")
     tokenizer(made/"documents", base=str(tmp_path/"odd"), vocabulary=300, extra=0, out=tmp_path/"tokenizer")
-    refuse(capsys, kept, lambda: train(made, kept, tmp_path/"tokenizer", base=str(tmp_path/"odd")), "its tokenizer has 291 entries, its model 290 embedding rows")
+    refuse(capsys, kept, lambda: train(made, kept, tmp_path/"tokenizer", base=str(tmp_path/"odd")), f"its tokenizer has {entries(made) + 1} entries, its model {entries(made)} embedding rows")
     write_jsonl(tmp_path/"rows.jsonl", [dict(id="0", messages=[dict(role="user", content="cat?"), dict(role="assistant", content="hat")])])
     tune = lambda: sft(tmp_path/"odd", tmp_path/"rows.jsonl", learning_rate=1e-3, batch=2, epochs=1., longest=64, seed=0, out=kept)
-    refuse(capsys, kept, tune, "the tokenizer has 291 entries, the model 290 embedding rows")
+    refuse(capsys, kept, tune, f"the tokenizer has {entries(made) + 1} entries, the model {entries(made)} embedding rows")
 
 
 @pytest.mark.parametrize("given, said", [
@@ -184,4 +187,3 @@ def test_the_profile_is_for_its_base():
     assert params["shared"]["base"] == "smollm2" and params["curate"]["replay"] and params["pretrain"]["optimizer"] == "adamw" and params["pretrain"]["steps"]
     assert not [s for s in params["curate"]["skip"] if s.startswith("general")], "general text that is skipped cannot be replayed"
     with pytest.raises(Invalid): laid_over(params, "smollm3")
-    assert read_csv(ROOT/"artifacts"/"continued"/"arms.csv"), "the study's table is in git"
