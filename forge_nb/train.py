@@ -385,10 +385,11 @@ def tensors(
     trained, # wrapped module
     both: list # optimisers
 ) -> dict: # name → tensor, of weights and optimiser states
-    "Everything that a run changes; what is loaded into it is loaded into the run's weights, not yet into its optimisers"
+    "Everything that a run changes, a weight with two names once; what is loaded into it is loaded into the run's weights, not yet into its optimisers"
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
     weights, states = get_state_dict(trained, both, options=StateDictOptions(**FLAT))
-    return weights | {k: v for k, v in states.items() if torch.is_tensor(v)}
+    second = {f"model.{name}" for m in trained.modules() for name in getattr(m, "all_tied_weights_keys", {})}
+    return {k: v for k, v in weights.items() if k not in second} | {k: v for k, v in states.items() if torch.is_tensor(v)}
 
 # %% ../nbs/0h_train.ipynb #61e23543
 def layout(
@@ -432,14 +433,13 @@ def resume(
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
     if not (folder/"last"/"state.json").exists(): return dict(step=0, losses=[], curve=[], samples=[])
     state, options = read_json(folder/"last"/"state.json"), StateDictOptions(**FLAT)
-    weights, states = get_state_dict(trained, both, options=options)
-    held = weights | {k: v for k, v in states.items() if torch.is_tensor(v)}
+    held, (weights, states) = tensors(trained, both), get_state_dict(trained, both, options=options)
     if state.pop("layout") != layout(held): raise Invalid(
         f"{folder}/last: this checkpoint is of another model or optimiser; delete the folder, or set the parameters that it was made with")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         dcp.load(held, storage_reader=dcp.HuggingFaceStorageReader(str(folder/"last")))
-    set_state_dict(trained, both, model_state_dict={k: held[k] for k in weights}, optim_state_dict={k: held.get(k, v) for k, v in states.items()}, options=options)
+    set_state_dict(trained, both, model_state_dict={k: held.get(k, v) for k, v in weights.items()}, optim_state_dict={k: held.get(k, v) for k, v in states.items()}, options=options)
     say(f"resumed at step {state['step']}")
     return state
 
