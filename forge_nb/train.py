@@ -6,8 +6,8 @@
 __all__ = ['ORDERS', 'FLAT', 'open_tokens', 'pieces', 'picks', 'rows_of', 'read_by', 'positions', 'follow', 'attention',
            'fused_loss', 'build', 'initialise', 'shaped', 'SlicedLoss', 'loss', 'Trained', 'counted', 'flops_a_token',
            'peak_flops', 'precision', 'by_kind', 'held_out', 'workers', 'spread', 'gathered', 'mean', 'tensors',
-           'distinct', 'layout', 'keep', 'resume', 'terminable', 'look', 'update', 'failed', 'see', 'weigh', 'Pace',
-           'save_point', 'fit']
+           'layout', 'keep', 'resume', 'terminable', 'look', 'update', 'failed', 'see', 'weigh', 'Pace', 'save_point',
+           'fit']
 
 # %% ../nbs/0h_train.ipynb #c40ae4bd
 import hashlib, json, math, shutil, signal, threading, time, warnings
@@ -385,22 +385,11 @@ def tensors(
     trained, # wrapped module
     both: list # optimisers
 ) -> dict: # name → tensor, of weights and optimiser states
-    "Everything that a run changes; what is loaded into it is loaded into the run's weights, not yet into its optimisers"
+    "Everything that a run changes, a weight with two names once; what is loaded into it is loaded into the run's weights, not yet into its optimisers"
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
     weights, states = get_state_dict(trained, both, options=StateDictOptions(**FLAT))
-    return weights | {k: v for k, v in states.items() if torch.is_tensor(v)}
-
-# %% ../nbs/0h_train.ipynb #5a1c0e02
-def distinct(
-    held: dict # name → tensor
-) -> dict: # the same, without second names
-    "Each tensor once, under its first name"
-    seen, out = set(), {}
-    for name, v in held.items():
-        mine = v.to_local() if hasattr(v, "to_local") else v
-        place = (mine.data_ptr(), tuple(mine.shape)) if mine.numel() else name
-        if place not in seen: out[name] = v; seen.add(place)
-    return out
+    second = {f"model.{name}" for m in trained.modules() for name in getattr(m, "all_tied_weights_keys", {})}
+    return {k: v for k, v in weights.items() if k not in second} | {k: v for k, v in states.items() if torch.is_tensor(v)}
 
 # %% ../nbs/0h_train.ipynb #61e23543
 def layout(
@@ -420,7 +409,7 @@ def keep(
     "Write the checkpoint, whole or not at all"
     import torch.distributed.checkpoint as dcp
     from accelerate.utils import broadcast_object_list
-    held, first = distinct(tensors(trained, both)), accelerator.is_main_process
+    held, first = tensors(trained, both), accelerator.is_main_process
     folder.mkdir(parents=True, exist_ok=True)
     needed, free = sum(v.numel() * v.element_size() for v in held.values()) * 1.1, shutil.disk_usage(folder).free
     if first and free < needed: raise Invalid(
@@ -444,14 +433,13 @@ def resume(
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
     if not (folder/"last"/"state.json").exists(): return dict(step=0, losses=[], curve=[], samples=[])
     state, options = read_json(folder/"last"/"state.json"), StateDictOptions(**FLAT)
-    weights, states = get_state_dict(trained, both, options=options)
-    held = weights | {k: v for k, v in states.items() if torch.is_tensor(v)}
-    if state.pop("layout") != layout(distinct(held)): raise Invalid(
+    held, (weights, states) = tensors(trained, both), get_state_dict(trained, both, options=options)
+    if state.pop("layout") != layout(held): raise Invalid(
         f"{folder}/last: this checkpoint is of another model or optimiser; delete the folder, or set the parameters that it was made with")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        dcp.load(distinct(held), storage_reader=dcp.HuggingFaceStorageReader(str(folder/"last")))
-    set_state_dict(trained, both, model_state_dict={k: held[k] for k in weights}, optim_state_dict={k: held.get(k, v) for k, v in states.items()}, options=options)
+        dcp.load(held, storage_reader=dcp.HuggingFaceStorageReader(str(folder/"last")))
+    set_state_dict(trained, both, model_state_dict={k: held.get(k, v) for k, v in weights.items()}, optim_state_dict={k: held.get(k, v) for k, v in states.items()}, options=options)
     say(f"resumed at step {state['step']}")
     return state
 

@@ -6,7 +6,8 @@ import pytest
 from conftest import Copy
 from jsonschema import validate
 
-from forge_nb.forge import SCHEMAS, read_lock
+from forge_nb.forge import SCHEMAS
+from forge_nb.project import read_lock
 
 FORGE = "python -m forge_nb.forge"
 
