@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHORTER', 'OFTEN', 'LOOP', 'PAIRS', 'general_text', 'drawn', 'material', 'write_tokens', 'opened', 'fertility',
            'occurrences', 'judged', 'scatter', 'kept', 'bits_of', 'few', 'run', 'compare', 'table', 'vocabularies',
-           'continued', 'write_study', 'plot_gain', 'plot_rows', 'show_side']
+           'continued', 'write_study']
 
 # %% ../nbs/34_continued.ipynb #c0a10004
 from collections import Counter
@@ -17,7 +17,7 @@ import torch
 from .bases import adopt, begin, extend, find, follow_base, measure, record, side_by_side
 from .effects import paired
 from .model import document_bits
-from .project import Invalid, atomic, chance, checkpoint_folder, pin, read_csv, read_json, read_jsonl, remove, say, write_csv, write_json, write_jsonl
+from .project import Invalid, atomic, chance, checkpoint_folder, pin, read_json, read_jsonl, remove, say, write_csv, write_json, write_jsonl
 from .train import by_kind, fit, open_tokens, pieces
 
 # %% ../nbs/34_continued.ipynb #c0a1000a
@@ -307,53 +307,3 @@ def write_study(
     write_json(out/"metrics.json", dict(base=record(base), tokens={arm: r["tokens"] for arm, r in runs.items()}, steps={arm: r["steps"] for arm, r in runs.items()},
                                         side_by_side=side, vocabulary=rule))
     return rows
-
-# %% ../nbs/34_continued.ipynb #c0a1002f
-def plot_gain(
-    table: Path, # arms.csv
-    curve: Path # curve.csv
-):
-    "Left: difference to the base by arm, domain beside general text; right: the way there"
-    import matplotlib.pyplot as plt
-    fig, (ax, way) = plt.subplots(1, 2, figsize=(9.5, 3))
-    rows = [r for r in read_csv(table) if r["against"] == "base" and "start" not in r["arm"]]
-    names, colour = list(dict.fromkeys(r["arm"] for r in rows)), dict(domain="tab:blue", general="tab:orange", replayed="tab:brown")
-    for n, text in enumerate(colour):
-        mine = {r["arm"]: r for r in rows if r["text"] == text}
-        y = [names.index(a) + .2 * (n - 1) for a in mine]
-        ax.hlines(y, [float(r["low"]) for r in mine.values()], [float(r["high"]) for r in mine.values()], color=colour[text], lw=2)
-        ax.plot([float(r["diff"]) for r in mine.values()], y, "o", ms=5, color=colour[text], label=text)
-    ax.axvline(0, color="black", lw=.8); ax.set_yticks(range(len(names)), names); ax.invert_yaxis(); ax.margins(.05, .3)
-    ax.set(xlabel="bits per byte against the base (95 %)", title="gain to the left, loss to the right"); ax.legend(fontsize=8)
-    for arm, style in zip(names, ("-", "--")):
-        mine = [r for r in read_csv(curve) if r["arm"] == arm]
-        for text in ("domain", "general"): way.plot([int(r["step"]) for r in mine], [float(r[text]) / float(mine[0][text]) - 1 for r in mine], "o", ls=style, ms=3, color=colour[text], label=f"{arm}: {text}")
-    way.axhline(0, color="black", lw=.8); way.set(xlabel="step", title="bits per byte, relative to the base"); way.yaxis.set_major_formatter("{x:+.1%}"); way.legend(fontsize=8)
-    plt.tight_layout(); plt.show()
-
-# %% ../nbs/34_continued.ipynb #c0a10030
-def plot_rows(
-    table: Path # arms.csv
-):
-    "New rows as means of their pieces against rows drawn anew: before training, against the base; after it, against the arm without new entries"
-    import matplotlib.pyplot as plt
-    rows = [r for r in read_csv(table) if r["text"] == "domain" and (r["arm"], r["against"]) in PAIRS[3:5] + PAIRS[6:8]]
-    fig, ax = plt.subplots(figsize=(6, .5 + .4 * len(rows)))
-    for y, r in enumerate(rows):
-        ax.plot([float(r["low"]), float(r["high"])], [y, y], lw=2, color="tab:blue"); ax.plot(float(r["diff"]), y, "o", color="tab:blue"); ax.text(float(r["high"]), y, f"  {float(r['diff']):+.3f}", va="center", fontsize=8)
-    ax.axvline(0, color="black", lw=.8); ax.set_yticks(range(len(rows)), [f"{r['arm']}, against {r['against']}" for r in rows]); ax.invert_yaxis(); ax.margins(.12, .2)
-    ax.set(xlabel="bits per byte of the company's text (95 %)"); plt.tight_layout(); plt.show()
-
-# %% ../nbs/34_continued.ipynb #c0a10031
-def show_side(
-    table: Path, # arms.csv
-    texts: tuple = ("domain", "code", "docs", "general", "replayed") # columns
-): # IPython Markdown
-    "Each comparison as a line, kinds of text side by side"
-    from IPython.display import Markdown
-    rows, texts = read_csv(table), [t for t in texts if any(r["text"] == t for r in read_csv(table))]
-    cell = lambda r: f"{float(r['before']):.3f} → {float(r['after']):.3f}, {float(r['diff']):+.3f} [{float(r['low']):+.3f}, {float(r['high']):+.3f}]"
-    lines = {(r["arm"], r["against"]): {} for r in rows}
-    for r in rows: lines[r["arm"], r["against"]][r["text"]] = cell(r)
-    return Markdown("\n".join(["| arm | against | " + " | ".join(texts) + " |", "|---" * (len(texts) + 2) + "|",
-                               *(f"| {arm} | {against} | " + " | ".join(found[t] for t in texts) + " |" for (arm, against), found in lines.items())]))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RULING', 'plot_sources', 'plot_lengths', 'show_table', 'show_dropped', 'plot_ledger', 'plot_orders', 'plot_curve',
-           'plot_pretraining', 'show_samples', 'show_compared', 'colour_mask', 'show_answers', 'plot_effects',
-           'plot_kinds']
+           'plot_pretraining', 'show_samples', 'show_compared', 'plot_gain', 'plot_rows', 'show_side', 'colour_mask',
+           'show_answers', 'plot_effects', 'plot_kinds']
 
 # %% ../nbs/06_figures.ipynb #28dc87f4
 import re
@@ -147,6 +147,54 @@ def show_compared(
     missing = "" if any(r["text"] == "general" for r in rows) else "\n\nNo general text among the validation documents: what was forgotten was not measured. Set `curate.replay`."
     return Markdown("| text | before | after | change | % |\n|---|---|---|---|---|\n" + "\n".join(
         f"| {r['text']} | {r['before']:.3f} | {r['after']:.3f} | {r['change']:+.3f} | {r['percent']:+.1f} |" for r in rows) + missing)
+
+# %% ../nbs/06_figures.ipynb #c0a1002f
+def plot_gain(
+    table: Path, # arms.csv
+    curve: Path # curve.csv
+):
+    "Left: difference to the base by arm, domain beside general text; right: the way there"
+    fig, (ax, way) = plt.subplots(1, 2, figsize=(9.5, 3.6))
+    rows = [r for r in read_csv(table) if r["against"] == "base" and "start" not in r["arm"]]
+    names, colour = list(dict.fromkeys(r["arm"] for r in rows)), dict(domain="tab:blue", general="tab:orange", replayed="tab:brown")
+    for n, text in enumerate(colour):
+        mine = {r["arm"]: r for r in rows if r["text"] == text}
+        y = [names.index(a) + .2 * (n - 1) for a in mine]
+        ax.hlines(y, [float(r["low"]) for r in mine.values()], [float(r["high"]) for r in mine.values()], color=colour[text], lw=2)
+        ax.plot([float(r["diff"]) for r in mine.values()], y, "o", ms=5, color=colour[text], label=text)
+    ax.axvline(0, color="black", lw=.8); ax.set_yticks(range(len(names)), names); ax.invert_yaxis(); ax.margins(.05, .3)
+    ax.set(xlabel="bits per byte against the base (95 %)", title="gain to the left, loss to the right"); ax.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(.5, -.22))
+    for arm, style in zip(names, ("-", "--")):
+        mine = [r for r in read_csv(curve) if r["arm"] == arm]
+        for text in ("domain", "general"): way.plot([int(r["step"]) for r in mine], [float(r[text]) / float(mine[0][text]) - 1 for r in mine], "o", ls=style, ms=3, color=colour[text], label=f"{arm}: {text}")
+    way.axhline(0, color="black", lw=.8); way.set(xlabel="step", title="bits per byte, relative to the base"); way.yaxis.set_major_formatter("{x:+.1%}"); way.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(.5, -.22))
+    plt.tight_layout(); plt.show()
+
+# %% ../nbs/06_figures.ipynb #c0a10030
+def plot_rows(
+    table: Path # arms.csv
+):
+    "New rows as means of their pieces against rows drawn anew: before training, against the base; after it, against the arm without new entries"
+    rows = [r for r in read_csv(table) if r["text"] == "domain" and (r["arm"].split()[0] in ("mean", "random")) and r["against"] in ("base", "domain")]
+    fig, ax = plt.subplots(figsize=(6, .5 + .4 * len(rows)))
+    for y, r in enumerate(rows):
+        ax.plot([float(r["low"]), float(r["high"])], [y, y], lw=2, color="tab:blue"); ax.plot(float(r["diff"]), y, "o", color="tab:blue"); ax.text(float(r["high"]), y, f"  {float(r['diff']):+.3f}", va="center", fontsize=8)
+    ax.axvline(0, color="black", lw=.8); ax.set_yticks(range(len(rows)), [f"{r['arm']}, against {r['against']}" for r in rows]); ax.invert_yaxis(); ax.margins(.2, .2)
+    ax.set(xlabel="bits per byte of the company's text (95 %)"); plt.tight_layout(); plt.show()
+
+# %% ../nbs/06_figures.ipynb #c0a10031
+def show_side(
+    table: Path, # arms.csv
+    texts: tuple = ("domain", "code", "docs", "general", "replayed") # columns
+): # IPython Markdown
+    "Each comparison as a line, kinds of text side by side"
+    from IPython.display import Markdown
+    rows, texts = read_csv(table), [t for t in texts if any(r["text"] == t for r in read_csv(table))]
+    cell = lambda r: f"{float(r['before']):.3f} → {float(r['after']):.3f}, {float(r['diff']):+.3f} [{float(r['low']):+.3f}, {float(r['high']):+.3f}]"
+    lines = {(r["arm"], r["against"]): {} for r in rows}
+    for r in rows: lines[r["arm"], r["against"]][r["text"]] = cell(r)
+    return Markdown("\n".join(["| arm | against | " + " | ".join(texts) + " |", "|---" * (len(texts) + 2) + "|",
+                               *(f"| {arm} | {against} | " + " | ".join(found[t] for t in texts) + " |" for (arm, against), found in lines.items())]))
 
 # %% ../nbs/06_figures.ipynb #c057c5d6
 def colour_mask(
