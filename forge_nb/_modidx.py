@@ -420,6 +420,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'forge_nb.race': { 'forge_nb.race.Plain': ('race.html#plain', 'forge_nb/race.py'),
                                'forge_nb.race.Plain.__init__': ('race.html#plain.__init__', 'forge_nb/race.py'),
                                'forge_nb.race.Plain.forward': ('race.html#plain.forward', 'forge_nb/race.py'),
+                               'forge_nb.race.against_time': ('race.html#against_time', 'forge_nb/race.py'),
                                'forge_nb.race.first_step': ('race.html#first_step', 'forge_nb/race.py'),
                                'forge_nb.race.main': ('race.html#main', 'forge_nb/race.py'),
                                'forge_nb.race.nanochat': ('race.html#nanochat', 'forge_nb/race.py'),

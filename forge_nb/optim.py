@@ -50,7 +50,7 @@ class Muon(torch.optim.Optimizer):
     "Momentum, orthogonalised matrix by matrix"
     def __init__(self,
         groups: list, # dicts: params, lr; parts and dim where matrices are to be cut
-        momentum: float = .95 # share of the past
+        momentum: float = .9 # share of the past
     ):
         super().__init__(groups, dict(momentum=momentum, parts=1, dim=-2))
 
@@ -120,7 +120,8 @@ def optimizers(
     matrices = [dict(params=ps, lr=matrix_rate, **(dict(parts=k[0], dim=k[1]) if kind == "muon" else {})) for k, ps in found.items()]
     if kind == "adamw": groups += matrices
     groups = [g for g in groups if g["params"]]  # tied embeddings leave no head
-    rest = torch.optim.AdamW(groups, betas=(.9, .95), eps=1e-10, weight_decay=0., fused=True)
+    betas = (.9, .95) if kind == "adamw" else (.3, .99)
+    rest = torch.optim.AdamW(groups, betas=betas, eps=1e-10, weight_decay=0., fused=True)
     both = [rest] if kind == "adamw" else [Muon(matrices), rest]
     for o in both:
         for g in o.param_groups: g["full"] = g["lr"]
