@@ -14,8 +14,8 @@ __all__ = ['NAMED', 'KINDS', 'SCHEMAS', 'app', 'Documents', 'Query', 'AsJson', '
            'numbers_in', 'change', 'effects_change', 'not_forgotten', 'receipt', 'receipt_page', 'receipt_tables',
            'check_recorded', 'forget', 'file_receipt', 'rehearsal', 'show_forget', 'field', 'record', 'several',
            'answer_schema', 'whereis_schema', 'proof_schema', 'forget_schema', 'snapshot_schema', 'plan_schema',
-           'verbs', 'tell', 'whereis_verb', 'belongs', 'consent', 'forget_verb', 'rehearse', 'back', 'snapshot_verb',
-           'outline', 'plan_verb', 'schema_verb', 'main']
+           'sweep_schema', 'verbs', 'tell', 'whereis_verb', 'belongs', 'consent', 'forget_verb', 'rehearse', 'back',
+           'snapshot_verb', 'outline', 'plan_verb', 'sweep_verb', 'schema_verb', 'main']
 
 # %% ../nbs/0z_forge.ipynb #0fb59690
 import csv, difflib, hashlib, io, json, os, re, subprocess, sys, time
@@ -1340,8 +1340,18 @@ def plan_schema() -> dict: # JSON Schema
         gpus=whole("how many"), days=number("wall clock"), money=number("in all"))), ledger=several("earlier predictions beside the runs", record("a run",
         ended=field("UTC", "string"), predicted_seconds=number("then"), seconds=number("taken"), predicted_gib=number("then"), gib=number("taken")))))
 
+# %% ../nbs/0z_forge.ipynb #d3bdc83e
+def sweep_schema() -> dict: # JSON Schema
+    "What `forge sweep --json` answers"
+    text = lambda about, *more: field(about, "string", *more)
+    trial = dict(type="object", description="a trial; beside these fields, one for each axis", required=["trial", "state", "value", "experiment"], properties=dict(
+        trial=field("its number", "integer"), state=dict(enum=["complete", "pruned", "fail"]), value=field("of the metric; empty unless complete", "number", "string"),
+        experiment=text("of DVC; empty unless complete")))
+    return answer_schema("sweep", record("a search over parameters", verb=dict(const="sweep"), name=text("of the search"), metric=text("STAGE:KEY"), less_is_better=field("for the metric", "boolean"),
+        trials=several("the best first", trial), best=text("experiment of the best trial", "null"), folder=text("with trials.csv and parallel.png")))
+
 # %% ../nbs/0z_forge.ipynb #9ce9299e
-SCHEMAS = dict(whereis=whereis_schema, forget=forget_schema, snapshot=snapshot_schema, plan=plan_schema)
+SCHEMAS = dict(whereis=whereis_schema, forget=forget_schema, snapshot=snapshot_schema, plan=plan_schema, sweep=sweep_schema)
 
 # %% ../nbs/0z_forge.ipynb #b0009b6c
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -1505,10 +1515,29 @@ def plan_verb(
     page.plot_law(runs, page.fit_law(runs), Path(plot))
     if answer["ledger"]: page.plot_predictions(answer["ledger"], Path(plot).with_stem(f"{Path(plot).stem}-ledger"))
 
+# %% ../nbs/0z_forge.ipynb #3e571f16
+@app.command("sweep", epilog="Example: forge sweep \"sft.learning_rate=log(1e-4,3e-3)\" sft.epochs=1.0,1.5,2.0 --trials 12")
+def sweep_verb(
+    axes: Annotated[list[str], typer.Argument(metavar="AXIS…", help="STAGE.FIELD=log(LOW,HIGH), uniform(LOW,HIGH), int(LOW,HIGH), or values separated by commas.")], # as they are said
+    trials: Annotated[int, typer.Option(help="In all; those that are on record count.")] = 12, # count
+    metric: Annotated[str, typer.Option(metavar="STAGE:KEY", help="A number of artifacts/STAGE/metrics.json; left out, it follows from the axes.")] = "", # to improve
+    name: Annotated[str, typer.Option(help="Of the search; left out, the axes.")] = "", # of the search
+    prune: Annotated[bool, typer.Option("--prune/--no-prune", help="End hopeless trials early.")] = True, # early end
+    as_json: AsJson = False # for programs
+):
+    "Search over parameters of any stage; each trial is a DVC experiment. The same command again goes on where it was."
+    from forge_nb import sweep as page
+    from forge_nb.runner import locked
+    (ROOT/".ckpt").mkdir(exist_ok=True)
+    with locked(ROOT/".ckpt"/"sweep.lock", "sweep"):
+        answer = page.sweep(axes, load_params(ROOT/"params.yaml"), stages(ROOT)[0], trials=trials, metric=metric, name=name, prune=prune,
+                            say=lambda line: print(line, file=sys.stderr if as_json else sys.stdout, flush=True))
+    tell(answer, page.show_sweep, as_json)
+
 # %% ../nbs/0z_forge.ipynb #cc0cdff5
 @app.command("schema", epilog="Example: forge schema whereis")
 def schema_verb(
-    verb: Annotated[str, typer.Argument(metavar="VERB", help="whereis, forget, snapshot or plan.")], # name
+    verb: Annotated[str, typer.Argument(metavar="VERB", help="whereis, forget, snapshot, plan or sweep.")], # name
     as_json: AsJson = False # it is JSON anyway
 ):
     "The JSON Schema of what a verb answers with --json."
