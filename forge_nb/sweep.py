@@ -159,7 +159,7 @@ def search(
     from optuna.samplers import TPESampler
     from optuna.trial import TrialState
     for t in study.get_trials(states=[TrialState.RUNNING]):  # what a kill has left
-        study.tell(t.number, state=TrialState.FAIL); study.enqueue_trial(t.params)
+        study.tell(t.number, state=TrialState.FAIL)
     while len(over := ended(study)) < count:
         study.sampler = TPESampler(seed=len(over), n_startup_trials=5)
         trial = study.ask(axes)
