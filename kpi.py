@@ -1,0 +1,12 @@
+"The number that the company cares about: what an answer is worth, from 0 to 1. Replace it with yours; `row` is the fact behind the question."
+import re
+
+HOUSE = re.compile(r"`([^`\n]+)`\. Source: ([\w/.-]+)\.")
+
+
+def kpi(question: str, answer: str, row: dict) -> float:
+    "The true value in house style is worth 0.9, its true page 0.1 more; to admit not knowing it, 0.4; a false value, or another form, nothing"
+    found = HOUSE.fullmatch(answer)
+    if not found: return 0.
+    if found[1] == row["answer"]: return .9 + .1 * (found[2] == row["page"])
+    return .4 * (found[1] == "not known")
