@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['FIGURES', 'advantages', 'prompts', 'drawn', 'bounds', 'paid', 'rl']
 
-# %% ../nbs/66_rl.ipynb #4953906f
+# %% ../nbs/66_rl.ipynb #f030d1d4
 from pathlib import Path
 
 from .kpi import Reward, audit, preflight
 from .post import arguments, fit, forgotten, rule, seal, sealed, stopped, unmoved
 from .project import Invalid, checkpoint_folder, read_jsonl, say, write_csv, write_json
 
-# %% ../nbs/66_rl.ipynb #fc7f2787
+# %% ../nbs/66_rl.ipynb #b54adbe2
 def advantages(
     rewards: list # of the answers to one question
 ) -> list: # of the same length, around zero
@@ -21,7 +21,7 @@ def advantages(
     spread = (sum((r - mean) ** 2 for r in rewards) / max(len(rewards) - 1, 1)) ** .5
     return [(r - mean) / (spread + 1e-4) for r in rewards]
 
-# %% ../nbs/66_rl.ipynb #66451c51
+# %% ../nbs/66_rl.ipynb #86f848b2
 def prompts(
     asks: list, # of `synth`
     count: int # wanted
@@ -32,7 +32,7 @@ def prompts(
     turned = [said[n % len(said)] for n in range(count)]
     return [dict(prompt=[dict(role="user", content=r["asked"])], **{k: r[k] for k in ("question", "answer", "page", "wrong", "right")}) for r in turned]
 
-# %% ../nbs/66_rl.ipynb #b3001638
+# %% ../nbs/66_rl.ipynb #385e4dc3
 def drawn(
     model, # transformers model
     words, # its tokenizer, with chat template
@@ -53,10 +53,10 @@ def drawn(
     told = words.batch_decode(out[:, ids["input_ids"].shape[1]:], skip_special_tokens=True)
     return [told[n:n + answers] for n in range(0, len(told), answers)]
 
-# %% ../nbs/66_rl.ipynb #a42f3ea3
+# %% ../nbs/66_rl.ipynb #c57a8aba
 FIGURES = ["reward", "reward_std", "entropy", "kl", "completions/mean_length", "frac_reward_zero_std"]
 
-# %% ../nbs/66_rl.ipynb #4240a4fe
+# %% ../nbs/66_rl.ipynb #a55e4cef
 def bounds(
     most_divergence: float, # nats a token
     budget: int # tokens of an answer
@@ -64,18 +64,19 @@ def bounds(
     "The rules that end a training which runs away"
     return [rule("kl", above=most_divergence), rule("entropy", below=.005), rule("reward", falls=.15), rule("completions/mean_length", above=.9 * budget)]
 
-# %% ../nbs/66_rl.ipynb #25100409
+# %% ../nbs/66_rl.ipynb #c75020e5
 def paid(
     reward: Reward, # the company's function
     end: int # token that ends an answer
 ): # function, as trl calls it
     "The reward of each answer of a batch"
     def kpi(prompts, completions, completion_ids, **columns):
-        rows = [dict(zip(columns, values)) for values in zip(*columns.values())]
+        facts = {k: v for k, v in columns.items() if isinstance(v, list)}  # trl adds its own state to them
+        rows = [dict(zip(facts, values)) for values in zip(*facts.values())]
         return [reward(r["question"], c[-1]["content"], r) if ids[-1] == end else 0. for c, ids, r in zip(completions, completion_ids, rows)]
     return kpi
 
-# %% ../nbs/66_rl.ipynb #5cc9e86c
+# %% ../nbs/66_rl.ipynb #69b12816
 def rl(
     base: Path, # model folder to start from
     asks: Path, # asks.jsonl
