@@ -9,8 +9,7 @@ __all__ = ['FIGURES', 'preference_loss', 'check_pairs', 'dpo']
 import math
 from pathlib import Path
 
-from .model import load, save
-from .post import arguments, fit
+from .post import arguments, fit, forgotten, rule, seal, sealed, stopped, unmoved
 from .project import Invalid, checkpoint_folder, read_jsonl, say, write_csv, write_json
 
 # %% ../nbs/60_dpo.ipynb #f1c2c6f1
@@ -40,6 +39,7 @@ FIGURES = ["loss", "rewards/accuracies", "logps/chosen", "logps/rejected"]
 def dpo(
     base: Path, # model folder to start from, and reference
     pairs: Path, # pairs.jsonl
+    documents: Path, # valid.jsonl
     *,
     learning_rate: float, # peak
     batch: int, # pairs in a step
@@ -47,13 +47,15 @@ def dpo(
     beta: float, # strength of the reference
     sft_weight: float, # of the likelihood of the chosen answer
     longest: int, # tokens of prompt and answer
+    falls: float, # nats that the chosen answers may
+    bits_rise: float, # the most that is allowed
     seed: int, # order of pairs
     out: Path # folder to write to
 ) -> dict: # metrics: pairs, loss, share of pairs ranked right at the end
     "Optimise preferences on pairs, with an SFT term on the chosen answers"
     rows = read_jsonl(pairs)
     check_pairs(rows)
-    model, words = load(base)
+    model, words = sealed(base)
     say(f"{len(rows)} pairs")
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
@@ -64,10 +66,14 @@ def dpo(
     trainer = DPOTrainer(model=model, args=config,
                          train_dataset=Dataset.from_list([{k: r[k] for k in ("prompt", "chosen", "rejected")} for r in rows]),
                          processing_class=words)
-    curve = fit(trainer, "dpo", FIGURES)
-    save(trainer.model, words, out/"model")
+    rules = [rule("logps/chosen", falls=falls)]
+    curve = fit(trainer, "dpo", FIGURES, rules)
+    unmoved("dpo", base, trainer.model)
+    price = forgotten("dpo", base, trainer.model, words, documents, bits_rise)
+    seal(trainer.model, words, out/"model")
     write_csv(out/"curve.csv", curve)
     metrics = dict(pairs=len(rows), loss_first=round(curve[0]["loss"], 4), loss_last=round(curve[-1]["loss"], 4),
-                   ranked_right=round(sum(r["accuracies"] for r in curve[-5:]) / len(curve[-5:]), 4))
+                   ranked_right=round(sum(r["accuracies"] for r in curve[-5:]) / len(curve[-5:]), 4),
+                   stopped=stopped(rules, trainer.state.log_history)) | price
     write_json(out/"metrics.json", metrics)
     return metrics
