@@ -238,7 +238,7 @@ def plot_effects(
         colour = colours[better(r)]
         ax.plot([float(r["low"]), float(r["high"])], [y, y], color=colour, lw=2); ax.plot(float(r["diff"]), y, "o", color=colour, ms=4)
     ax.axvline(0, color="black", lw=.8)
-    ax.set_yticks(range(len(rows)), [f"{r['stage']} · {r['metric']} · {r['slice']}" for r in rows], fontsize=8)
+    ax.set_yticks(range(len(rows)), [f"{r['stage']} · {r['metric']} · {r['slice']}{' · against ' + r['against'] if r['stage'] == 'distill' else ''}" for r in rows], fontsize=8)
     ax.set_xlabel("difference to the stage before (95 % interval; green: better)"); plt.show()
 
 # %% ../nbs/06_figures.ipynb #564e2d98
