@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'MERGE', 'encoded', 'replayed', 'ordered', 'packed', 'leak', 'check_method', 'opened', 'linear', 'adapter',
-           'merged', 'exact', 'merge_error', 'whole', 'trainer_of']
+           'exact', 'merged', 'merge_error', 'whole', 'trainer_of']
 
-# %% ../nbs/0p_tune.ipynb #45f91717
+# %% ../nbs/0p_tune.ipynb #ab222033
 import random
 from importlib.util import find_spec
 from itertools import accumulate
@@ -17,7 +17,7 @@ from .model import load
 from .post import arguments
 from .project import Invalid, checkpoint_folder
 
-# %% ../nbs/0p_tune.ipynb #f46fe11e
+# %% ../nbs/0p_tune.ipynb #569cebd3
 def encoded(
     conversations: list, # each a list of messages
     words # tokenizer with chat template
@@ -26,7 +26,7 @@ def encoded(
     told = words.apply_chat_template(conversations, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
     return [dict(input_ids=i, assistant_masks=m) for i, m in zip(told["input_ids"], told["assistant_masks"])]
 
-# %% ../nbs/0p_tune.ipynb #220b50a1
+# %% ../nbs/0p_tune.ipynb #04da08f8
 def replayed(
     texts: list, # training documents
     words, # tokenizer
@@ -44,7 +44,7 @@ def replayed(
         if len(ids) == length or len(text) < 12 * length: out.append(dict(input_ids=ids, assistant_masks=[1] * len(ids)))
     return out
 
-# %% ../nbs/0p_tune.ipynb #b3a95dc0
+# %% ../nbs/0p_tune.ipynb #6fafaa30
 def ordered(
     rows: list, # of `encoded`
     windows: list, # of `replayed`
@@ -67,7 +67,7 @@ def ordered(
     placed = sorted((((k + .5) / len(group), n, b) for n, group in enumerate((whole, shown)) for k, b in enumerate(group)), key=lambda p: p[:2])
     return [r for b in [*(b for _, _, b in placed), *rest] for r in b]  # short batches last, so that the others stay whole
 
-# %% ../nbs/0p_tune.ipynb #8994eb55
+# %% ../nbs/0p_tune.ipynb #06540690
 def packed(
     rows: list, # of `encoded` and `replayed`
     *,
@@ -81,7 +81,7 @@ def packed(
     random.Random(seed).shuffle(pieces)
     return pieces
 
-# %% ../nbs/0p_tune.ipynb #71516b1b
+# %% ../nbs/0p_tune.ipynb #664e7331
 def leak(
     model, # transformers model
     rows: list # two of `encoded`
@@ -92,10 +92,10 @@ def leak(
     with torch.no_grad(): alone, behind = (model(**{k: v.to(model.device) for k, v in x.items()}, use_cache=False).logits for x in (dict(input_ids=second), both))
     return (alone - behind[:, first.shape[1]:]).abs().max().item()
 
-# %% ../nbs/0p_tune.ipynb #3b640793
+# %% ../nbs/0p_tune.ipynb #32a1066e
 METHODS = ("full", "lora", "qlora")
 
-# %% ../nbs/0p_tune.ipynb #c16bba23
+# %% ../nbs/0p_tune.ipynb #f2259ddb
 def check_method(
     method: str, # of METHODS
     rank: int # of an adapter
@@ -106,7 +106,7 @@ def check_method(
     if method == "qlora" and not find_spec("bitsandbytes"): raise Invalid(
         "params.yaml: `sft.method` is qlora, and bitsandbytes, which holds weights in four bits, is not installed; `pip install -e .[qlora]`, or set it to lora")
 
-# %% ../nbs/0p_tune.ipynb #77c00ae7
+# %% ../nbs/0p_tune.ipynb #f1847c68
 def opened(
     base: Path, # model folder
     method: str # of METHODS
@@ -122,14 +122,14 @@ def opened(
         if hasattr(m, "support_avx512bf16_for_cpu"): m.support_avx512bf16_for_cpu = False  # in evaluation it would repack the weights and round
     return model.eval(), AutoTokenizer.from_pretrained(base)
 
-# %% ../nbs/0p_tune.ipynb #9b8a5a02
+# %% ../nbs/0p_tune.ipynb #a467f745
 def linear(
     model # transformers model
 ) -> list: # last parts of their names
     "The linear layers of the blocks; routers stay out"
     return sorted({name.split(".")[-1] for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and ".layers." in name} - {"gate", "router"})
 
-# %% ../nbs/0p_tune.ipynb #b62f37c9
+# %% ../nbs/0p_tune.ipynb #69ab6f6b
 def adapter(
     model, # transformers model
     rank: int # of the products
@@ -138,14 +138,27 @@ def adapter(
     from peft import LoraConfig
     return LoraConfig(r=rank, lora_alpha=32, lora_dropout=0., target_modules=linear(model), task_type="CAUSAL_LM")
 
-# %% ../nbs/0p_tune.ipynb #67645793
+# %% ../nbs/0p_tune.ipynb #c6bc51b3
+def exact(
+    tuned # peft model
+):
+    "Make a tuned model compute in float32 throughout, to merge and compare it"
+    from accelerate.utils import extract_model_from_parallel
+    tuned = extract_model_from_parallel(tuned, keep_fp32_wrapper=False)  # the trainer left its bfloat16 around the forward pass
+    for p in tuned.parameters():
+        if p.is_floating_point(): p.data = p.data.float()
+    for m in tuned.modules():
+        if hasattr(m, "compute_dtype"): m.compute_dtype = torch.float32
+    return tuned.eval()
+
+# %% ../nbs/0p_tune.ipynb #8bbd8826
 def merged(
     tuned, # peft model after training
     base: Path # model folder it started from
 ): # transformers model in float32
     "A plain model with the adapter's products added to the weights they were trained beside"
     model = load(base)[0].to(tuned.device)
-    for name, layer in tuned.named_modules():
+    for name, layer in exact(tuned).named_modules():
         if not hasattr(layer, "get_delta_weight") or not layer.lora_A: continue
         weight = layer.base_layer.weight
         if hasattr(weight, "quant_state"):
@@ -154,34 +167,23 @@ def merged(
         model.get_submodule(name.removeprefix("base_model.model.")).weight.data = weight.data.float() + layer.get_delta_weight("default").detach().float()
     return model
 
-# %% ../nbs/0p_tune.ipynb #6c8868bb
-def exact(
-    tuned # peft model
-):
-    "Make a tuned model compute in float32 throughout, to compare it"
-    for p in tuned.parameters():
-        if p.is_floating_point(): p.data = p.data.float()
-    for m in tuned.modules():
-        if hasattr(m, "compute_dtype"): m.compute_dtype = torch.float32
-    return tuned.eval()
-
-# %% ../nbs/0p_tune.ipynb #51e10532
+# %% ../nbs/0p_tune.ipynb #51a0bbd3
 def merge_error(
     tuned, # peft model after training
     model, # of `merged`
     rows: list # of `encoded`, a few
 ) -> float: # largest difference of a score
     "How far the merged model's scores are from those of base and adapter"
-    worst = 0.
+    worst, tuned = 0., exact(tuned)
     for r in rows:
         ids = torch.tensor([r["input_ids"]], device=model.device)
-        with torch.no_grad(): worst = max(worst, (exact(tuned)(input_ids=ids, use_cache=False).logits - model(input_ids=ids, use_cache=False).logits).abs().max().item())
+        with torch.no_grad(): worst = max(worst, (tuned(input_ids=ids, use_cache=False).logits - model(input_ids=ids, use_cache=False).logits).abs().max().item())
     return worst
 
-# %% ../nbs/0p_tune.ipynb #ec57f98e
+# %% ../nbs/0p_tune.ipynb #b959846e
 MERGE = 1e-3  # largest difference of a score that a merge may make
 
-# %% ../nbs/0p_tune.ipynb #50af7042
+# %% ../nbs/0p_tune.ipynb #57cc887a
 def whole(
     model, # after training
     base: Path, # model folder it started from
@@ -197,7 +199,7 @@ def whole(
     if error > MERGE: raise Invalid(f"{what}: the merged model's scores differ by {error:.1e} from those of base and adapter, more than {MERGE}; train this base in full")
     return plain, dict(adapter_megabytes=round(size, 3), merge_error=float(f"{error:.0e}"))
 
-# %% ../nbs/0p_tune.ipynb #0dc15e46
+# %% ../nbs/0p_tune.ipynb #81adb839
 def trainer_of(
     model, # of `opened`
     words, # its tokenizer
@@ -218,4 +220,7 @@ def trainer_of(
     config = arguments(SFTConfig, checkpoint_folder(), seed=seed, learning_rate=learning_rate, batch=batch, epochs=1, rows=len(rows), max_length=None,
                        padding_free="seq_lengths" in rows[0], train_sampling_strategy="sequential", dataset_kwargs=dict(skip_prepare_dataset=True))
     kind = SFTTrainer if torch.cuda.is_available() else Plain
-    return kind(model=model, args=config, train_dataset=data, processing_class=words, peft_config=adapter(model, rank) if rank else None)
+    trainer = kind(model=model, args=config, train_dataset=data, processing_class=words, peft_config=adapter(model, rank) if rank else None)
+    for p in trainer.model.parameters():
+        if p.requires_grad: p.data = p.data.float()  # trl makes an adapter beside four bits bfloat16, a resumed run would make it float32
+    return trainer
