@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RULING', 'plot_sources', 'plot_lengths', 'show_table', 'show_dropped', 'plot_ledger', 'plot_orders', 'plot_curve',
            'plot_pretraining', 'show_samples', 'show_compared', 'plot_gain', 'plot_rows', 'show_side', 'colour_mask',
-           'show_answers', 'plot_effects', 'plot_kinds']
+           'show_answers', 'plot_acceptance', 'plot_effects', 'plot_kinds']
 
 # %% ../nbs/06_figures.ipynb #28dc87f4
 import re
@@ -224,6 +224,22 @@ def show_answers(
     for i, q in enumerate(questions):
         print(f"{q['question']}  ({q['answer']})")
         for stage, answers in zip(stages, texts): print(f"  {stage:9} {answers[i][0]!r}{'' if answers[i][1] else ' …'}")
+
+# %% ../nbs/06_figures.ipynb #e3797582
+def plot_acceptance(
+    path: Path # acceptance.csv of `synth`
+):
+    "Percent of proposed rows by verdict, a bar for each kind of question and generator"
+    rows = read_csv(path)[::-1]
+    fig, ax = plt.subplots(figsize=(8, .8 + .24 * len(rows)))
+    left = [0.] * len(rows)
+    for n, verdict in enumerate([c for c in rows[0] if c not in ("slice", "kind", "generator", "rows", "percent")]):
+        share = [100 * int(r[verdict]) / int(r["rows"]) for r in rows]
+        if any(share): ax.barh([r["slice"] for r in rows], share, left=left, color="tab:green" if verdict == "true" else f"C{n + 3}", label=verdict.replace("_", " "))
+        left = [a + b for a, b in zip(left, share)]
+    for y, r in enumerate(rows): ax.text(101, y, f"{float(r['percent']):.0f} % of {r['rows']}", va="center", fontsize=8)
+    ax.set_xlim(0, 100); ax.set_xlabel("% of rows that were proposed"); ax.tick_params(axis="y", labelsize=8)
+    ax.legend(frameon=False, fontsize=8, ncols=4, loc="lower left", bbox_to_anchor=(0, 1)); plt.tight_layout(); plt.show()
 
 # %% ../nbs/06_figures.ipynb #86b715c6
 def plot_effects(
