@@ -88,7 +88,7 @@ def forgotten(asked, tmp_path_factory):
 
 def test_every_verb_explains_itself(bare):
     assert "whereis" in bare(FORGE) and "forget" in bare(f"{FORGE} --help")
-    for verb in ("whereis", "forget", "plan", "sweep", "schema"): assert "Example: forge " + verb in bare(f"{FORGE} {verb} --help")
+    for verb in ("whereis", "forget", "plan", "sweep", "cycle", "schema"): assert "Example: forge " + verb in bare(f"{FORGE} {verb} --help")
     for verb in SCHEMAS: assert json.loads(bare(f"{FORGE} schema {verb}")) == SCHEMAS[verb]()
 
 
