@@ -7,8 +7,6 @@ __all__ = ['changed', 'heavier', 'scores_of', 'cycle', 'show_cycle']
 
 # %% ../nbs/0t_cycle.ipynb #1c667c6f
 import json, subprocess, sys
-from pathlib import Path
-
 import numpy as np
 
 from .effects import better, paired
