@@ -1,5 +1,6 @@
 "Fine-tuning in all its ways on a model of bytes: plain folders come out, the same bytes twice and after a kill, and what is wrong is said before anything is trained"
 import json, random, shutil
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -38,6 +39,21 @@ def tune(made, out, monkeypatch, kept=None, **given):
     return sft(made/"base", made/"rows.jsonl", made, **GIVEN | given, out=out)
 
 
+@contextmanager
+def killed(monkeypatch, after):
+    "A run inside is killed after some steps"
+    step, done = Trainer.training_step, []
+
+    def dying(self, *args, **kwargs):
+        if len(done) == after: raise KeyboardInterrupt
+        done.append(1)
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(Trainer, "training_step", dying)
+        yield
+
+
 def weights(out): return (out/"model"/"model.safetensors").read_bytes()
 
 
@@ -47,17 +63,8 @@ def test_twice_and_killed_gives_the_same_bytes_of_a_plain_model(made, tmp_path, 
     assert said["loss_last"] < said["loss_first"] and (said.get("merge_error", 0.) < 1e-3)
     model, _ = sealed(tmp_path/"a"/"model")
     assert type(model) is Qwen3ForCausalLM and not list((tmp_path/"a"/"model").glob("*adapter*"))
-    step, done = Trainer.training_step, []
-
-    def killed(self, *args, **kwargs):
-        if len(done) == 15: raise KeyboardInterrupt
-        done.append(1)
-        return step(self, *args, **kwargs)
-
-    monkeypatch.setattr(Trainer, "training_step", killed)
-    with pytest.raises(KeyboardInterrupt): tune(made, tmp_path/"b", monkeypatch, **given)
+    with killed(monkeypatch, 15): tune(made, tmp_path/"b", monkeypatch, **given)
     assert list((tmp_path/"b"/"kept").glob("checkpoint-*"))
-    monkeypatch.setattr(Trainer, "training_step", step)
     assert tune(made, tmp_path/"b", monkeypatch, **given) == said
     assert weights(tmp_path/"a") == weights(tmp_path/"b")
 
@@ -97,6 +104,9 @@ def test_the_next_stage_asks_for_the_seal_and_stops_by_rule(made, tmp_path, monk
     assert not whole["stopped"] and read_json(tmp_path/"d"/"model"/"forge.json") == read_json(tmp_path/"model"/"forge.json")
     short = prefer(tmp_path/"model", tmp_path/"e", falls=-99.)        # a fall of less than nothing: broken as soon as a window is full
     assert short["stopped"].startswith("stopped at step 5: `logps/chosen` falls")
+    with killed(monkeypatch, 4): prefer(tmp_path/"model", tmp_path/"g", falls=-99.)
+    assert list((tmp_path/"g"/"kept").glob("checkpoint-*")) and prefer(tmp_path/"model", tmp_path/"g", falls=-99.) == short
+    assert weights(tmp_path/"g") == weights(tmp_path/"e") != weights(tmp_path/"d")
     template = tmp_path/"model"/"chat_template.jinja"
     template.write_text(template.read_text().replace("<|end|>{% endgeneration %}", "{% endgeneration %}<|end|>"))
     with pytest.raises(Invalid, match="chat template and loss mask changed"): prefer(tmp_path/"model", tmp_path/"f")
