@@ -1,11 +1,12 @@
 "Fine-tuning in all its ways on a model of bytes: plain folders come out, the same bytes twice and after a kill, and what is wrong is said before anything is trained"
-import json, random, shutil
+import json, random, shutil, subprocess
 from contextlib import contextmanager
 
 import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM, Trainer
 
+from forge_nb.adapters import adapters
 from forge_nb.dpo import dpo
 from forge_nb.model import load, save
 from forge_nb.post import sealed
@@ -121,3 +122,16 @@ def test_packed_rows_do_not_see_one_another(made, tmp_path, monkeypatch):
     loss = lambda ids, **more: torch.nn.functional.cross_entropy(model(input_ids=ids, use_cache=False, **more).logits[0, :-1], ids[0, 1:], reduction="none")
     both = loss(torch.cat(rows, 1), position_ids=torch.cat([torch.arange(r.shape[1]) for r in rows])[None])
     assert torch.allclose(torch.cat([both[:rows[0].shape[1] - 1], both[rows[0].shape[1]:]]), torch.cat([loss(r) for r in rows]), atol=1e-6)
+
+
+def test_three_ways_compared(made, tmp_path, monkeypatch):
+    monkeypatch.setenv("FORGE_CKPT", str(tmp_path/"kept"))
+    write_jsonl(tmp_path/"exam.jsonl", [dict(chat="<|user|>cat?<|assistant|>", answer="hat")] * 4)
+    given = dict(rows=16, rank=2, full_rate=1e-2, adapter_rate=1e-2, batch=4, replay_percent=20., window=16, test_items=4, budget=4, seed=0, threads=1)
+    compare = lambda out: adapters(made/"base", made/"rows.jsonl", made, tmp_path/"exam.jsonl", **given, out=out)
+    table = compare(tmp_path/"a")
+    full, lora, qlora = (r["held_mb"] for r in table)
+    assert qlora < lora < full and all(r["merge_error"] < 1e-3 for r in table)
+    monkeypatch.setattr(subprocess, "run", None)                        # arms that were run are not run again
+    assert compare(tmp_path/"b") == table and (tmp_path/"a"/"arms.csv").read_bytes() == (tmp_path/"b"/"arms.csv").read_bytes()
+    with pytest.raises(Invalid, match="`adapters.rank` is 0"): adapters(made/"base", made/"rows.jsonl", made, tmp_path/"exam.jsonl", **given | dict(rank=0), out=tmp_path/"c")
