@@ -762,6 +762,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'forge_nb.train.workers': ('train.html#workers', 'forge_nb/train.py')},
             'forge_nb.tune': { 'forge_nb.tune.adapter': ('tune.html#adapter', 'forge_nb/tune.py'),
                                'forge_nb.tune.check_method': ('tune.html#check_method', 'forge_nb/tune.py'),
+                               'forge_nb.tune.course': ('tune.html#course', 'forge_nb/tune.py'),
                                'forge_nb.tune.encoded': ('tune.html#encoded', 'forge_nb/tune.py'),
                                'forge_nb.tune.exact': ('tune.html#exact', 'forge_nb/tune.py'),
                                'forge_nb.tune.leak': ('tune.html#leak', 'forge_nb/tune.py'),

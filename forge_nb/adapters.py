@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['held', 'arm', 'apart', 'compared', 'adapters', 'plot_arms', 'plot_losses']
 
-# %% ../nbs/52_adapters.ipynb #7ded31c7
+# %% ../nbs/52_adapters.ipynb #0233d85b
 import json, os, resource, subprocess, sys
 from pathlib import Path
 
@@ -16,9 +16,9 @@ from .effects import paired
 from .model import write
 from .post import fit, general_bits
 from .project import ROOT, Invalid, checkpoint_folder, command, pin, read_csv, read_json, read_jsonl, say, write_csv, write_json
-from .tune import METHODS, check_method, encoded, opened, ordered, replayed, trainer_of, whole
+from .tune import METHODS, check_method, course, encoded, opened, trainer_of, whole
 
-# %% ../nbs/52_adapters.ipynb #8020ebaa
+# %% ../nbs/52_adapters.ipynb #07cdfb0d
 def held(
     model # ready to train
 ) -> dict: # megabytes
@@ -28,7 +28,7 @@ def held(
     trained = size(p for p in model.parameters() if p.requires_grad)
     return dict(weights_mb=round(size(model.parameters()) + size(scales), 2), gradients_mb=round(trained, 2), moments_mb=round(2 * trained, 2))
 
-# %% ../nbs/52_adapters.ipynb #1e5a7a2e
+# %% ../nbs/52_adapters.ipynb #2f32867c
 def arm(
     method: str, # full, lora or qlora
     base: str, rows: str, documents: str, exam: str, # paths
@@ -44,9 +44,9 @@ def arm(
     pin(seed, threads)
     peak = lambda: round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     model, words = opened(Path(base), method)
-    told, share = encoded([r["messages"] for r in read_jsonl(Path(rows))[:count]], words), replay_percent / 100
-    shown = replayed([d["text"] for d in read_jsonl(Path(documents)/"train.jsonl")], words, tokens=round(share / (1 - share) * sum(len(t["input_ids"]) for t in told)), length=window, seed=seed)
-    trainer = trainer_of(model, words, ordered(told, shown, batch=batch, epochs=1., seed=seed), learning_rate=rate, batch=batch, seed=seed, rank=rank if method != "full" else 0)
+    told = encoded([r["messages"] for r in read_jsonl(Path(rows))[:count]], words)
+    order = course(told, [d["text"] for d in read_jsonl(Path(documents)/"train.jsonl")], words, replay_percent=replay_percent, window=window, batch=batch, epochs=1., seed=seed)
+    trainer = trainer_of(model, words, order, learning_rate=rate, batch=batch, seed=seed, rank=rank if method != "full" else 0)
     memory, before = held(trainer.model), peak()
     curve = fit(trainer, method, ["loss"])
     say(f"{method}: {peak()} MB at the peak, {before} MB before the first step", method=method, peak_mb=peak(), before_mb=before)
@@ -56,7 +56,7 @@ def arm(
     bits = general_bits(plain, words, Path(documents)/"valid.jsonl")
     write_json(Path(out), dict(method=method, memory=memory, curve=curve, adapter=adapter, verdicts=verdicts, bits=bits))
 
-# %% ../nbs/52_adapters.ipynb #e7980704
+# %% ../nbs/52_adapters.ipynb #07d88c73
 def apart(
     given: dict # keywords of `arm`
 ) -> dict: # what it wrote
@@ -69,7 +69,7 @@ def apart(
     if ran.returncode: raise RuntimeError(f"the arm {given['method']} ended with {ran.returncode}:\n{ran.stderr[-2000:]}")
     return read_json(out)
 
-# %% ../nbs/52_adapters.ipynb #d66fe18d
+# %% ../nbs/52_adapters.ipynb #edf8a6b8
 def compared(
     arms: list, # of `arm`, all weights first
     base_bits: float # per byte, of the model they began with
@@ -85,7 +85,7 @@ def compared(
         out.append(row | dict(bits_rise=a["bits"] - base_bits))
     return out
 
-# %% ../nbs/52_adapters.ipynb #140aa063
+# %% ../nbs/52_adapters.ipynb #9a0eb9f4
 def adapters(
     base: Path, # model folder to start from
     conversations: Path, # sft.jsonl
@@ -104,7 +104,7 @@ def adapters(
     out: Path # folder to write to
 ) -> list: # rows of arms.csv
     "Train in full, with LoRA and with QLoRA, and compare"
-    for method in METHODS: check_method(method, rank)
+    for method in METHODS: check_method(method, rank, "adapters")
     given = dict(base=str(base), rows=str(conversations), documents=str(documents), exam=str(exam), count=rows, rank=rank, batch=batch, replay_percent=replay_percent, window=window,
                  test_items=test_items, budget=budget, seed=seed, threads=threads)
     kept = checkpoint_folder()
@@ -112,13 +112,13 @@ def adapters(
     table = compared(arms, general_bits(*opened(base, "full"), documents/"valid.jsonl"))
     write_csv(out/"arms.csv", table)
     write_csv(out/"curve.csv", [dict(arm=a["method"], **r) for a in arms for r in a["curve"]])
-    write_json(out/"metrics.json", {r["arm"]: {k: round(r[k], 4) for k in ("held_mb", "leaves_mb", "facts", "format", "stops", "bits_rise", "merge_error")} for r in table})
+    write_json(out/"metrics.json", {r["arm"]: {k: float(f"{r[k]:.4g}") for k in ("held_mb", "leaves_mb", "facts", "format", "stops", "bits_rise", "merge_error")} for r in table})
     return table
 
-# %% ../nbs/52_adapters.ipynb #7e4bf9d2
+# %% ../nbs/52_adapters.ipynb #c8f8db18
 if __name__ == "__main__" and "__file__" in globals(): command(lambda: arm(**json.loads(sys.argv[1])))
 
-# %% ../nbs/52_adapters.ipynb #c8d2dc5b
+# %% ../nbs/52_adapters.ipynb #446677b6
 def plot_arms(
     path: Path # arms.csv
 ):
@@ -138,7 +138,7 @@ def plot_arms(
         b.hlines(y, low, high, color=f"C{n}"); b.plot(x, y, "o", ms=4, color=f"C{n}", label=metric)
     b.set_yticks(range(len(rows)), names); b.invert_yaxis(); b.set_xlabel("% of answers"); b.legend(frameon=False, fontsize=8); plt.tight_layout(); plt.show()
 
-# %% ../nbs/52_adapters.ipynb #21221601
+# %% ../nbs/52_adapters.ipynb #442f52f2
 def plot_losses(
     path: Path # curve.csv
 ):

@@ -46,9 +46,7 @@ def dpo(
     epochs: float, # passes over the pairs
     beta: float, # strength of the reference
     sft_weight: float, # of the likelihood of the chosen answer
-    longest: int, # tokens of prompt and answer
-    falls: float, # nats that the chosen answers may
-    bits_rise: float, # the most that is allowed
+    longest: int, falls: float, bits_rise: float, # tokens of prompt and answer; nats that chosen answers may fall; bits per byte that documents may rise
     seed: int, # order of pairs
     out: Path # folder to write to
 ) -> dict: # metrics: pairs, loss, share of pairs ranked right at the end

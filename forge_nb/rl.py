@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['FIGURES', 'advantages', 'prompts', 'drawn', 'bounds', 'paid', 'rl']
 
-# %% ../nbs/66_rl.ipynb #f030d1d4
+# %% ../nbs/66_rl.ipynb #3e056d41
 from pathlib import Path
 
 from .kpi import Reward, audit, preflight
 from .post import arguments, fit, forgotten, rule, seal, sealed, stopped, unmoved
 from .project import Invalid, checkpoint_folder, read_jsonl, say, write_csv, write_json
 
-# %% ../nbs/66_rl.ipynb #b54adbe2
+# %% ../nbs/66_rl.ipynb #dc30ea74
 def advantages(
     rewards: list # of the answers to one question
 ) -> list: # of the same length, around zero
@@ -21,7 +21,7 @@ def advantages(
     spread = (sum((r - mean) ** 2 for r in rewards) / max(len(rewards) - 1, 1)) ** .5
     return [(r - mean) / (spread + 1e-4) for r in rewards]
 
-# %% ../nbs/66_rl.ipynb #86f848b2
+# %% ../nbs/66_rl.ipynb #3e13e51b
 def prompts(
     asks: list, # of `synth`
     count: int # wanted
@@ -32,7 +32,7 @@ def prompts(
     turned = [said[n % len(said)] for n in range(count)]
     return [dict(prompt=[dict(role="user", content=r["asked"])], **{k: r[k] for k in ("question", "answer", "page", "wrong", "right")}) for r in turned]
 
-# %% ../nbs/66_rl.ipynb #385e4dc3
+# %% ../nbs/66_rl.ipynb #f3d2f5d1
 def drawn(
     model, # transformers model
     words, # its tokenizer, with chat template
@@ -53,18 +53,18 @@ def drawn(
     told = words.batch_decode(out[:, ids["input_ids"].shape[1]:], skip_special_tokens=True)
     return [told[n:n + answers] for n in range(0, len(told), answers)]
 
-# %% ../nbs/66_rl.ipynb #c57a8aba
+# %% ../nbs/66_rl.ipynb #d3a0cf49
 FIGURES = ["reward", "reward_std", "entropy", "kl", "completions/mean_length", "frac_reward_zero_std"]
 
-# %% ../nbs/66_rl.ipynb #a55e4cef
+# %% ../nbs/66_rl.ipynb #0a1b0896
 def bounds(
     most_divergence: float, # nats a token
     budget: int # tokens of an answer
 ) -> list: # of post.rule
     "The rules that end a training which runs away"
-    return [rule("kl", above=most_divergence), rule("entropy", below=.005), rule("reward", falls=.15), rule("completions/mean_length", above=.9 * budget)]
+    return [rule("kl", above=most_divergence), rule("entropy", below=.005), rule("reward", window=10, falls=.25), rule("completions/mean_length", above=.9 * budget)]
 
-# %% ../nbs/66_rl.ipynb #c75020e5
+# %% ../nbs/66_rl.ipynb #30264f91
 def paid(
     reward: Reward, # the company's function
     end: int # token that ends an answer
@@ -76,7 +76,7 @@ def paid(
         return [reward(r["question"], c[-1]["content"], r) if ids[-1] == end else 0. for c, ids, r in zip(completions, completion_ids, rows)]
     return kpi
 
-# %% ../nbs/66_rl.ipynb #69b12816
+# %% ../nbs/66_rl.ipynb #4e47a32f
 def rl(
     base: Path, # model folder to start from
     asks: Path, # asks.jsonl

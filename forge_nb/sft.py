@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .post import fit, forgotten, seal, unmoved
 from .project import Invalid, read_json, read_jsonl, say, write_csv, write_json
-from .tune import MERGE, check_method, encoded, leak, opened, ordered, packed, replayed, trainer_of, whole
+from .tune import MERGE, check_method, course, encoded, leak, opened, packed, trainer_of, whole
 
 # %% ../nbs/50_sft.ipynb #ef599b25
 def reader(
@@ -93,30 +93,24 @@ def sft(
     rows: Path, # sft.jsonl
     documents: Path, # folder with train.jsonl and valid.jsonl
     *,
-    method: str, # full, lora or qlora
-    rank: int, # of an adapter
+    method: str, rank: int, # full, lora or qlora; of an adapter
     learning_rate: float, # peak
-    batch: int, # rows in a step
-    epochs: float, # passes over the rows
+    batch: int, epochs: float, # rows in a step; passes over the rows
     packing: bool, # several rows in a piece
     longest: int, # tokens of a conversation
-    replay_percent: float, # of the tokens
-    window: int, # tokens of a replayed window
+    replay_percent: float, window: int, # share of replayed tokens; tokens of a window
     bits_rise: float, # the most that is allowed
     seed: int, # of order and choice
     out: Path # folder to write to
 ) -> dict: # metrics: rows, tokens, loss at the start and the end, bits per byte before and after
     "Fine-tune `base` on conversations, with the loss on the assistant's tokens and documents replayed"
-    data = read_jsonl(rows)
     check_method(method, rank)
-    if not 0 <= replay_percent < 100: raise Invalid(f"params.yaml: `sft.replay_percent` is {replay_percent}; it must be at least 0 and below 100")
-    words, context = reader(base)
+    data, (words, context) = read_jsonl(rows), reader(base)
     told = check_rows(rows, data, words, longest, context)
-    share, tokens = replay_percent / 100, sum(len(t["input_ids"]) for t in told)
-    shown = replayed([r["text"] for r in read_jsonl(documents/"train.jsonl")], words, tokens=round(share / (1 - share) * tokens * epochs), length=min(window, longest), seed=seed)
-    say(f"{len(data)} rows · {tokens} tokens · {len(shown)} windows")
+    order = course(told, [r["text"] for r in read_jsonl(documents/"train.jsonl")], words, replay_percent=replay_percent, window=min(window, longest), batch=batch, epochs=epochs, seed=seed)
+    metrics = dict(rows=len(data), tokens=sum(len(t["input_ids"]) for t in told), windows=len(order) - round(epochs * len(told)))
+    say(" · ".join(f"{v} {k}" for k, v in metrics.items()))
     model, words = opened(base, method)
-    order = ordered(told, shown, batch=batch, epochs=epochs, seed=seed)
     if packing:
         if (seen := leak(model, told[:2])) > MERGE: raise Invalid(f"{base}: a packed row sees the one before it, by {seen:.1e}; set `sft.packing` to false")
         order, batch = packed(order, length=longest, seed=seed), max(1, round(batch * sum(len(r["input_ids"]) for r in order) / len(order) / longest))
@@ -127,9 +121,7 @@ def sft(
     plain, adapter = whole(trainer.model, base, told[:8], "sft")
     unmoved("sft", base, plain)
     price = forgotten("sft", base, plain, words, documents/"valid.jsonl", bits_rise)
+    metrics |= dict(loss_first=round(curve[0]["loss"], 4), loss_last=round(curve[-1]["loss"], 4)) | adapter | price
     seal(plain, words, out/"model")
-    write_json(out/"mask.json", masks)
-    write_csv(out/"curve.csv", curve)
-    metrics = dict(rows=len(data), tokens=tokens, windows=len(shown), loss_first=round(curve[0]["loss"], 4), loss_last=round(curve[-1]["loss"], 4)) | adapter | price
-    write_json(out/"metrics.json", metrics)
+    write_json(out/"mask.json", masks); write_csv(out/"curve.csv", curve); write_json(out/"metrics.json", metrics)
     return metrics

@@ -1,10 +1,12 @@
 "Fine-tuning in all its ways on a model of bytes: plain folders come out, the same bytes twice and after a kill, and what is wrong is said before anything is trained"
-import json, random, shutil
+import json, random, shutil, subprocess
+from contextlib import contextmanager
 
 import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM, Trainer
 
+from forge_nb.adapters import adapters
 from forge_nb.dpo import dpo
 from forge_nb.model import load, save
 from forge_nb.post import sealed
@@ -38,6 +40,21 @@ def tune(made, out, monkeypatch, kept=None, **given):
     return sft(made/"base", made/"rows.jsonl", made, **GIVEN | given, out=out)
 
 
+@contextmanager
+def killed(monkeypatch, after):
+    "A run inside is killed after some steps"
+    step, done = Trainer.training_step, []
+
+    def dying(self, *args, **kwargs):
+        if len(done) == after: raise KeyboardInterrupt
+        done.append(1)
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(Trainer, "training_step", dying)
+        yield
+
+
 def weights(out): return (out/"model"/"model.safetensors").read_bytes()
 
 
@@ -47,17 +64,8 @@ def test_twice_and_killed_gives_the_same_bytes_of_a_plain_model(made, tmp_path, 
     assert said["loss_last"] < said["loss_first"] and (said.get("merge_error", 0.) < 1e-3)
     model, _ = sealed(tmp_path/"a"/"model")
     assert type(model) is Qwen3ForCausalLM and not list((tmp_path/"a"/"model").glob("*adapter*"))
-    step, done = Trainer.training_step, []
-
-    def killed(self, *args, **kwargs):
-        if len(done) == 15: raise KeyboardInterrupt
-        done.append(1)
-        return step(self, *args, **kwargs)
-
-    monkeypatch.setattr(Trainer, "training_step", killed)
-    with pytest.raises(KeyboardInterrupt): tune(made, tmp_path/"b", monkeypatch, **given)
+    with killed(monkeypatch, 15): tune(made, tmp_path/"b", monkeypatch, **given)
     assert list((tmp_path/"b"/"kept").glob("checkpoint-*"))
-    monkeypatch.setattr(Trainer, "training_step", step)
     assert tune(made, tmp_path/"b", monkeypatch, **given) == said
     assert weights(tmp_path/"a") == weights(tmp_path/"b")
 
@@ -97,6 +105,9 @@ def test_the_next_stage_asks_for_the_seal_and_stops_by_rule(made, tmp_path, monk
     assert not whole["stopped"] and read_json(tmp_path/"d"/"model"/"forge.json") == read_json(tmp_path/"model"/"forge.json")
     short = prefer(tmp_path/"model", tmp_path/"e", falls=-99.)        # a fall of less than nothing: broken as soon as a window is full
     assert short["stopped"].startswith("stopped at step 5: `logps/chosen` falls")
+    with killed(monkeypatch, 4): prefer(tmp_path/"model", tmp_path/"g", falls=-99.)
+    assert list((tmp_path/"g"/"kept").glob("checkpoint-*")) and prefer(tmp_path/"model", tmp_path/"g", falls=-99.) == short
+    assert weights(tmp_path/"g") == weights(tmp_path/"e") != weights(tmp_path/"d")
     template = tmp_path/"model"/"chat_template.jinja"
     template.write_text(template.read_text().replace("<|end|>{% endgeneration %}", "{% endgeneration %}<|end|>"))
     with pytest.raises(Invalid, match="chat template and loss mask changed"): prefer(tmp_path/"model", tmp_path/"f")
@@ -111,3 +122,16 @@ def test_packed_rows_do_not_see_one_another(made, tmp_path, monkeypatch):
     loss = lambda ids, **more: torch.nn.functional.cross_entropy(model(input_ids=ids, use_cache=False, **more).logits[0, :-1], ids[0, 1:], reduction="none")
     both = loss(torch.cat(rows, 1), position_ids=torch.cat([torch.arange(r.shape[1]) for r in rows])[None])
     assert torch.allclose(torch.cat([both[:rows[0].shape[1] - 1], both[rows[0].shape[1]:]]), torch.cat([loss(r) for r in rows]), atol=1e-6)
+
+
+def test_three_ways_compared(made, tmp_path, monkeypatch):
+    monkeypatch.setenv("FORGE_CKPT", str(tmp_path/"kept"))
+    write_jsonl(tmp_path/"exam.jsonl", [dict(chat="<|user|>cat?<|assistant|>", answer="hat")] * 4)
+    given = dict(rows=16, rank=2, full_rate=1e-2, adapter_rate=1e-2, batch=4, replay_percent=20., window=16, test_items=4, budget=4, seed=0, threads=1)
+    compare = lambda out: adapters(made/"base", made/"rows.jsonl", made, tmp_path/"exam.jsonl", **given, out=out)
+    table = compare(tmp_path/"a")
+    full, lora, qlora = (r["held_mb"] for r in table)
+    assert qlora < lora < full and all(r["merge_error"] < 1e-3 for r in table)
+    monkeypatch.setattr(subprocess, "run", None)                        # arms that were run are not run again
+    assert compare(tmp_path/"b") == table and (tmp_path/"a"/"arms.csv").read_bytes() == (tmp_path/"b"/"arms.csv").read_bytes()
+    with pytest.raises(Invalid, match="`adapters.rank` is 0"): adapters(made/"base", made/"rows.jsonl", made, tmp_path/"exam.jsonl", **given | dict(rank=0), out=tmp_path/"c")
