@@ -135,7 +135,7 @@ def weak_slices(
     if not kinds: raise Invalid(f"scores: nothing about `{checkpoint}`; the checkpoints are {', '.join(sorted({r['checkpoint'] for r in scores}))}")
     average = float(np.mean(np.concatenate(list(kinds.values()))))
     below = lambda v: paired(np.full((1, len(v)), average), np.array([v]), np.ones(len(v)))["high"] < 0
-    return {k: round(min(average / max(np.mean(v), 1e-9), most), 2) for k, v in sorted(kinds.items()) if len(v) >= least and below(v)}
+    return {k: round(float(min(average / max(np.mean(v), 1e-9), most)), 2) for k, v in sorted(kinds.items()) if len(v) >= least and below(v)}
 
 # %% ../nbs/0r_sieve.ipynb #6c2f5433
 HEADER = """# How many new phrasings a kind of question gets from the teacher, as a multiple of synth.variants; kinds that are not named count once.

@@ -6,7 +6,7 @@
 __all__ = ['FIELDS', 'PROMPTS', 'TASK', 'kinds', 'facts', 'check_words', 'headings', 'origin', 'turns', 'sft_rows', 'others',
            'giving_in', 'obliging_rows', 'made_up', 'made_up_rows', 'phrasing_jobs', 'taught_rows', 'comparable',
            'reasoning_rows', 'pair', 'pair_rows', 'policy_pairs', 'ask_rows', 'spread', 'exam_rows', 'unread',
-           'write_exam', 'write_rows', 'all_facts', 'three_ways', 'trained_rows', 'apart', 'counted', 'synth']
+           'write_exam', 'write_rows', 'all_facts', 'three_ways', 'judged', 'answered', 'apart', 'counted', 'synth']
 
 # %% ../nbs/40_synth.ipynb #e0b86b94
 import hashlib, random, re
@@ -228,14 +228,14 @@ def taught_rows(
     jobs: list, # of `phrasing_jobs`
     replies: list, # of the teacher
     generator: str, # who it was
-    known: dict, # id → fact
+    trained: list, # facts
     blocks: dict, # kinds
     seed: int # of voices
 ) -> list: # rows with 'messages', or with 'failed'
     "What the teacher proposes, as rows"
-    draw, out = random.Random(seed), []
+    draw, out, by = random.Random(seed), [], {f["id"]: f for f in trained}
     for job, reply in zip(jobs, replies):
-        f, [voice] = known[job["fact"]], draw.choices(list(VOICES), VOICES.values())
+        f, [voice] = by[job["fact"]], draw.choices(list(VOICES), VOICES.values())
         row = dict(id=job["id"]) | origin(f, generator, seed)
         if "failed" in reply: out.append(row | dict(failed=reply["failed"])); continue
         said = reply.get("sentence") or answer(f, blocks[f["kind"]], voice)
@@ -467,8 +467,21 @@ def three_ways(
     edge = held_out_percent + asked_percent
     return ([f for f in known if place[f["id"]] >= edge], [f for f in known if held_out_percent <= place[f["id"]] < edge], [f for f in known if place[f["id"]] < held_out_percent])
 
+# %% ../nbs/40_synth.ipynb #63c53afa
+def judged(
+    proposed: list, # rows
+    trained: list, # facts
+    kept_back: list, # facts that no row may ask about
+    blocks: dict, # kinds
+    rules: dict, # policies
+    threshold: float # likeness from which a phrasing is nothing new
+) -> tuple: # rows that the sieve takes, rows that it rejects
+    "The sieve, with what it holds rows against"
+    subjects = {f["id"]: subject(f, blocks[f["kind"]], held) for some, held in ((trained, False), (kept_back, True)) for f in some}
+    return sieve(proposed, subjects, {k: exam_words(b, rules) for k, b in blocks.items()}, threshold)
+
 # %% ../nbs/40_synth.ipynb #fe72a74b
-def trained_rows(
+def answered(
     good: list, # rows that the sieve took
     trained: list, # facts
     known: list, # facts
@@ -518,52 +531,35 @@ def counted(
 
 # %% ../nbs/40_synth.ipynb #19feed53
 def synth(
-    questions: Path, # questions.yaml
-    rulebook: Path, # policies.yaml
-    wording: Path, # grammar.yaml
-    weak: Path, # weak.yaml
+    questions: Path, rulebook: Path, wording: Path, weak: Path, # questions.yaml, policies.yaml, grammar.yaml, weak.yaml
     tables: Path, # data/facts
     documents: Path, # train.jsonl
     *,
     seed: int, # voices and order
     longest_answer: int, # characters
-    held_out_percent: float, # of facts
-    asked_percent: float, # of facts
-    obliging_percent: float, # of trained facts
-    made_up_percent: float, # of trained facts
-    exam_items: int, # in each part
-    pairs: int, # preference pairs
-    variants: float, # new phrasings of a fact
-    twin_threshold: float, # likeness
-    reasoning: int, # questions about two facts
-    reasoning_trained: bool, # whether sft sees them
-    teacher: str, # templates, model or endpoint
-    teacher_model: str, # folder
-    teacher_url: str, # of an endpoint
-    teacher_name: str, # of a model there
-    teacher_key: str, # name of an environment variable
-    teacher_temperature: float, # of the draw
-    teacher_parallel: int, # requests at a time
-    teacher_timeout: float, # seconds
+    held_out_percent: float, asked_percent: float, # of facts
+    obliging_percent: float, made_up_percent: float, # of trained facts
+    exam_items: int, pairs: int, # in each part; of preference
+    variants: float, twin_threshold: float, # new phrasings of a fact; likeness from which they are nothing new
+    reasoning: int, reasoning_trained: bool, # questions about two facts; whether sft sees them
+    teacher: str, teacher_model: str, # templates, model or endpoint; folder of a model
+    teacher_url: str, teacher_name: str, teacher_key: str, # of an endpoint; of a model there; name of an environment variable
+    teacher_temperature: float, teacher_parallel: int, teacher_timeout: float, # of the draw; requests at a time; seconds
     limit: int, # most facts of a kind; 0 is all
     out: Path # folder to write to
 ) -> dict: # metrics
     "Write training rows, preference pairs, questions to practise on, and the exam"
     blocks, rules, texts = kinds(questions), policies(rulebook), read_jsonl(documents)
-    weights = read_weak(weak, list(blocks))
-    known = all_facts(questions, blocks, tables, texts, longest=longest_answer, limit=limit)
+    weights, known = read_weak(weak, list(blocks)), all_facts(questions, blocks, tables, texts, longest=longest_answer, limit=limit)
     trained, asked, held_out = three_ways(known, held_out_percent, asked_percent)
-    lines = grammar(wording, {k: {c for f in known if f["kind"] == k for c in f["fill"]} for k in blocks})
-    jobs = phrasing_jobs(trained, blocks, variants, weights)
+    jobs, lines = phrasing_jobs(trained, blocks, variants, weights), grammar(wording, {k: {c for f in known if f["kind"] == k for c in f["fill"]} for k in blocks})
     replies, generator = teach(teacher, jobs, rules=lines, model=teacher_model, url=teacher_url, name=teacher_name, key=teacher_key, temperature=teacher_temperature,
                                parallel=teacher_parallel, timeout=teacher_timeout, seed=seed, folder=checkpoint_folder()/"teacher")
-    proposed = sft_rows(trained, blocks, seed) + taught_rows(jobs, replies, generator, {f["id"]: f for f in trained}, blocks, seed) + reasoning_rows(trained, blocks, reasoning, seed)
-    subjects = {f["id"]: subject(f, blocks[f["kind"]], held) for some, held in ((trained, False), (asked, True), (held_out, True)) for f in some}
-    good, rejected = sieve(proposed, subjects, {k: exam_words(b, rules) for k, b in blocks.items()}, twin_threshold)
-    drawn = exam_rows(trained, held_out, blocks, rules, exam_items)
-    made = dict(trained_rows(good, trained, known, blocks, rules, obliging_percent, made_up_percent, reasoning_trained, seed),
-                pairs=pair_rows(trained, blocks, pairs, seed), policy_pairs=policy_pairs(trained, blocks, rules, seed), asks=ask_rows(trained, asked, blocks, rules, seed))
-    exam = unread(drawn, texts)
+    proposed = sft_rows(trained, blocks, seed) + taught_rows(jobs, replies, generator, trained, blocks, seed) + reasoning_rows(trained, blocks, reasoning, seed)
+    good, rejected = judged(proposed, trained, asked + held_out, blocks, rules, twin_threshold)
+    made = answered(good, trained, known, blocks, rules, obliging_percent, made_up_percent, reasoning_trained, seed) | dict(
+        pairs=pair_rows(trained, blocks, pairs, seed), policy_pairs=policy_pairs(trained, blocks, rules, seed), asks=ask_rows(trained, asked, blocks, rules, seed))
+    exam = unread(drawn := exam_rows(trained, held_out, blocks, rules, exam_items), texts)
     apart(made, exam, questions.name)
     write_rows(made, exam, out)
     write_jsonl(out/"rejected.jsonl", rejected)
