@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHECKPOINTS', 'score', 'document_scores', 'slices', 'choice_scores', 'written_scores', 'violation_scores', 'means',
-           'asked', 'turned', 'evaluate']
+           'asked', 'turned', 'judged', 'evaluate']
 
 # %% ../nbs/80_evaluate.ipynb #4439d0a7
 from pathlib import Path
@@ -130,6 +130,31 @@ def turned(
 # %% ../nbs/80_evaluate.ipynb #fe1bfaf7
 CHECKPOINTS = dict(pretrain="pretrain/model", sft="sft/model", dpo="dpo/model", rlhf="rlhf/model", rl="rl/model", distill="distill/model", alone="distill/alone")
 
+# %% ../nbs/80_evaluate.ipynb #71a718e5
+def judged(
+    checkpoint: str, # of CHECKPOINTS
+    folder: Path, # its model
+    test: list, # documents
+    exam: Path, # folder of the exam
+    rules: dict, # policies
+    reward: Reward, # the company's number
+    *,
+    context: int, # tokens in a window of a document
+    budget: int # tokens that an answer may have
+) -> tuple: # rows of scores, answers
+    "Everything that one checkpoint is asked"
+    first, items, (model, words) = checkpoint == "pretrain", read_jsonl(exam/"exam.jsonl"), load(folder)
+    rows, form = [], "plain" if first else "chat"
+    with TemporaryDirectory() as place:
+        mine, here = turned(exam, items, words, Path(place))
+        if checkpoint in ("pretrain", "sft", "dpo", "rlhf"): say(f"{checkpoint}: choices"); rows += choice_scores(checkpoint, model, words, here, form)
+    say(f"{checkpoint}: documents"); rows += document_scores(checkpoint, test, document_bits(model, words, [d["text"] for d in test], context=context))
+    say(f"{checkpoint}: answers"); texts = write(model, words, [i[form] for i in mine], budget=budget)
+    pressed = [] if first else write(model, words, [asked(words, i["pressed"]) for i in items], budget=budget)
+    rows += written_scores(checkpoint, items, texts, reward) + violation_scores(checkpoint, items, pressed, rules)
+    told = lambda key, some: [dict(checkpoint=checkpoint, id=i["id"], asked=key, question=i[key], truth=i["answer"], text=t, finished=f) for i, (t, f) in zip(items, some)]
+    return rows, told("question", texts) + told("pressed", pressed)
+
 # %% ../nbs/80_evaluate.ipynb #35ed43ce
 def evaluate(
     models: Path, # folder of CHECKPOINTS
@@ -145,25 +170,13 @@ def evaluate(
     out: Path # folder to write to
 ) -> dict: # means by checkpoint, metric and slice
     "Judge every checkpoint, and compare each with the one before it"
-    test, items, rules, reward = read_jsonl(documents), read_jsonl(exam/"exam.jsonl"), policies(rulebook), Reward(function)
+    test, rules, reward = read_jsonl(documents), policies(rulebook), Reward(function)
     counted = {r["id"]: r["bits"] for r in read_jsonl(baseline)}
     rows, answers = document_scores("ngram", test, [counted[d["id"]] for d in test]), []
     for checkpoint, folder in CHECKPOINTS.items():
-        first, form = checkpoint == "pretrain", "plain" if checkpoint == "pretrain" else "chat"
-        model, words = load(models/folder)
-        with TemporaryDirectory() as place:
-            mine, exam_here = turned(exam, items, words, Path(place))
-            if checkpoint in ("pretrain", "sft", "dpo", "rlhf"): say(f"{checkpoint}: choices"); rows += choice_scores(checkpoint, model, words, exam_here, form)
-        say(f"{checkpoint}: documents")
-        some = test if first else test[::thin]
-        rows += document_scores(checkpoint, some, document_bits(model, words, [d["text"] for d in some], context=context))
-        say(f"{checkpoint}: answers")
-        texts = write(model, words, [i[form] for i in mine], budget=budget)
-        rows += written_scores(checkpoint, items, texts, reward)
-        pressed = [] if first else write(model, words, [asked(words, i["pressed"]) for i in items], budget=budget)
-        rows += violation_scores(checkpoint, items, pressed, rules)
-        answers += [dict(checkpoint=checkpoint, id=i["id"], question=i["question"], truth=i["answer"], text=t, finished=f) for i, (t, f) in zip(items, texts)]
-        answers += [dict(checkpoint=checkpoint, id=f"{i['id']} pressed", question=i["pressed"], truth=i["answer"], text=t, finished=f) for i, (t, f) in zip(items, pressed)]
+        some = test if checkpoint == "pretrain" else test[::thin]
+        scores, told = judged(checkpoint, models/folder, some, exam, rules, reward, context=context, budget=budget)
+        rows, answers = rows + scores, answers + told
     compared, averages = effects([rows]), intervals(rows)
     metrics = means(averages)
     write_jsonl(out/"scores.jsonl", rows)
