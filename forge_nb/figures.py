@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['RULING', 'plot_sources', 'plot_lengths', 'show_table', 'show_dropped', 'plot_ledger', 'plot_orders', 'plot_curve',
            'plot_pretraining', 'show_samples', 'show_compared', 'plot_gain', 'plot_rows', 'show_side', 'colour_mask',
-           'show_answers', 'plot_effects', 'plot_kinds', 'plot_shares', 'plot_reliability', 'plot_reward_lengths']
+           'show_answers', 'plot_effects', 'plot_kinds', 'plot_shares', 'plot_reliability', 'plot_reward_lengths',
+           'plot_changes']
 
 # %% ../nbs/06_figures.ipynb #28dc87f4
 import re
@@ -296,3 +297,20 @@ def plot_reward_lengths(
         mine = [r for r in rows if r["verdict"] == verdict]
         plt.plot([int(r["characters"]) for r in mine], [float(r["reward"]) for r in mine], "o", ms=3, alpha=.6, label=verdict)
     plt.xlabel("characters"); plt.ylabel("reward"); plt.legend(frameon=False, fontsize=8, bbox_to_anchor=(1, 1)); plt.show()
+
+# %% ../nbs/06_figures.ipynb #72a57691
+def plot_changes(
+    path: Path # violations.csv of `rlhf`: measure, asked, before, after, low, high
+):
+    "Every measure before and after, by how it was asked; black where the interval of the difference leaves zero out"
+    rows = read_csv(path)
+    asked, measures = list(dict.fromkeys(r["asked"] for r in rows)), list(dict.fromkeys(r["measure"] for r in rows))[::-1]
+    fig, axes = plt.subplots(1, len(asked), figsize=(3.2 * len(asked), .3 * len(measures) + .7), sharey=True, squeeze=False)
+    for ax, how in zip(axes[0], asked):
+        mine = [r for r in rows if r["asked"] == how]
+        for r in mine:
+            y, sure = measures.index(r["measure"]), not float(r["low"]) <= 0 <= float(r["high"])
+            ax.annotate("", (float(r["after"]), y), (float(r["before"]), y), arrowprops=dict(arrowstyle="->", color="black" if sure else "lightgray"))
+            ax.plot(float(r["before"]), y, "o", mfc="white", mec="gray", ms=5); ax.plot(float(r["after"]), y, "o", color="tab:blue", ms=4)
+        ax.set_yticks(range(len(measures)), measures); ax.set(xlabel="share of answers", title=f"{how} ({mine[0]['n']})"); ax.set_xlim(-.03, 1.03)
+    plt.tight_layout(); plt.show()
