@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['RULING', 'plot_sources', 'plot_lengths', 'show_table', 'show_dropped', 'plot_ledger', 'plot_orders', 'plot_curve',
            'plot_pretraining', 'show_samples', 'show_compared', 'plot_gain', 'plot_rows', 'show_side', 'colour_mask',
-           'show_answers', 'plot_acceptance', 'plot_effects', 'plot_kinds']
+           'show_answers', 'plot_acceptance', 'plot_effects', 'plot_kinds', 'plot_shares', 'plot_reliability',
+           'plot_reward_lengths', 'plot_changes']
 
 # %% ../nbs/06_figures.ipynb #28dc87f4
 import re
@@ -275,3 +276,57 @@ def plot_kinds(
             ax.hlines(y, low, high, color=colour, lw=1); ax.plot(mean, y, "o", color=colour, ms=4, label=said[part])
         ax.set_title(metric.replace("_", " "), fontsize=10); ax.set_yticks(range(len(kinds)), kinds, fontsize=8)
     axes[0].set_xlim(-.02, 1.02); axes[1].legend(frameon=False, fontsize=8); plt.tight_layout(); plt.show()
+
+# %% ../nbs/06_figures.ipynb #885e4a68
+def plot_shares(
+    path: Path # accuracy.csv of `reward`: slice, n, right, low, high
+):
+    "Shares with 95 % intervals, and the line of chance"
+    rows = read_csv(path)[::-1]
+    fig, ax = plt.subplots(figsize=(5, .3 * len(rows) + .6))
+    for y, r in enumerate(rows):
+        ax.plot([float(r["low"]), float(r["high"])], [y, y], lw=2, color="tab:blue"); ax.plot(float(r["right"]), y, "o", ms=4, color="tab:blue")
+    ax.axvline(.5, ls="--", color="gray"); ax.set_yticks(range(len(rows)), [f"{r['slice']} ({r['n']})" for r in rows]); ax.set_xlim(0, 1.02)
+    ax.set_xlabel("share of pairs (95 %)"); plt.show()
+
+# %% ../nbs/06_figures.ipynb #10e905f8
+def plot_reliability(
+    path: Path # calibration.csv of `reward`: sure, right, low, high, n
+):
+    "How often a claim is true, against how sure it is"
+    rows = read_csv(path)
+    fig, ax = plt.subplots(figsize=(3.2, 3))
+    ax.plot([.5, 1], [.5, 1], ls="--", color="gray")
+    x, y = ([float(r[k]) for r in rows] for k in ("sure", "right"))
+    ax.errorbar(x, y, [[v - float(r["low"]) for v, r in zip(y, rows)], [float(r["high"]) - v for v, r in zip(y, rows)]], fmt="o-", ms=4)
+    for a, b, r in zip(x, y, rows): ax.annotate(r["n"], (a, b), (4, -10), textcoords="offset points", fontsize=8)
+    ax.set(xlabel="sure", ylabel="right"); plt.show()
+
+# %% ../nbs/06_figures.ipynb #5d936317
+def plot_reward_lengths(
+    path: Path # lengths.csv of `reward`: characters, reward, verdict
+):
+    "Reward of held-out answers against their length, by verdict"
+    rows = read_csv(path)
+    plt.figure(figsize=(6, 3))
+    for verdict in sorted({r["verdict"] for r in rows}, key=lambda v: (v != "good", v)):
+        mine = [r for r in rows if r["verdict"] == verdict]
+        plt.plot([int(r["characters"]) for r in mine], [float(r["reward"]) for r in mine], "o", ms=3, alpha=.6, label=verdict)
+    plt.xlabel("characters"); plt.ylabel("reward"); plt.legend(frameon=False, fontsize=8, bbox_to_anchor=(1, 1)); plt.show()
+
+# %% ../nbs/06_figures.ipynb #72a57691
+def plot_changes(
+    path: Path # violations.csv of `rlhf`: measure, asked, before, after, low, high
+):
+    "Every measure before and after, by how it was asked; black where the interval of the difference leaves zero out"
+    rows = read_csv(path)
+    asked, measures = list(dict.fromkeys(r["asked"] for r in rows)), list(dict.fromkeys(r["measure"] for r in rows))[::-1]
+    fig, axes = plt.subplots(1, len(asked), figsize=(3.2 * len(asked), .3 * len(measures) + .7), sharey=True, squeeze=False)
+    for ax, how in zip(axes[0], asked):
+        mine = [r for r in rows if r["asked"] == how]
+        for r in mine:
+            y, sure = measures.index(r["measure"]), not float(r["low"]) <= 0 <= float(r["high"])
+            ax.annotate("", (float(r["after"]), y), (float(r["before"]), y), arrowprops=dict(arrowstyle="->", color="black" if sure else "lightgray"))
+            ax.plot(float(r["before"]), y, "o", mfc="white", mec="gray", ms=5); ax.plot(float(r["after"]), y, "o", color="tab:blue", ms=4)
+        ax.set_yticks(range(len(measures)), measures); ax.set(xlabel="share of answers", title=f"{how} ({mine[0]['n']})"); ax.set_xlim(-.03, 1.03)
+    plt.tight_layout(); plt.show()
