@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['RULING', 'plot_sources', 'plot_lengths', 'show_table', 'show_dropped', 'plot_ledger', 'plot_orders', 'plot_curve',
-           'plot_pretraining', 'show_samples', 'show_compared', 'plot_gain', 'plot_rows', 'show_side', 'colour_mask',
-           'show_answers', 'plot_acceptance', 'plot_effects', 'plot_kinds', 'plot_shares', 'plot_reliability',
-           'plot_reward_lengths', 'plot_changes']
+           'plot_phases', 'plot_pretraining', 'show_samples', 'show_compared', 'plot_gain', 'plot_rows', 'show_side',
+           'colour_mask', 'show_answers', 'plot_acceptance', 'plot_effects', 'plot_kinds', 'plot_shares',
+           'plot_reliability', 'plot_reward_lengths', 'plot_changes']
 
 # %% ../nbs/06_figures.ipynb #28dc87f4
 import re
@@ -111,6 +111,19 @@ def plot_curve(
             if column in (dashed or {}): ax.axhline(dashed[column], ls="--", color="gray")
         if len(shared) > 1: ax.legend(fontsize=8)
         ax.set_xlabel("step"); ax.set_title(shared[0].rsplit("_", len(shared) > 1)[0].replace("_", " "), fontsize=10)
+    plt.tight_layout(); plt.show()
+
+# %% ../nbs/06_figures.ipynb #17dcdadd
+def plot_phases(
+    path: Path # CSV with phase, step, loss
+):
+    "The loss of each phase, a panel each"
+    rows = read_csv(path)
+    phases = list(dict.fromkeys(r["phase"] for r in rows))
+    fig, axes = plt.subplots(1, len(phases), figsize=(3.6 * len(phases), 2.4), squeeze=False)
+    for ax, phase in zip(axes[0], phases):
+        mine = [r for r in rows if r["phase"] == phase]
+        ax.plot([int(r["step"]) for r in mine], [float(r["loss"]) for r in mine], "o-", ms=3); ax.set_xlabel("step"); ax.set_title(phase, fontsize=10)
     plt.tight_layout(); plt.show()
 
 # %% ../nbs/06_figures.ipynb #3bfb36f2
