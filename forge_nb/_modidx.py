@@ -132,6 +132,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'forge_nb.distill.narrower': ('distill.html#narrower', 'forge_nb/distill.py'),
                                   'forge_nb.distill.off_policy': ('distill.html#off_policy', 'forge_nb/distill.py'),
                                   'forge_nb.distill.on_policy': ('distill.html#on_policy', 'forge_nb/distill.py'),
+                                  'forge_nb.distill.ordered': ('distill.html#ordered', 'forge_nb/distill.py'),
                                   'forge_nb.distill.phase': ('distill.html#phase', 'forge_nb/distill.py'),
                                   'forge_nb.distill.questions': ('distill.html#questions', 'forge_nb/distill.py'),
                                   'forge_nb.distill.same_vocabulary': ('distill.html#same_vocabulary', 'forge_nb/distill.py'),

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['questions', 'encode', 'cut', 'collate', 'scores_at', 'from_rows', 'from_teacher', 'soft_loss', 'directions',
-           'narrower', 'cut_layer', 'smaller', 'same_vocabulary', 'off_policy', 'on_policy', 'phase', 'measured',
-           'size', 'compared', 'distill']
+           'narrower', 'cut_layer', 'smaller', 'same_vocabulary', 'ordered', 'off_policy', 'on_policy', 'phase',
+           'measured', 'size', 'compared', 'distill']
 
-# %% ../nbs/70_distill.ipynb #4faf55a9
+# %% ../nbs/70_distill.ipynb #1e48cc85
 import math, time
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from .model import load, write
 from .post import arguments, fit, general_bits, seal, sealed, unmoved
 from .project import Invalid, chance, checkpoint_folder, read_json, read_jsonl, say, write_csv, write_json
 
-# %% ../nbs/70_distill.ipynb #77d9798f
+# %% ../nbs/70_distill.ipynb #648d5de4
 def questions(
     rows: list, # of sft.jsonl
     asks: list, # of asks.jsonl
@@ -37,7 +37,7 @@ def questions(
     if not asked: raise Invalid("artifacts/synth/rows: no answer in house style, so there is nothing to distil on; raise `synth.limit`")
     return [r for group in asked.values() for r in group]
 
-# %% ../nbs/70_distill.ipynb #eb58fe99
+# %% ../nbs/70_distill.ipynb #60a8e39a
 def encode(
     words, # tokenizer with chat template
     rows: list # with question and answer
@@ -50,7 +50,7 @@ def encode(
         out.append(dict(input_ids=ids(asked + [dict(role="assistant", content=r["answer"])]), start=len(ids(asked, add_generation_prompt=True))))
     return out
 
-# %% ../nbs/70_distill.ipynb #b4c5c540
+# %% ../nbs/70_distill.ipynb #74fa50f1
 def cut(
     words, # tokenizer
     documents: list, # with text
@@ -62,7 +62,7 @@ def cut(
     passages = [words(d["text"][:8 * size], add_special_tokens=False)["input_ids"][:size] for d in chosen]
     return [dict(input_ids=p, start=1) for p in passages if len(p) > 1]
 
-# %% ../nbs/70_distill.ipynb #8ce1832d
+# %% ../nbs/70_distill.ipynb #b203b0a2
 def collate(
     rows: list # with input_ids, start, perhaps entries and shares
 ) -> dict: # a batch; `where` marks the places from which a label is predicted
@@ -73,7 +73,7 @@ def collate(
     labels = {k: torch.cat([r[k] for r in rows]) for k in ("entries", "shares") if k in rows[0]}
     return dict(input_ids=ids, attention_mask=(place < ends).long(), where=(place >= starts - 1) & (place < ends - 1)) | labels
 
-# %% ../nbs/70_distill.ipynb #8005efef
+# %% ../nbs/70_distill.ipynb #4c191212
 def scores_at(
     model, # transformers model
     batch: dict # of `collate`
@@ -82,7 +82,7 @@ def scores_at(
     hidden = model.base_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).last_hidden_state
     return model.get_output_embeddings()(hidden[batch["where"]]).float()
 
-# %% ../nbs/70_distill.ipynb #28228471
+# %% ../nbs/70_distill.ipynb #9d9df5e8
 def from_rows(
     rows: list # of `encode`
 ) -> list: # with entries and shares
@@ -90,7 +90,7 @@ def from_rows(
     tokens = [torch.tensor(r["input_ids"][r["start"]:])[:, None] for r in rows]
     return [r | dict(entries=t, shares=torch.ones(t.shape)) for r, t in zip(rows, tokens)]
 
-# %% ../nbs/70_distill.ipynb #8128a449
+# %% ../nbs/70_distill.ipynb #11c8e271
 def from_teacher(
     teacher, # transformers model
     rows: list, # of `encode`
@@ -107,7 +107,7 @@ def from_teacher(
         for i, s, e in zip(index, shares.cpu().split(sizes), kept.cpu().split(sizes)): out[i] = rows[i] | dict(entries=e, shares=s)
     return out
 
-# %% ../nbs/70_distill.ipynb #e65a4040
+# %% ../nbs/70_distill.ipynb #ca0cd6ee
 def soft_loss(
     scores, # (places, vocabulary)
     entries, # (places, k) of the vocabulary
@@ -116,7 +116,7 @@ def soft_loss(
     "Cross-entropy against a distribution"
     return -(shares * scores.log_softmax(-1).gather(-1, entries)).sum(-1).mean()
 
-# %% ../nbs/70_distill.ipynb #b9a65252
+# %% ../nbs/70_distill.ipynb #8e827326
 def directions(
     model, # transformers model
     rows: list, # of `encode`
@@ -129,7 +129,7 @@ def directions(
     turn = torch.linalg.eigh(states.T @ states).eigenvectors.flip(1)[:, :width]
     return turn.float(), (states @ turn).norm(dim=-1).mean().item()
 
-# %% ../nbs/70_distill.ipynb #42caf9b6
+# %% ../nbs/70_distill.ipynb #13cadfe6
 def narrower(
     teacher, # transformers model of the Llama family
     width: int, # of the student
@@ -150,7 +150,7 @@ def narrower(
     kept = [round(i * (old.num_hidden_layers - 1) / max(1, depth - 1)) for i in range(depth)]
     return type(teacher)._from_config(config, attn_implementation=old._attn_implementation), kept
 
-# %% ../nbs/70_distill.ipynb #8695170e
+# %% ../nbs/70_distill.ipynb #1d12a5b5
 def cut_layer(
     small, # layer to fill
     large, # layer of the teacher
@@ -172,7 +172,7 @@ def cut_layer(
     for name in ("q_norm", "k_norm"):
         if hasattr(b, name): getattr(a, name).weight.copy_(getattr(b, name).weight)
 
-# %% ../nbs/70_distill.ipynb #27e27eb2
+# %% ../nbs/70_distill.ipynb #6e0f5229
 def smaller(
     teacher, # transformers model of the Llama family
     rows: list, # of `encode`, from which the directions are found
@@ -182,7 +182,7 @@ def smaller(
     "A student cut out of the teacher"
     student, kept = narrower(teacher, width, depth)
     turn, left = directions(teacher, rows, width)
-    student.to(teacher.device)
+    student.to(teacher.device).generation_config = teacher.generation_config
     with torch.no_grad():
         scale = (width / turn.shape[0]) ** .5 / left  # a shorter state of fewer numbers has another mean square
         for name, p in student.named_parameters():
@@ -192,7 +192,7 @@ def smaller(
         for layer, i in zip(student.base_model.layers, kept): cut_layer(layer, teacher.base_model.layers[i], turn, student.config.head_dim)
     return student.eval()
 
-# %% ../nbs/70_distill.ipynb #21a5d777
+# %% ../nbs/70_distill.ipynb #fbe1e57e
 def same_vocabulary(
     folder: Path, # of the student
     own, # its tokenizer
@@ -204,7 +204,21 @@ def same_vocabulary(
     if differ: raise Invalid(f"{folder}: {differ} entries of its vocabulary ({len(mine)}) are not those of the teacher's ({len(theirs)}), and distributions over different entries cannot be compared; "
                              "train the student with the teacher's tokenizer, or leave `distill.student` empty")
 
-# %% ../nbs/70_distill.ipynb #92482ec5
+# %% ../nbs/70_distill.ipynb #8d02352f
+def ordered(
+    rows: list, # with input_ids
+    steps: int, # batches in all
+    batch: int, # rows in each
+    seed: int # of the order
+) -> list: # steps × batch rows
+    "Rows in the order in which they are learned: like lengths in one batch, batches shuffled, pass after pass"
+    random, out, size = np.random.default_rng(seed), [], min(batch, len(rows))
+    while len(out) < steps * batch:
+        order = sorted(random.permutation(len(rows))[:len(rows) // size * size], key=lambda i: len(rows[i]["input_ids"]))
+        for b in random.permutation(len(order) // size): out += [rows[i] for i in order[b * size:(b + 1) * size]]
+    return out[:steps * batch]
+
+# %% ../nbs/70_distill.ipynb #1abbddc7
 def off_policy(
     model, # the student
     rows: list, # with entries and shares
@@ -219,11 +233,11 @@ def off_policy(
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             loss = soft_loss(scores_at(model, inputs), inputs["entries"], inputs["shares"])
             return (loss, None) if return_outputs else loss
-    config = arguments(TrainingArguments, folder, seed=seed, learning_rate=learning_rate, batch=batch, rows=len(rows), epochs=steps / math.ceil(len(rows) / batch),
-                       max_steps=steps, remove_unused_columns=False, train_sampling_strategy="group_by_length")
-    return Labels(model=model, args=config, train_dataset=rows, data_collator=collate)
+    config = arguments(TrainingArguments, folder, seed=seed, learning_rate=learning_rate, batch=batch, rows=steps * batch, epochs=1,
+                       remove_unused_columns=False, train_sampling_strategy="sequential")
+    return Labels(model=model, args=config, train_dataset=ordered(rows, steps, batch, seed), data_collator=collate)
 
-# %% ../nbs/70_distill.ipynb #3a4ed576
+# %% ../nbs/70_distill.ipynb #2ad4e6ff
 def on_policy(
     model, # the student
     teacher, # transformers model
@@ -241,7 +255,7 @@ def on_policy(
     config = arguments(DistillationConfig, folder, seed=seed, learning_rate=learning_rate, batch=batch, epochs=1, rows=len(asked), beta=beta, max_completion_length=longest)
     return DistillationTrainer(model=model, teacher_model=teacher, args=config, train_dataset=Dataset.from_list(asked), processing_class=words)
 
-# %% ../nbs/70_distill.ipynb #1f2b0450
+# %% ../nbs/70_distill.ipynb #5fa683d9
 def phase(
     name: str, # of the phase, and of its folder
     start: Path, # model folder
@@ -260,7 +274,7 @@ def phase(
         write_json(mine/"curve.json", [dict(phase=name, step=r["step"], loss=r["loss"]) for r in curve])
     return mine/"model", read_json(mine/"curve.json")
 
-# %% ../nbs/70_distill.ipynb #b40a91a2
+# %% ../nbs/70_distill.ipynb #0531b960
 def measured(
     name: str, # for the log
     model, # transformers model
@@ -277,7 +291,7 @@ def measured(
     say(f"distill: {name} is worth {worth.mean():.3f} at {milliseconds:.1f} ms an answer", model=name, worth=float(worth.mean()), milliseconds=milliseconds)
     return worth
 
-# %% ../nbs/70_distill.ipynb #73efcc04
+# %% ../nbs/70_distill.ipynb #815abec5
 def size(
     model # transformers model
 ) -> tuple: # parameters, operations for a token
@@ -286,7 +300,7 @@ def size(
     looked_up = 0 if model.config.tie_word_embeddings else model.get_input_embeddings().weight.numel()
     return parameters, 2 * (parameters - looked_up)
 
-# %% ../nbs/70_distill.ipynb #da8a7eda
+# %% ../nbs/70_distill.ipynb #26384b5d
 def compared(
     teacher: tuple, student: tuple, alone: tuple, # (model, worth of each item, bits per byte)
 ) -> dict: # metrics
@@ -298,7 +312,7 @@ def compared(
         out[name] = {k: round(v, 4) for k, v in paired(before[1], student[1], weight).items() if k in ("diff", "low", "high")}
     return out | dict(size_share=round(size(student[0])[0] / size(teacher[0])[0], 4), worth_share=round(float(student[1].mean() / max(teacher[1].mean(), 1e-9)), 4))
 
-# %% ../nbs/70_distill.ipynb #35d56469
+# %% ../nbs/70_distill.ipynb #852a6e88
 def distill(
     teacher: Path, rows: Path, exam: Path, documents: Path, kpi: Path, # model folder; folder; exam.jsonl; folder; file with the company's function
     *,
