@@ -6,14 +6,14 @@
 __all__ = ['split', 'wreck', 'spoiled', 'rewards', 'share', 'accuracy', 'calibration', 'equals', 'train_reward', 'trial',
            'reward']
 
-# %% ../nbs/62_reward.ipynb #69ff8bc8
+# %% ../nbs/62_reward.ipynb #49462ef2
 from pathlib import Path
 
 from .answers import VALUE
 from .post import arguments, check_pairs, fit, seal, sealed, unmoved
 from .project import Invalid, chance, checkpoint_folder, read_jsonl, say, write_csv, write_json
 
-# %% ../nbs/62_reward.ipynb #08360309
+# %% ../nbs/62_reward.ipynb #222f37d8
 def split(
     rows: list, # pairs with 'fact'
     percent: float # of facts that are held out
@@ -25,18 +25,18 @@ def split(
         if not part: raise Invalid(f"reward: no pair is {name}; raise `synth.pairs`, or change `reward.held_out_percent`, now {percent:g}")
     return parts
 
-# %% ../nbs/62_reward.ipynb #c0b79848
+# %% ../nbs/62_reward.ipynb #a7deaf60
 def wreck(
     row: dict # pair
 ) -> dict: # pair, the better answer against what is left of it; why is 'form'
-    "Take the value out, say it twice, break off, say the beginning again and again, or return the question"
+    "Spoil the value or say it twice, break off, say the beginning again and again, or return the question"
     text, question = row["chosen"][-1]["content"], row["prompt"][-1]["content"]
-    left = [VALUE.sub("", text, count=1), VALUE.sub("``", text, count=1), VALUE.sub(lambda m: f"{m[0]} or {m[0]}", text, count=1), text[:1 + int(chance("cut", row["id"]) * (len(text) - 2))],
+    left = [*(VALUE.sub(lambda m, form=form: form.format(m[1]), text, count=1) for form in ("", "`", "``", "{0}", "`{0}` or `{0}`")), text[:1 + int(chance("cut", row["id"]) * (len(text) - 2))],
             text[:len(text) // 3 + 1] * 4, question]
     left = [t for t in left if t.strip() and t != text]
     return row | dict(id=f"{row['id']}.wreck", why="form", rejected=[dict(role="assistant", content=left[int(chance("wreck", row["id"]) * len(left))])])
 
-# %% ../nbs/62_reward.ipynb #996358bf
+# %% ../nbs/62_reward.ipynb #193eb645
 def spoiled(
     rows: list, # pairs
     percent: float # of them
@@ -44,7 +44,7 @@ def spoiled(
     "Wrecks of some of the better answers"
     return [wreck(r) for r in rows if chance("spoiled", r["id"]) * 100 < percent]
 
-# %% ../nbs/62_reward.ipynb #d35a0a24
+# %% ../nbs/62_reward.ipynb #87ef1736
 def rewards(
     model, # sequence classification with one output
     words, # its tokenizer
@@ -62,7 +62,7 @@ def rewards(
         for i, v in zip(index, values): out[i] = v
     return out
 
-# %% ../nbs/62_reward.ipynb #f564221d
+# %% ../nbs/62_reward.ipynb #622bd26c
 def share(
     name: str, # of the slice
     hits: list # of bool
@@ -72,7 +72,7 @@ def share(
     interval = binomtest(sum(hits), len(hits)).proportion_ci(method="wilson")
     return dict(slice=name, n=len(hits), right=round(sum(hits) / len(hits), 4), low=round(float(interval.low), 4), high=round(float(interval.high), 4))
 
-# %% ../nbs/62_reward.ipynb #061f0bbf
+# %% ../nbs/62_reward.ipynb #3fc0ef41
 def accuracy(
     rows: list, # pairs
     margins: list # reward of the chosen minus reward of the rejected
@@ -84,7 +84,7 @@ def accuracy(
     hits = {name: [m > 0 for r, m in zip(rows, margins) if holds(r)] for name, holds in slices.items()}
     return [share(name, some) for name, some in hits.items() if some]
 
-# %% ../nbs/62_reward.ipynb #42ecb963
+# %% ../nbs/62_reward.ipynb #0891be30
 def calibration(
     margins: list, # reward of the chosen minus reward of the rejected
     bins: int = 5 # of confidence, from 0.5 to 1
@@ -99,7 +99,7 @@ def calibration(
             for b, part in enumerate(parts) if part]
     return [{k: v for k, v in r.items() if k != "slice"} for r in rows], round(sum(abs(r["sure"] - r["right"]) * r["n"] for r in rows) / len(margins), 4)
 
-# %% ../nbs/62_reward.ipynb #bc85d549
+# %% ../nbs/62_reward.ipynb #40fe6206
 def equals(
     rows: list # held-out pairs
 ) -> list: # of (prompt, shorter answer, longer answer)
@@ -116,7 +116,7 @@ def equals(
         if other: out.append((r["prompt"], *map(said, sorted((wrong[0], other[0]), key=len))))
     return out
 
-# %% ../nbs/62_reward.ipynb #1ca5a641
+# %% ../nbs/62_reward.ipynb #906028d0
 def train_reward(
     base: Path, # model folder to start from
     words, # its tokenizer
@@ -139,7 +139,7 @@ def train_reward(
     curve = fit(trainer, "reward", ["loss", "accuracy", "margin"])
     return trainer.model.eval(), curve
 
-# %% ../nbs/62_reward.ipynb #2df3303b
+# %% ../nbs/62_reward.ipynb #f0130225
 def trial(
     model, # reward model
     words, # its tokenizer
@@ -165,7 +165,7 @@ def trial(
                 margin=mean(margins), longer_gains=mean([b - a for a, b in zip(short, long)]),
                 length_correlation=round(float(correlation), 4) if correlation == correlation else None)
 
-# %% ../nbs/62_reward.ipynb #11ef6aa3
+# %% ../nbs/62_reward.ipynb #535708f9
 def reward(
     base: Path, # model folder to start from
     rows: Path, # folder with pairs.jsonl and policy_pairs.jsonl
