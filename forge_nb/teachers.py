@@ -112,7 +112,7 @@ def reply(
 ) -> dict: # question, sentence; or failed
     "The two lines of a model's answer"
     lines = [re.sub(r"^(?:\d[.)]|[-*•]|\W*(?:new )?(?:question|answer|sentence)\W*:\W*(?=\w))\s*", "", line, flags=re.I) for line in map(str.strip, text.rpartition("</think>")[2].splitlines()) if line]
-    if not 1 <= len(lines) <= 2 or not 3 <= len(lines[0].split()) or len(lines[0]) > 300: return dict(failed="no question")
+    if not 1 <= len(lines) <= 2 or not 3 <= len(lines[0].split()) or len(lines[0]) > 300 or not re.search(r"[?？؟]\W*$", lines[0]): return dict(failed=f"no question: {text.strip()[:80]!r}")
     return dict(question=lines[0], sentence="".join(lines[1:]))
 
 # %% ../nbs/0q_teachers.ipynb #df03f62c

@@ -73,7 +73,7 @@ def test_a_server_that_is_down_or_slow(tmp_path):
 def test_a_bad_answer_costs_its_row_alone_and_a_hiccup_nothing(tmp_path):
     bad = {JOBS[3]["ask"]: (400, "no"), JOBS[5]["ask"]: (200, "{"), JOBS[7]["ask"]: chat("No.")}
     with Server(lambda q, n: (503, "wait") if q == JOBS[9]["ask"] and n == 1 else bad.get(q) or good(q, n)) as server: replies = ask(server.url, tmp_path)
-    assert {n: r["failed"] for n, r in enumerate(replies) if "failed" in r} == {3: "HTTP 400", 5: "no chat completion", 7: "no question"}
+    assert {n: r["failed"] for n, r in enumerate(replies) if "failed" in r} == {3: "HTTP 400", 5: "no chat completion", 7: "no question: 'No.'"}
     assert replies[9]["question"] == f"Could you tell me: {JOBS[9]['ask']}" and server.keys == {f"Bearer {SECRET}"}
     assert SECRET not in "".join(p.read_text() for p in tmp_path.iterdir())
 
