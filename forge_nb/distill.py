@@ -7,7 +7,7 @@ __all__ = ['questions', 'encode', 'cut', 'collate', 'scores_at', 'from_rows', 'f
            'narrower', 'cut_layer', 'smaller', 'same_vocabulary', 'ordered', 'off_policy', 'on_policy', 'phase',
            'measured', 'size', 'compared', 'distill']
 
-# %% ../nbs/70_distill.ipynb #1e48cc85
+# %% ../nbs/70_distill.ipynb #fa9ec0e0
 import math, time
 from pathlib import Path
 
@@ -21,15 +21,16 @@ from .model import load, write
 from .post import arguments, fit, general_bits, seal, sealed, unmoved
 from .project import Invalid, chance, checkpoint_folder, read_json, read_jsonl, say, write_csv, write_json
 
-# %% ../nbs/70_distill.ipynb #648d5de4
+# %% ../nbs/70_distill.ipynb #3fe63320
 def questions(
     rows: list, # of sft.jsonl
     asks: list, # of asks.jsonl
+    pairs: list, # of pairs.jsonl
     phrasings: int # most for each fact
 ) -> list: # dicts: question, answer
     "Questions with an answer in house style, a few for each fact"
     told, asked = {}, {}
-    for fact, text in [(r["fact"], r["messages"][-1]["content"]) for r in rows] + [(r["fact"], r["right"]) for r in asks]:
+    for fact, text in [(r["fact"], r["messages"][-1]["content"]) for r in rows] + [(r["fact"], r["right"]) for r in asks] + [(r["fact"], r["chosen"][-1]["content"]) for r in pairs]:
         if HOUSE.fullmatch(text): told.setdefault(fact, text)
     every = [(r["messages"][0]["content"], r["fact"]) for r in rows if r["voice"] != "obliging"] + [(r[k], r["fact"]) for r in asks for k in ("question", "pressed")]
     for question, fact in sorted(set(every), key=lambda pair: chance(*pair)):
@@ -37,7 +38,7 @@ def questions(
     if not asked: raise Invalid("artifacts/synth/rows: no answer in house style, so there is nothing to distil on; raise `synth.limit`")
     return [r for group in asked.values() for r in group]
 
-# %% ../nbs/70_distill.ipynb #60a8e39a
+# %% ../nbs/70_distill.ipynb #f838092c
 def encode(
     words, # tokenizer with chat template
     rows: list # with question and answer
@@ -50,7 +51,7 @@ def encode(
         out.append(dict(input_ids=ids(asked + [dict(role="assistant", content=r["answer"])]), start=len(ids(asked, add_generation_prompt=True))))
     return out
 
-# %% ../nbs/70_distill.ipynb #74fa50f1
+# %% ../nbs/70_distill.ipynb #72a72c5f
 def cut(
     words, # tokenizer
     documents: list, # with text
@@ -62,7 +63,7 @@ def cut(
     passages = [words(d["text"][:8 * size], add_special_tokens=False)["input_ids"][:size] for d in chosen]
     return [dict(input_ids=p, start=1) for p in passages if len(p) > 1]
 
-# %% ../nbs/70_distill.ipynb #b203b0a2
+# %% ../nbs/70_distill.ipynb #a2b88512
 def collate(
     rows: list # with input_ids, start, perhaps entries and shares
 ) -> dict: # a batch; `where` marks the places from which a label is predicted
@@ -73,7 +74,7 @@ def collate(
     labels = {k: torch.cat([r[k] for r in rows]) for k in ("entries", "shares") if k in rows[0]}
     return dict(input_ids=ids, attention_mask=(place < ends).long(), where=(place >= starts - 1) & (place < ends - 1)) | labels
 
-# %% ../nbs/70_distill.ipynb #4c191212
+# %% ../nbs/70_distill.ipynb #a290c036
 def scores_at(
     model, # transformers model
     batch: dict # of `collate`
@@ -82,7 +83,7 @@ def scores_at(
     hidden = model.base_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).last_hidden_state
     return model.get_output_embeddings()(hidden[batch["where"]]).float()
 
-# %% ../nbs/70_distill.ipynb #9d9df5e8
+# %% ../nbs/70_distill.ipynb #d3dea33c
 def from_rows(
     rows: list # of `encode`
 ) -> list: # with entries and shares
@@ -90,7 +91,7 @@ def from_rows(
     tokens = [torch.tensor(r["input_ids"][r["start"]:])[:, None] for r in rows]
     return [r | dict(entries=t, shares=torch.ones(t.shape)) for r, t in zip(rows, tokens)]
 
-# %% ../nbs/70_distill.ipynb #11c8e271
+# %% ../nbs/70_distill.ipynb #4cabb914
 def from_teacher(
     teacher, # transformers model
     rows: list, # of `encode`
@@ -107,7 +108,7 @@ def from_teacher(
         for i, s, e in zip(index, shares.cpu().split(sizes), kept.cpu().split(sizes)): out[i] = rows[i] | dict(entries=e, shares=s)
     return out
 
-# %% ../nbs/70_distill.ipynb #ca0cd6ee
+# %% ../nbs/70_distill.ipynb #2d1bd1db
 def soft_loss(
     scores, # (places, vocabulary)
     entries, # (places, k) of the vocabulary
@@ -116,7 +117,7 @@ def soft_loss(
     "Cross-entropy against a distribution"
     return -(shares * scores.log_softmax(-1).gather(-1, entries)).sum(-1).mean()
 
-# %% ../nbs/70_distill.ipynb #8e827326
+# %% ../nbs/70_distill.ipynb #c8c99069
 def directions(
     model, # transformers model
     rows: list, # of `encode`
@@ -129,7 +130,7 @@ def directions(
     turn = torch.linalg.eigh(states.T @ states).eigenvectors.flip(1)[:, :width]
     return turn.float(), (states @ turn).norm(dim=-1).mean().item()
 
-# %% ../nbs/70_distill.ipynb #13cadfe6
+# %% ../nbs/70_distill.ipynb #c1de5119
 def narrower(
     teacher, # transformers model of the Llama family
     width: int, # of the student
@@ -150,7 +151,7 @@ def narrower(
     kept = [round(i * (old.num_hidden_layers - 1) / max(1, depth - 1)) for i in range(depth)]
     return type(teacher)._from_config(config, attn_implementation=old._attn_implementation), kept
 
-# %% ../nbs/70_distill.ipynb #1d12a5b5
+# %% ../nbs/70_distill.ipynb #8fb23650
 def cut_layer(
     small, # layer to fill
     large, # layer of the teacher
@@ -172,7 +173,7 @@ def cut_layer(
     for name in ("q_norm", "k_norm"):
         if hasattr(b, name): getattr(a, name).weight.copy_(getattr(b, name).weight)
 
-# %% ../nbs/70_distill.ipynb #6e0f5229
+# %% ../nbs/70_distill.ipynb #88f16e87
 def smaller(
     teacher, # transformers model of the Llama family
     rows: list, # of `encode`, from which the directions are found
@@ -184,7 +185,7 @@ def smaller(
     turn, left = directions(teacher, rows, width)
     student.to(teacher.device).generation_config = teacher.generation_config
     with torch.no_grad():
-        scale = (width / turn.shape[0]) ** .5 / left  # a shorter state of fewer numbers has another mean square
+        scale = (turn.shape[0] / width) ** .5 * left  # a shorter state of fewer numbers has another mean square
         for name, p in student.named_parameters():
             if p.dim() == 1 and not name.endswith(("q_norm.weight", "k_norm.weight")): p.fill_(scale)
         student.get_input_embeddings().weight.copy_(teacher.get_input_embeddings().weight @ turn)
@@ -192,7 +193,7 @@ def smaller(
         for layer, i in zip(student.base_model.layers, kept): cut_layer(layer, teacher.base_model.layers[i], turn, student.config.head_dim)
     return student.eval()
 
-# %% ../nbs/70_distill.ipynb #fbe1e57e
+# %% ../nbs/70_distill.ipynb #84de4a0d
 def same_vocabulary(
     folder: Path, # of the student
     own, # its tokenizer
@@ -204,7 +205,7 @@ def same_vocabulary(
     if differ: raise Invalid(f"{folder}: {differ} entries of its vocabulary ({len(mine)}) are not those of the teacher's ({len(theirs)}), and distributions over different entries cannot be compared; "
                              "train the student with the teacher's tokenizer, or leave `distill.student` empty")
 
-# %% ../nbs/70_distill.ipynb #8d02352f
+# %% ../nbs/70_distill.ipynb #5908ddc9
 def ordered(
     rows: list, # with input_ids
     steps: int, # batches in all
@@ -218,7 +219,7 @@ def ordered(
         for b in random.permutation(len(order) // size): out += [rows[i] for i in order[b * size:(b + 1) * size]]
     return out[:steps * batch]
 
-# %% ../nbs/70_distill.ipynb #1abbddc7
+# %% ../nbs/70_distill.ipynb #d6fe0211
 def off_policy(
     model, # the student
     rows: list, # with entries and shares
@@ -237,7 +238,7 @@ def off_policy(
                        remove_unused_columns=False, train_sampling_strategy="sequential")
     return Labels(model=model, args=config, train_dataset=ordered(rows, steps, batch, seed), data_collator=collate)
 
-# %% ../nbs/70_distill.ipynb #2ad4e6ff
+# %% ../nbs/70_distill.ipynb #8d5cb4d7
 def on_policy(
     model, # the student
     teacher, # transformers model
@@ -255,7 +256,7 @@ def on_policy(
     config = arguments(DistillationConfig, folder, seed=seed, learning_rate=learning_rate, batch=batch, epochs=1, rows=len(asked), beta=beta, max_completion_length=longest)
     return DistillationTrainer(model=model, teacher_model=teacher, args=config, train_dataset=Dataset.from_list(asked), processing_class=words)
 
-# %% ../nbs/70_distill.ipynb #5fa683d9
+# %% ../nbs/70_distill.ipynb #086fc619
 def phase(
     name: str, # of the phase, and of its folder
     start: Path, # model folder
@@ -274,7 +275,7 @@ def phase(
         write_json(mine/"curve.json", [dict(phase=name, step=r["step"], loss=r["loss"]) for r in curve])
     return mine/"model", read_json(mine/"curve.json")
 
-# %% ../nbs/70_distill.ipynb #0531b960
+# %% ../nbs/70_distill.ipynb #cbf48791
 def measured(
     name: str, # for the log
     model, # transformers model
@@ -291,7 +292,7 @@ def measured(
     say(f"distill: {name} is worth {worth.mean():.3f} at {milliseconds:.1f} ms an answer", model=name, worth=float(worth.mean()), milliseconds=milliseconds)
     return worth
 
-# %% ../nbs/70_distill.ipynb #815abec5
+# %% ../nbs/70_distill.ipynb #60677765
 def size(
     model # transformers model
 ) -> tuple: # parameters, operations for a token
@@ -300,7 +301,7 @@ def size(
     looked_up = 0 if model.config.tie_word_embeddings else model.get_input_embeddings().weight.numel()
     return parameters, 2 * (parameters - looked_up)
 
-# %% ../nbs/70_distill.ipynb #26384b5d
+# %% ../nbs/70_distill.ipynb #94b179f4
 def compared(
     teacher: tuple, student: tuple, alone: tuple, # (model, worth of each item, bits per byte)
 ) -> dict: # metrics
@@ -312,7 +313,7 @@ def compared(
         out[name] = {k: round(v, 4) for k, v in paired(before[1], student[1], weight).items() if k in ("diff", "low", "high")}
     return out | dict(size_share=round(size(student[0])[0] / size(teacher[0])[0], 4), worth_share=round(float(student[1].mean() / max(teacher[1].mean(), 1e-9)), 4))
 
-# %% ../nbs/70_distill.ipynb #852a6e88
+# %% ../nbs/70_distill.ipynb #e31a6563
 def distill(
     teacher: Path, rows: Path, exam: Path, documents: Path, kpi: Path, # model folder; folder; exam.jsonl; folder; file with the company's function
     *,
@@ -327,26 +328,26 @@ def distill(
     "Distil off-policy, then on-policy, and train the same student without a teacher"
     folder = checkpoint_folder()
     large, words = sealed(teacher)
-    asked = questions(read_jsonl(rows/"sft.jsonl"), read_jsonl(rows/"asks.jsonl"), phrasings)
-    data = encode(words, asked) + cut(words, read_jsonl(documents/"train.jsonl"), passages)
+    asked = questions(read_jsonl(rows/"sft.jsonl"), read_jsonl(rows/"asks.jsonl"), read_jsonl(rows/"pairs.jsonl"), phrasings)
+    data, texts = encode(words, asked), from_rows(cut(words, read_jsonl(documents/"train.jsonl"), passages))
     start = Path(student) if student else folder/"start"
     if student: same_vocabulary(start, load(start)[1], words)
     elif not start.exists(): seal(smaller(large, data[:256], width, depth), words, start)
     small = size(load(start)[0])[0]
     if small >= size(large)[0]: raise Invalid(f"{start}: {small:,} parameters, and the teacher has {size(large)[0]:,}; name a smaller student, or lower `distill.width` or `distill.depth`")
-    first = math.ceil(math.ceil(len(data) / batch) * epochs)
-    say(f"{len(asked)} questions and {len(data) - len(asked)} passages; the student has {small:,} of {size(large)[0]:,} parameters")
+    first = math.ceil(math.ceil((len(data) + len(texts)) / batch) * epochs)
+    say(f"{len(asked)} questions and {len(texts)} passages; the student has {small:,} of {size(large)[0]:,} parameters")
     common = dict(learning_rate=learning_rate, batch=batch, seed=seed)
-    taught, off = phase("off-policy", start, words, folder, lambda m, f: off_policy(m, from_teacher(large, data, entries), f, steps=first, **common))
+    taught, off = phase("off-policy", start, words, folder, lambda m, f: off_policy(m, from_teacher(large, data, entries) + texts, f, steps=first, **common))
     taught, on = phase("on-policy", taught, words, folder, lambda m, f: on_policy(m, large, words, asked, f, steps=steps, **common | dict(
         learning_rate=on_policy_rate, beta=beta, longest=longest)))
-    untaught, alone = phase("alone", start, words, folder, lambda m, f: off_policy(m, from_rows(data), f, steps=first + steps, **common))
+    untaught, alone = phase("alone", start, words, folder, lambda m, f: off_policy(m, from_rows(data) + texts, f, steps=first + steps, **common))
     sample, reward = sorted(read_jsonl(exam), key=lambda r: chance(r["id"]))[:items], Reward(kpi)
     three = [(m, measured(name, m, words, sample, reward, longest), general_bits(m, words, documents/"valid.jsonl")) for name, m in (
         ("teacher", large), ("student", load(taught)[0]), ("alone", load(untaught)[0]))]
     for (m, _, _), name in zip(three[1:], ("model", "alone")): seal(m, words, out/name)
     write_csv(out/"curve.csv", off + on + alone)
     losses = {f"loss_{name}_{end}": round(c[i]["loss"], 4) for name, c in (("off_policy", off), ("on_policy", on), ("alone", alone)) for end, i in (("first", 0), ("last", -1))}
-    metrics = dict(questions=len(asked), passages=len(data) - len(asked), steps_off_policy=first, steps_on_policy=steps) | losses | compared(*three)
+    metrics = dict(questions=len(asked), passages=len(texts), steps_off_policy=first, steps_on_policy=steps) | losses | compared(*three)
     write_json(out/"metrics.json", metrics)
     return metrics
