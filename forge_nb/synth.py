@@ -557,6 +557,7 @@ def synth(
                                parallel=teacher_parallel, timeout=teacher_timeout, seed=seed, folder=checkpoint_folder()/"teacher")
     proposed = sft_rows(trained, blocks, seed) + taught_rows(jobs, replies, generator, trained, blocks, seed) + reasoning_rows(trained, blocks, reasoning, seed)
     good, rejected = judged(proposed, trained, asked + held_out, blocks, rules, twin_threshold)
+    if jobs and not any(r["generator"] == generator for r in good): say(f"{generator}: none of {len(jobs)} new phrasings was taken; {out}/rejected.jsonl says why")
     made = answered(good, trained, known, blocks, rules, obliging_percent, made_up_percent, reasoning_trained, seed) | dict(
         pairs=pair_rows(trained, blocks, pairs, seed), policy_pairs=policy_pairs(trained, blocks, rules, seed), asks=ask_rows(trained, asked, blocks, rules, seed))
     exam = unread(drawn := exam_rows(trained, held_out, blocks, rules, exam_items), texts)
