@@ -71,7 +71,8 @@ def collate(
     ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(r["input_ids"]) for r in rows], batch_first=True)
     ends, starts = (torch.tensor(v)[:, None] for v in ([len(r["input_ids"]) for r in rows], [r["start"] for r in rows]))
     place = torch.arange(ids.shape[1])
-    labels = {k: torch.cat([r[k] for r in rows]) for k in ("entries", "shares") if k in rows[0]}
+    wide = max(r["entries"].shape[1] for r in rows) if "entries" in rows[0] else 0  # a token that is its own label has one entry
+    labels = {k: torch.cat([torch.nn.functional.pad(r[k], (0, wide - r[k].shape[1])) for r in rows]) for k in ("entries", "shares") if k in rows[0]}
     return dict(input_ids=ids, attention_mask=(place < ends).long(), where=(place >= starts - 1) & (place < ends - 1)) | labels
 
 # %% ../nbs/70_distill.ipynb #a290c036
