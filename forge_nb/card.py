@@ -57,7 +57,7 @@ pipeline_tag: text-generation
 A decoder-only transformer ({{ architecture }}) with {{ cite("pretrain", "parameters") }} parameters and a vocabulary of {{ cite("tokenizer", "entries") }} entries, trained from scratch on {{ cite("pretrain", "tokens") }} tokens,
 then fine-tuned on {{ cite("synth", "rows") }} questions with answers, aligned on {{ cite("synth", "pairs") }} constructed preference pairs,
 to the rules of policies.yaml by a reward model (right on {{ cite("reward", "accuracy", "{:.0%}") }} of held-out pairs),
-and to the company's own number by {{ cite("rl", "answers") }} answers of its own. A student with {{ cite("distill", "share", "{:.0%}") }} of its parameters was distilled from it.
+and to the company's own number by {{ cite("rl", "answers") }} answers of its own. A student with {{ cite("distill", "size_share", "{:.0%}") }} of its parameters was distilled from it.
 
 ## What it was made from
 

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['FIGURES', 'advantages', 'prompts', 'drawn', 'bounds', 'paid', 'trainer_of', 'outcome', 'rl']
 
-# %% ../nbs/66_rl.ipynb #47503e8c
+# %% ../nbs/66_rl.ipynb #f4305aed
 from pathlib import Path
 
 from .kpi import Reward, audit, preflight
 from .post import arguments, fit, forgotten, rule, seal, sealed, stopped, unmoved
 from .project import Invalid, checkpoint_folder, read_jsonl, say, write_csv, write_json
 
-# %% ../nbs/66_rl.ipynb #66f49cf7
+# %% ../nbs/66_rl.ipynb #c3e13952
 def advantages(
     rewards: list # of the answers to one question
 ) -> list: # of the same length, around zero
@@ -21,7 +21,7 @@ def advantages(
     spread = (sum((r - mean) ** 2 for r in rewards) / max(len(rewards) - 1, 1)) ** .5
     return [(r - mean) / (spread + 1e-4) for r in rewards]
 
-# %% ../nbs/66_rl.ipynb #f264e69b
+# %% ../nbs/66_rl.ipynb #d6e917cb
 def prompts(
     asks: list, # of `synth`
     count: int # wanted
@@ -32,7 +32,7 @@ def prompts(
     turned = [said[n % len(said)] for n in range(count)]
     return [dict(prompt=[dict(role="user", content=r["asked"])], **{k: r[k] for k in ("question", "answer", "page", "wrong", "right")}) for r in turned]
 
-# %% ../nbs/66_rl.ipynb #24b61781
+# %% ../nbs/66_rl.ipynb #985f9fb8
 def drawn(
     model, # transformers model
     words, # its tokenizer, with chat template
@@ -53,10 +53,10 @@ def drawn(
     told = words.batch_decode(out[:, ids["input_ids"].shape[1]:], skip_special_tokens=True)
     return [told[n:n + answers] for n in range(0, len(told), answers)]
 
-# %% ../nbs/66_rl.ipynb #5bf7f9d4
+# %% ../nbs/66_rl.ipynb #006dfe7f
 FIGURES = ["reward", "reward_std", "entropy", "kl", "completions/mean_length", "frac_reward_zero_std"]
 
-# %% ../nbs/66_rl.ipynb #42857446
+# %% ../nbs/66_rl.ipynb #266a327b
 def bounds(
     most_divergence: float, # nats a token
     budget: int # tokens of an answer
@@ -64,7 +64,7 @@ def bounds(
     "The rules that end a training which runs away"
     return [rule("kl", above=most_divergence), rule("entropy", below=.005), rule("reward", window=10, falls=.25), rule("completions/mean_length", above=.9 * budget)]
 
-# %% ../nbs/66_rl.ipynb #fa5214ed
+# %% ../nbs/66_rl.ipynb #fd3d9623
 def paid(
     reward: Reward, # the company's function
     end: int # token that ends an answer
@@ -76,9 +76,9 @@ def paid(
         return [reward(r["question"], c[-1]["content"], r) if ids[-1] == end else 0. for c, ids, r in zip(completions, completion_ids, rows)]
     return kpi
 
-# %% ../nbs/66_rl.ipynb #0b37a921
+# %% ../nbs/66_rl.ipynb #c1986f9d
 def trainer_of(
-    base: Path, # model folder to start from
+    model, # transformers model, loaded from disk: what lies there is the reference
     words, # its tokenizer
     reward: Reward, # the company's number
     rows: list, # asks
@@ -95,10 +95,10 @@ def trainer_of(
     batch = questions * answers
     config = arguments(GRPOConfig, checkpoint_folder(), batch=batch, epochs=1, rows=steps * batch, num_generations=answers, max_completion_length=budget,
                        logging_steps=1, lr_scheduler_type="constant_with_warmup", remove_unused_columns=False, **more)
-    return GRPOTrainer(model=str(base), reward_funcs=[paid(reward, words.eos_token_id)], args=config,
+    return GRPOTrainer(model=model, reward_funcs=[paid(reward, words.eos_token_id)], args=config,
                        train_dataset=Dataset.from_list(prompts(rows, steps * questions)), processing_class=words)
 
-# %% ../nbs/66_rl.ipynb #aad3e228
+# %% ../nbs/66_rl.ipynb #5acfcc67
 def outcome(
     curve: list # logged figures by step
 ) -> dict: # reward, entropy, divergence
@@ -107,7 +107,7 @@ def outcome(
     return dict(steps=curve[-1]["step"], reward_first=mean(curve[:5]), reward_last=mean(curve[-5:]), divergence=round(curve[-1]["kl"], 4),
                 entropy_first=round(curve[0]["entropy"], 4), entropy_last=round(curve[-1]["entropy"], 4))
 
-# %% ../nbs/66_rl.ipynb #615ad21b
+# %% ../nbs/66_rl.ipynb #2fa79eb9
 def rl(
     base: Path, # model folder to start from
     asks: Path, # asks.jsonl
@@ -134,7 +134,7 @@ def rl(
     told = drawn(model, words, [r["prompt"] for r in tried], answers=answers, temperature=temperature, budget=budget)
     before = preflight([[reward(r["question"], a, r) for a in some] for r, some in zip(tried, told)])
     say(f"preflight: {before['mean']:.2f} on average; {before['differ']:.0%} of the questions have answers of different worth")
-    trainer = trainer_of(base, words, reward, rows, questions=questions, answers=answers, steps=steps, budget=budget,
+    trainer = trainer_of(model, words, reward, rows, questions=questions, answers=answers, steps=steps, budget=budget,
                          learning_rate=learning_rate, temperature=temperature, beta=beta, seed=seed)
     curve = fit(trainer, "rl", FIGURES, rules := bounds(most_divergence, budget))
     unmoved("rl", base, trainer.model)
