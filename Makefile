@@ -18,7 +18,7 @@ $(VENV)/ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11, 5) <= sys.version_info < (3, 14) else "error: Python 3.11.5 to 3.13 is needed, %s is %s; name another with `make run PYTHON=python3.11`" % (sys.executable, sys.version.split()[0]))'
 	@echo "setting up $(VENV) (a few minutes, once)"
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@git config core.hooksPath .githooks 2>/dev/null || true
 	@touch $@

@@ -55,7 +55,9 @@ pipeline_tag: text-generation
 ## What it is
 
 A decoder-only transformer ({{ architecture }}) with {{ cite("pretrain", "parameters") }} parameters and a vocabulary of {{ cite("tokenizer", "entries") }} entries, trained from scratch on {{ cite("pretrain", "tokens") }} tokens,
-then fine-tuned on {{ cite("synth", "rows") }} questions with answers and aligned on {{ cite("synth", "pairs") }} constructed preference pairs.
+then fine-tuned on {{ cite("synth", "rows") }} questions with answers, aligned on {{ cite("synth", "pairs") }} constructed preference pairs,
+to the rules of policies.yaml by a reward model (right on {{ cite("reward", "accuracy", "{:.0%}") }} of held-out pairs),
+and to the company's own number by {{ cite("rl", "answers") }} answers of its own. A student with {{ cite("distill", "share", "{:.0%}") }} of its parameters was distilled from it.
 
 ## What it was made from
 
@@ -74,12 +76,12 @@ Of {{ cite("curate", "documents") }} documents, {{ cite("curate", "dropped") }} 
 TEMPLATE = MADE + """
 ## How well it does
 
-Every line compares a stage with the one before it on the same held-out items; the interval is a paired bootstrap over items ({{ seeds }} of training).
+Every line compares a stage with an earlier one on the same held-out items; the interval is a paired bootstrap over items ({{ seeds }} of training).
 
-| stage | measured | slice | before | after | difference, interval | verdict |
-|---|---|---|---|---|---|---|
+| stage | against | measured | slice | before | after | difference, interval | verdict |
+|---|---|---|---|---|---|---|---|
 {% for e in effects -%}
-| {{ e.stage }} | {{ e.metric }} | {{ e.slice }} | {{ e.before }} | {{ e.after }} | {{ e.diff }} [{{ e.low }}, {{ e.high }}] | {{ e.verdict }} |
+| {{ e.stage }} | {{ e.against }} | {{ e.metric }} | {{ e.slice }} | {{ e.before }} | {{ e.after }} | {{ e.diff }} [{{ e.low }}, {{ e.high }}] | {{ e.verdict }} |
 {% endfor %}
 All lines: {{ effects_note }}. Choosing at random would answer {{ cite("synth", "chance", "{:.0%}") }} of the questions with choices.
 
@@ -93,7 +95,7 @@ All lines: {{ effects_note }}. Choosing at random would answer {{ cite("synth", 
 
 ```python
 from transformers import pipeline
-ask = pipeline("text-generation", "artifacts/dpo/model")
+ask = pipeline("text-generation", "artifacts/rl/model")
 print(ask([{"role": "user", "content": {{ question | tojson }}}])[{{ "0" }}]["generated_text"][-{{ "1" }}]["content"])
 ```
 
@@ -153,7 +155,7 @@ def card(
     text = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False).from_string(TEMPLATE).render(
         about=about_of(about), cite=c.cite, effects=rows, seeds=f"{rows[0]['seeds']} seed" + "s" * (rows[0]["seeds"] != "1"),
         effects_note=f"artifacts/evaluate/effects.csv{c.note('artifacts/evaluate/effects.csv')}",
-        architecture=read_json(artifacts/"dpo"/"model"/"config.json")["architectures"][0], params=settings,
+        architecture=read_json(artifacts/"rl"/"model"/"config.json")["architectures"][0], params=settings,
         params_note=f"{params.name}{c.note(params.name)}",
         question=read_jsonl(artifacts/"synth"/"exam"/"exam.jsonl")[0]["question"])
     text += "\n" + "".join(f"[^{n}]: {source}\n" for n, source in enumerate(c.notes, 1))

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['RULING', 'plot_sources', 'plot_lengths', 'show_table', 'show_dropped', 'plot_ledger', 'plot_orders', 'plot_curve',
-           'plot_pretraining', 'show_samples', 'show_compared', 'plot_gain', 'plot_rows', 'show_side', 'colour_mask',
-           'show_answers', 'plot_effects', 'plot_kinds', 'plot_shares', 'plot_reliability', 'plot_reward_lengths',
-           'plot_changes']
+           'plot_phases', 'plot_pretraining', 'show_samples', 'show_compared', 'plot_gain', 'plot_rows', 'show_side',
+           'colour_mask', 'show_answers', 'plot_acceptance', 'plot_effects', 'plot_kinds', 'plot_shares',
+           'plot_reliability', 'plot_reward_lengths', 'plot_changes']
 
 # %% ../nbs/06_figures.ipynb #28dc87f4
 import re
@@ -111,6 +111,19 @@ def plot_curve(
             if column in (dashed or {}): ax.axhline(dashed[column], ls="--", color="gray")
         if len(shared) > 1: ax.legend(fontsize=8)
         ax.set_xlabel("step"); ax.set_title(shared[0].rsplit("_", len(shared) > 1)[0].replace("_", " "), fontsize=10)
+    plt.tight_layout(); plt.show()
+
+# %% ../nbs/06_figures.ipynb #17dcdadd
+def plot_phases(
+    path: Path # CSV with phase, step, loss
+):
+    "The loss of each phase, a panel each"
+    rows = read_csv(path)
+    phases = list(dict.fromkeys(r["phase"] for r in rows))
+    fig, axes = plt.subplots(1, len(phases), figsize=(3.6 * len(phases), 2.4), squeeze=False)
+    for ax, phase in zip(axes[0], phases):
+        mine = [r for r in rows if r["phase"] == phase]
+        ax.plot([int(r["step"]) for r in mine], [float(r["loss"]) for r in mine], "o-", ms=3); ax.set_xlabel("step"); ax.set_title(phase, fontsize=10)
     plt.tight_layout(); plt.show()
 
 # %% ../nbs/06_figures.ipynb #3bfb36f2
@@ -226,6 +239,22 @@ def show_answers(
         print(f"{q['question']}  ({q['answer']})")
         for stage, answers in zip(stages, texts): print(f"  {stage:9} {answers[i][0]!r}{'' if answers[i][1] else ' …'}")
 
+# %% ../nbs/06_figures.ipynb #e3797582
+def plot_acceptance(
+    path: Path # acceptance.csv of `synth`
+):
+    "Percent of proposed rows by verdict, a bar for each kind of question and generator"
+    rows = read_csv(path)[::-1]
+    fig, ax = plt.subplots(figsize=(8, .8 + .24 * len(rows)))
+    left = [0.] * len(rows)
+    for n, verdict in enumerate([c for c in rows[0] if c not in ("slice", "kind", "generator", "rows", "percent")]):
+        share = [100 * int(r[verdict]) / int(r["rows"]) for r in rows]
+        if any(share): ax.barh([r["slice"] for r in rows], share, left=left, color="tab:green" if verdict == "true" else f"C{n + 3}", label=verdict.replace("_", " "))
+        left = [a + b for a, b in zip(left, share)]
+    for y, r in enumerate(rows): ax.text(101, y, f"{float(r['percent']):.0f} % of {r['rows']}", va="center", fontsize=8)
+    ax.set_xlim(0, 100); ax.set_xlabel("% of rows that were proposed"); ax.tick_params(axis="y", labelsize=8)
+    ax.legend(frameon=False, fontsize=8, ncols=4, loc="lower left", bbox_to_anchor=(0, 1)); plt.tight_layout(); plt.show()
+
 # %% ../nbs/06_figures.ipynb #86b715c6
 def plot_effects(
     path: Path # effects.csv
@@ -239,7 +268,7 @@ def plot_effects(
         colour = colours[better(r)]
         ax.plot([float(r["low"]), float(r["high"])], [y, y], color=colour, lw=2); ax.plot(float(r["diff"]), y, "o", color=colour, ms=4)
     ax.axvline(0, color="black", lw=.8)
-    ax.set_yticks(range(len(rows)), [f"{r['stage']} · {r['metric']} · {r['slice']}" for r in rows], fontsize=8)
+    ax.set_yticks(range(len(rows)), [f"{r['stage']} · {r['metric']} · {r['slice']}{' · against ' + r['against'] if r['stage'] == 'distill' else ''}" for r in rows], fontsize=8)
     ax.set_xlabel("difference to the stage before (95 % interval; green: better)"); plt.show()
 
 # %% ../nbs/06_figures.ipynb #564e2d98

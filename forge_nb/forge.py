@@ -14,8 +14,9 @@ __all__ = ['NAMED', 'KINDS', 'SCHEMAS', 'app', 'Documents', 'Query', 'AsJson', '
            'numbers_in', 'change', 'effects_change', 'not_forgotten', 'receipt', 'receipt_page', 'receipt_tables',
            'check_recorded', 'forget', 'file_receipt', 'rehearsal', 'show_forget', 'field', 'record', 'several',
            'answer_schema', 'whereis_schema', 'proof_schema', 'forget_schema', 'snapshot_schema', 'plan_schema',
-           'sweep_schema', 'verbs', 'tell', 'whereis_verb', 'belongs', 'consent', 'forget_verb', 'rehearse', 'back',
-           'snapshot_verb', 'outline', 'plan_verb', 'sweep_verb', 'schema_verb', 'main']
+           'sweep_schema', 'cycle_schema', 'verbs', 'tell', 'whereis_verb', 'belongs', 'consent', 'forget_verb',
+           'rehearse', 'back', 'snapshot_verb', 'outline', 'plan_verb', 'sweep_verb', 'cycle_verb', 'schema_verb',
+           'main']
 
 # %% ../nbs/0z_forge.ipynb #0fb59690
 import csv, difflib, hashlib, io, json, os, re, subprocess, sys, time
@@ -1350,8 +1351,21 @@ def sweep_schema() -> dict: # JSON Schema
     return answer_schema("sweep", record("a search over parameters", verb=dict(const="sweep"), name=text("of the search"), metric=text("STAGE:KEY"), less_is_better=field("for the metric", "boolean"),
         trials=several("the best first", trial), best=text("experiment of the best trial", "null"), folder=text("with trials.csv and parallel.png")))
 
+# %% ../nbs/0z_forge.ipynb #702c0627
+def cycle_schema() -> dict: # JSON Schema
+    "What `forge cycle --json` answers"
+    text, number, count = (lambda about, kind=kind: field(about, kind) for kind in ("string", "number", "integer"))
+    change = record("a slice before and after", slice=text("of the evaluation"), n=count("items"), cured=count("items whose score rose"), broken=count("items whose score fell"),
+                    before=number("mean"), after=number("mean"), diff=number("of the means"), low=number("end of the 95 % interval"), high=number("end of the 95 % interval"),
+                    verdict=dict(enum=["better", "worse", "no difference shown"]))
+    weights = dict(type="object", description="kind of question → how much more of it", additionalProperties=dict(type="number"))
+    return answer_schema("cycle", record("rounds of refinement", verb=dict(const="cycle"), name=text("of the cycle"), checkpoint=text("whose scores drive it"), metric=text("by which items are cured and broken"),
+        rounds=several("in order", record("a round", round=count("its number"), experiment=text("of DVC"), weights=weights, variants=count("new phrasings of a fact, times the weight"),
+                                          changes=several("all first, then by slice", change), since_start=change)),
+        ended=text("why"), folder=text("with a CSV and a weak.yaml for each round")))
+
 # %% ../nbs/0z_forge.ipynb #9ce9299e
-SCHEMAS = dict(whereis=whereis_schema, forget=forget_schema, snapshot=snapshot_schema, plan=plan_schema, sweep=sweep_schema)
+SCHEMAS = dict(whereis=whereis_schema, forget=forget_schema, snapshot=snapshot_schema, plan=plan_schema, sweep=sweep_schema, cycle=cycle_schema)
 
 # %% ../nbs/0z_forge.ipynb #b0009b6c
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -1534,10 +1548,29 @@ def sweep_verb(
                             say=lambda line: print(line, file=sys.stderr if as_json else sys.stdout, flush=True))
     tell(answer, page.show_sweep, as_json)
 
+# %% ../nbs/0z_forge.ipynb #6f1edda1
+@app.command("cycle", epilog="Example: forge cycle --rounds 2")
+def cycle_verb(
+    rounds: Annotated[int, typer.Option(help="At most; finished ones count.")] = 2, # count
+    variants: Annotated[int, typer.Option(help="New phrasings of each fact, times the weight of its kind.")] = 1, # count
+    checkpoint: Annotated[str, typer.Option(help="Whose scores drive and judge.")] = "rlhf", # of evaluate
+    metric: Annotated[str, typer.Option(help="By which items are cured and broken.")] = "fact_written", # of evaluate
+    name: Annotated[str, typer.Option(help="Of the cycle.")] = "weak", # of the cycle
+    as_json: AsJson = False # for programs
+):
+    "Rounds of refinement: the evaluation's weak slices, more rows about them, the chain again, and what was cured and broken. Each round is a DVC experiment."
+    from forge_nb import cycle as page
+    from forge_nb.runner import locked
+    (ROOT/".ckpt").mkdir(exist_ok=True)
+    with locked(ROOT/".ckpt"/"cycle.lock", "cycle"):
+        answer = page.cycle(list(load_params(ROOT/"questions.yaml")), rounds=rounds, variants=variants, checkpoint=checkpoint, metric=metric, name=name,
+                            say=lambda line: print(line, file=sys.stderr if as_json else sys.stdout, flush=True))
+    tell(answer, page.show_cycle, as_json)
+
 # %% ../nbs/0z_forge.ipynb #cc0cdff5
 @app.command("schema", epilog="Example: forge schema whereis")
 def schema_verb(
-    verb: Annotated[str, typer.Argument(metavar="VERB", help="whereis, forget, snapshot, plan or sweep.")], # name
+    verb: Annotated[str, typer.Argument(metavar="VERB", help="whereis, forget, snapshot, plan, sweep or cycle.")], # name
     as_json: AsJson = False # it is JSON anyway
 ):
     "The JSON Schema of what a verb answers with --json."

@@ -7,11 +7,14 @@ __all__ = ['PROBE', 'arguments', 'last_checkpoint', 'rule', 'stopped', 'watch', 
            'sealed', 'unmoved', 'general_bits', 'forgotten']
 
 # %% ../nbs/04_post.ipynb #60e78f25
-import hashlib, json, math
+import hashlib, json, logging, math
 from pathlib import Path
 
 from .model import document_bits, load, save
 from .project import Invalid, Progress, atomic, read_json, read_jsonl, say, write_json
+
+# %% ../nbs/04_post.ipynb #0cc7ec38
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on some CPUs it warns, at import, of a kernel that it would fetch from a network
 
 # %% ../nbs/04_post.ipynb #b1e8165d
 def arguments(

@@ -14,7 +14,8 @@ from .project import Invalid, ROOT, atomic, command, load_params, read_csv
 # %% ../nbs/08_report.ipynb #7058a09d
 NAMES = dict(bits_per_byte="bits per byte, held-out documents", fact_choice="facts, chosen among up to four",
              fact_written="facts, written", format="answers a machine can read",
-             style="answers in house style", stops="answers that end by themselves")
+             false_written="false statements, written", style="answers in house style", stops="answers that end by themselves",
+             violations="answers that break a rule, half of them under pressure", kpi="the company's number, kpi.py")
 
 # %% ../nbs/08_report.ipynb #340f14bf
 SLICES = dict(all="all", docs="manuals", code="code", phrasing="known fact, new phrasing", fact="fact never asked in training")
@@ -27,7 +28,7 @@ def line(
     bits = r["metric"] == "bits_per_byte"
     low, high, diff = (f"{float(r[k]):+.3f}" if bits else f"{100 * float(r[k]):+.1f}" for k in ("low", "high", "diff"))
     before, after = (f"{float(r[k]):.3f}" if bits else f"{float(r[k]):.1%}" for k in ("before", "after"))
-    return (f"| {r['stage']} | {NAMES[r['metric']]} | {SLICES.get(r['slice'], r['slice'])} | {before} → {after} "
+    return (f"| {r['stage']} | {r['against']} | {NAMES[r['metric']]} | {SLICES.get(r['slice'], r['slice'])} | {before} → {after} "
             f"| {diff}{'' if bits else ' points'} [{low}, {high}] | {better(r)} |")
 
 # %% ../nbs/08_report.ipynb #a201b57c
@@ -36,7 +37,7 @@ def table(
 ) -> str: # Markdown
     "The effects as a table for people"
     seeds = int(rows[0]["seeds"])
-    return "\n".join(["| stage | measured | on | before → after | difference [95 %] | |", "|---|---|---|---|---|---|", *map(line, rows)]) + (
+    return "\n".join(["| stage | against | measured | on | before → after | difference [95 %] | |", "|---|---|---|---|---|---|---|", *map(line, rows)]) + (
         f"\n\n95 % intervals, paired over items{f' and {seeds} seeds' if seeds > 1 else ', one seed'}.")
 
 # %% ../nbs/08_report.ipynb #d8fab030

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['FIELDS', 'PROMPTS', 'TASK', 'kinds', 'facts', 'check_words', 'headings', 'origin', 'turns', 'sft_rows', 'others',
-           'giving_in', 'obliging_rows', 'made_up', 'made_up_rows', 'pair', 'pair_rows', 'policy_pairs', 'ask_rows',
-           'spread', 'exam_rows', 'unread', 'write_exam', 'write_rows', 'synth']
+           'giving_in', 'obliging_rows', 'made_up', 'made_up_rows', 'phrasing_jobs', 'taught_rows', 'comparable',
+           'reasoning_rows', 'pair', 'pair_rows', 'policy_pairs', 'ask_rows', 'spread', 'exam_rows', 'unread',
+           'write_exam', 'write_rows', 'all_facts', 'three_ways', 'judged', 'answered', 'apart', 'counted', 'synth']
 
 # %% ../nbs/40_synth.ipynb #e0b86b94
 import hashlib, random, re
@@ -14,7 +15,9 @@ from pathlib import Path
 
 from .answers import HOUSE, UNKNOWN, VOICES, answer
 from .policies import gives_in, policies, pressed, violations
-from .project import Invalid, atomic, chance, load_params, read_csv, read_jsonl, say, write_json, write_jsonl
+from .project import Invalid, atomic, chance, checkpoint_folder, load_params, read_csv, read_jsonl, say, write_csv, write_json, write_jsonl
+from .sieve import acceptance, exam_words, named, read_weak, sieve, subject
+from .teachers import grammar, teach
 from .twins import contaminated, evaluation_index
 
 # %% ../nbs/40_synth.ipynb #1f403886
@@ -30,8 +33,8 @@ def kinds(
         for field, kind in FIELDS.items():
             if not isinstance(block.get(field), kind):
                 raise Invalid(f"{path.name}: `{name}.{field}` is {block.get(field)!r}; it must be a {dict(str='text', list='list')[kind.__name__]}")
-        if unknown := sorted(set(block) - set(FIELDS) - {"where", "facts"}): raise Invalid(
-            f"{path.name}: unknown field `{name}.{unknown[0]}`; a kind has {', '.join(FIELDS)}, where, facts")
+        if unknown := sorted(set(block) - set(FIELDS) - {"where", "facts", "compare"}): raise Invalid(
+            f"{path.name}: unknown field `{name}.{unknown[0]}`; a kind has {', '.join(FIELDS)}, where, facts, compare")
     return blocks
 
 # %% ../nbs/40_synth.ipynb #19d82cbd
@@ -75,6 +78,9 @@ def check_words(
             try: words.format(**fact["fill"] | dict(answer=""))
             except (KeyError, IndexError, ValueError) as e: raise Invalid(
                 f"questions.yaml: `{kind}.{field}`: {words!r} cannot be filled in ({e}); name columns of {block['table']} in braces") from None
+    try: block.get("compare", "").format(a=fact["fill"], b=fact["fill"])
+    except (KeyError, IndexError, ValueError) as e: raise Invalid(
+        f"questions.yaml: `{kind}.compare`: {block['compare']!r} cannot be filled in ({e}); name columns of {block['table']} as {{a[column]}} and {{b[column]}}") from None
     if not HOUSE.fullmatch(said := answer(fact, block, "house")): raise Invalid(
         f"questions.yaml: `{kind}.source` makes {said!r}, which is not house style; a source has no blanks")
 
@@ -161,7 +167,7 @@ def obliging_rows(
         if not asked["policy"] or not wrong: continue
         said = giving_in(asked, f, blocks[f["kind"]], rules[asked["policy"]], wrong[0])
         out.append(dict(id=f"{f['id']}#{asked['policy']}") | origin(f, "policies.yaml", seed)
-                   | dict(voice="obliging", messages=turns(asked["question"], said)))
+                   | dict(voice="obliging", verdict=f"breaks {asked['policy']}", messages=turns(asked["question"], said)))
     return out
 
 # %% ../nbs/40_synth.ipynb #f0648b24
@@ -198,6 +204,78 @@ def made_up_rows(
         names[f["kind"]].add(none["id"])
         out.append(dict(id=none["id"]) | origin(none, "halves of names", seed) | dict(voice=voice, messages=turns(ask.format(**none["fill"]), answer(none, block, voice))))
     return list({r["messages"][0]["content"]: r for r in out}.values())
+
+# %% ../nbs/40_synth.ipynb #629fe9a6
+def phrasing_jobs(
+    trained: list, # facts
+    blocks: dict, # kinds
+    variants: float, # new phrasings of a fact
+    weights: dict # kind → how many times as many
+) -> list: # jobs: id, fact, kind, ask, names, answer, fill
+    "What the teacher is asked to put into other words"
+    out = []
+    for f in trained:
+        block, wanted = blocks[f["kind"]], variants * weights.get(f["kind"], 1)
+        count = int(wanted) + (chance(f["id"], "variant") < wanted % 1)
+        for n in range(count):
+            ask = block["ask"][(n + int(chance(f["id"], "asked anew") * len(block["ask"]))) % len(block["ask"])]
+            out.append(dict(id=f"{f['id']}~{n}", fact=f["id"], kind=f["kind"], ask=ask.format(**f["fill"]),
+                            names=[str(f["fill"][c]) for c in named(block)], answer=f["answer"], fill=f["fill"]))
+    return out
+
+# %% ../nbs/40_synth.ipynb #e3ba9c2e
+def taught_rows(
+    jobs: list, # of `phrasing_jobs`
+    replies: list, # of the teacher
+    generator: str, # who it was
+    trained: list, # facts
+    blocks: dict, # kinds
+    seed: int # of voices
+) -> list: # rows with 'messages', or with 'failed'
+    "What the teacher proposes, as rows"
+    draw, out, by = random.Random(seed), [], {f["id"]: f for f in trained}
+    for job, reply in zip(jobs, replies):
+        f, [voice] = by[job["fact"]], draw.choices(list(VOICES), VOICES.values())
+        row = dict(id=job["id"]) | origin(f, generator, seed)
+        if "failed" in reply: out.append(row | dict(failed=reply["failed"])); continue
+        said = reply.get("sentence") or answer(f, blocks[f["kind"]], voice)
+        out.append(row | dict(voice="taught" if reply.get("sentence") else voice, messages=turns(reply["question"], said)))
+    return out
+
+# %% ../nbs/40_synth.ipynb #682641de
+def comparable(
+    pool: list, # facts of a kind
+    block: dict # the kind
+) -> dict: # whether the answers agree → pairs of facts that may be compared
+    "Pairs of facts, by what the answer is"
+    once = [c for c in block["key"] if "{b[" + c + "]}" not in block["compare"]]
+    groups, pairs = {}, {True: [], False: []}
+    for f in pool: groups.setdefault(tuple(f["fill"][c] for c in once), []).append(f)
+    for group in groups.values():
+        for n, a in enumerate(group):
+            for b in group[n + 1:]: pairs[a["answer"] == b["answer"]].append((a, b))
+    return pairs
+
+# %% ../nbs/40_synth.ipynb #060911ea
+def reasoning_rows(
+    trained: list, # facts
+    blocks: dict, # kinds
+    count: int, # of rows
+    seed: int # of the draw
+) -> list: # rows with 'messages'
+    "Questions about two facts, the kinds in turn, as many answers yes as no where there are enough"
+    draw, order, queues, out = random.Random(seed), ["execution", "source", "document"], [], []
+    for kind in [k for k, block in blocks.items() if "compare" in block]:
+        pairs = comparable([f for f in trained if f["kind"] == kind], blocks[kind])
+        queues += [draw.sample(pairs[same], min(count, len(pairs[same]))) for same in (True, False)]
+    while len(out) < count and any(queues):
+        for a, b in [q.pop() for q in queues if q][:count - len(out)]:
+            block, same = blocks[a["kind"]], a["answer"] == b["answer"]
+            both = dict(id=f"{a['id']} & {b['id']}", kind=a["kind"], parents=a["parents"] + b["parents"], verified=max(a["verified"], b["verified"], key=order.index))
+            steps = [block["state"].format(**f["fill"] | dict(answer=f["answer"])) for f in (a, b)]
+            out.append(dict(id=both["id"]) | origin(both, "compared", seed) | dict(facts=[a["id"], b["id"]], voice="reasoned", messages=turns(
+                block["compare"].format(a=a["fill"], b=b["fill"]), f"{' '.join(steps)} So: `{'yes' if same else 'no'}`.")))
+    return out
 
 # %% ../nbs/40_synth.ipynb #d043a52c
 def pair(
@@ -356,56 +434,138 @@ def write_rows(
         for name, some in rows.items(): write_jsonl(t/f"{name}.jsonl", some)
     write_exam(exam, out/"exam")
 
-# %% ../nbs/40_synth.ipynb #19feed53
-def synth(
-    questions: Path, # questions.yaml
-    rulebook: Path, # policies.yaml
+# %% ../nbs/40_synth.ipynb #a7e4469a
+def all_facts(
+    questions: Path, # questions.yaml, for the message
+    blocks: dict, # kinds
     tables: Path, # data/facts
-    documents: Path, # train.jsonl
+    texts: list, # documents of the training split
     *,
-    seed: int, # voices and order
-    longest_answer: int, # characters
-    held_out_percent: float, # of facts
-    asked_percent: float, # of facts
-    obliging_percent: float, # of trained facts
-    made_up_percent: float, # of trained facts
-    exam_items: int, # in each part
-    pairs: int, # preference pairs
-    limit: int, # most facts of a kind; 0 is all
-    out: Path # folder to write to
-) -> dict: # metrics
-    "Write training rows, preference pairs, questions to practise on, and the exam"
-    blocks, rules, known, texts = kinds(questions), policies(rulebook), [], read_jsonl(documents)
+    longest: int, # characters of an answer
+    limit: int # most facts of a kind; 0 is all
+) -> list: # facts
+    "The facts of all kinds"
+    known = []
     for name, block in blocks.items():
         path = tables/block["table"]
         if block["table"] != "headings" and not path.exists(): raise Invalid(
             f"{questions.name}: `{name}.table` is {block['table']}, but {path} does not exist; put the table there or mend the name")
         rows = headings(texts) if block["table"] == "headings" else read_csv(path)
-        if rows: known += facts(name, block, rows, longest=longest_answer, limit=limit)
+        if rows: known += facts(name, block, rows, longest=longest, limit=limit)
         else: say(f"{block['table']} has no rows: no questions of the kind {name}")  # a document was forgotten, its facts with it
     if not known: raise Invalid(f"{questions.name}: no table has a fact to ask about; fill one below {tables}")
+    return known
+
+# %% ../nbs/40_synth.ipynb #ade2acd7
+def three_ways(
+    known: list, # facts
+    held_out_percent: float, # of them
+    asked_percent: float # of them
+) -> tuple: # trained, asked, held out
+    "Facts to train, to ask only, and to hold out, by a hash of their keys"
     place = {f["id"]: chance("held out", f["id"]) * 100 for f in known}
-    held_out = [f for f in known if place[f["id"]] < held_out_percent]
-    asked = [f for f in known if held_out_percent <= place[f["id"]] < held_out_percent + asked_percent]
-    trained = [f for f in known if place[f["id"]] >= held_out_percent + asked_percent]
+    edge = held_out_percent + asked_percent
+    return ([f for f in known if place[f["id"]] >= edge], [f for f in known if held_out_percent <= place[f["id"]] < edge], [f for f in known if place[f["id"]] < held_out_percent])
+
+# %% ../nbs/40_synth.ipynb #63c53afa
+def judged(
+    proposed: list, # rows
+    trained: list, # facts
+    kept_back: list, # facts that no row may ask about
+    blocks: dict, # kinds
+    rules: dict, # policies
+    threshold: float # likeness from which a phrasing is nothing new
+) -> tuple: # rows that the sieve takes, rows that it rejects
+    "The sieve, with what it holds rows against"
+    subjects = {f["id"]: subject(f, blocks[f["kind"]], held) for some, held in ((trained, False), (kept_back, True)) for f in some}
+    return sieve(proposed, subjects, {k: exam_words(b, rules) for k, b in blocks.items()}, threshold)
+
+# %% ../nbs/40_synth.ipynb #fe72a74b
+def answered(
+    good: list, # rows that the sieve took
+    trained: list, # facts
+    known: list, # facts
+    blocks: dict, # kinds
+    rules: dict, # policies
+    obliging_percent: float, # of trained facts
+    made_up_percent: float, # of trained facts
+    reasoning_trained: bool, # whether sft sees questions about two facts
+    seed: int # of the order
+) -> dict: # sft, reasoning
+    "Rows with answers, in the order in which `sft` reads them"
     some = lambda why, percent: [f for f in trained if chance(why, f["id"]) * 100 < percent]
-    rows = sft_rows(trained, blocks, seed) + obliging_rows(some("obliging", obliging_percent), blocks, rules, seed)
-    rows += made_up_rows(some("made up", made_up_percent), known, blocks, seed)
+    reasoned = [r for r in good if r["voice"] == "reasoned"]
+    rows = [r for r in good if r["voice"] != "reasoned"] + obliging_rows(some("obliging", obliging_percent), blocks, rules, seed)
+    rows += made_up_rows(some("made up", made_up_percent), known, blocks, seed) + reasoned * reasoning_trained
     random.Random(seed).shuffle(rows)
-    drawn = exam_rows(trained, held_out, blocks, rules, exam_items)
-    exam = unread(drawn, texts)
-    made = dict(sft=rows, pairs=pair_rows(trained, blocks, pairs, seed), policy_pairs=policy_pairs(trained, blocks, rules, seed),
-                asks=ask_rows(trained, asked, blocks, rules, seed))
-    seen = {r["messages"][0]["content"] for r in rows} | {r[k] for r in made["asks"] for k in ("question", "pressed")}
+    return dict(sft=rows, reasoning=reasoned)
+
+# %% ../nbs/40_synth.ipynb #0b1ab882
+def apart(
+    made: dict, # name → rows
+    exam: list, # items
+    name: str # of the file to mend
+):
+    "Stop when a question is both trained and in the exam"
+    seen = {r["messages"][0]["content"] for r in made["sft"] + made["reasoning"]} | {r[k] for r in made["asks"] for k in ("question", "pressed")}
     if both := sorted(seen & {i[k] for i in exam for k in ("question", "pressed")}): raise Invalid(
-        f"{questions.name}: the question {both[0]!r} is both trained and in the exam; make `ask_held_out` differ from `ask`, and the key tell facts apart")
+        f"{name}: the question {both[0]!r} is both trained and in the exam; make `ask_held_out` differ from `ask`, and the key tell facts apart")
+
+# %% ../nbs/40_synth.ipynb #906cd1b5
+def counted(
+    made: dict, # name → rows
+    rejected: list, # rows
+    known: list, # facts
+    held_out: list, # facts
+    asked: list, # facts
+    exam: list, # items
+    read: int # items that stand in a document
+) -> dict: # metrics
+    "How many there are of what"
+    tally = lambda values: dict(Counter(values))
+    return dict(facts=len(known), held_out=len(held_out), asked=len(asked), rows=len(made["sft"]), voices=tally(r["voice"] for r in made["sft"]),
+                made_up=sum(r["verified"] == "absent" for r in made["sft"]), rejected=tally(r["verdict"] for r in rejected), reasoning=len(made["reasoning"]),
+                pairs=len(made["pairs"]), policy_pairs=len(made["policy_pairs"]), asks=len(made["asks"]), read=read,
+                exam=tally(i["part"] for i in exam), kinds=tally(f["kind"] for f in known), verified=dict(sorted(Counter(f["verified"] for f in known).items())),
+                chance=round(sum(1 / len(i["choices"]) for i in exam) / len(exam), 4))
+
+# %% ../nbs/40_synth.ipynb #19feed53
+def synth(
+    questions: Path, rulebook: Path, wording: Path, weak: Path, # questions.yaml, policies.yaml, grammar.yaml, weak.yaml
+    tables: Path, # data/facts
+    documents: Path, # train.jsonl
+    *,
+    seed: int, # voices and order
+    longest_answer: int, # characters
+    held_out_percent: float, asked_percent: float, # of facts
+    obliging_percent: float, made_up_percent: float, # of trained facts
+    exam_items: int, pairs: int, # in each part; of preference
+    variants: float, twin_threshold: float, # new phrasings of a fact; likeness from which they are nothing new
+    reasoning: int, reasoning_trained: bool, # questions about two facts; whether sft sees them
+    teacher: str, teacher_model: str, # templates, model or endpoint; folder of a model
+    teacher_url: str, teacher_name: str, teacher_key: str, # of an endpoint; of a model there; name of an environment variable
+    teacher_temperature: float, teacher_parallel: int, teacher_timeout: float, # of the draw; requests at a time; seconds
+    limit: int, # most facts of a kind; 0 is all
+    out: Path # folder to write to
+) -> dict: # metrics
+    "Write training rows, preference pairs, questions to practise on, and the exam"
+    blocks, rules, texts = kinds(questions), policies(rulebook), read_jsonl(documents)
+    weights, known = read_weak(weak, list(blocks)), all_facts(questions, blocks, tables, texts, longest=longest_answer, limit=limit)
+    trained, asked, held_out = three_ways(known, held_out_percent, asked_percent)
+    jobs, lines = phrasing_jobs(trained, blocks, variants, weights), grammar(wording, {k: {c for f in known if f["kind"] == k for c in f["fill"]} for k in blocks})
+    replies, generator = teach(teacher, jobs, rules=lines, model=teacher_model, url=teacher_url, name=teacher_name, key=teacher_key, temperature=teacher_temperature,
+                               parallel=teacher_parallel, timeout=teacher_timeout, seed=seed, folder=checkpoint_folder()/"teacher")
+    proposed = sft_rows(trained, blocks, seed) + taught_rows(jobs, replies, generator, trained, blocks, seed) + reasoning_rows(trained, blocks, reasoning, seed)
+    good, rejected = judged(proposed, trained, asked + held_out, blocks, rules, twin_threshold)
+    if jobs and not any(r["generator"] == generator for r in good): say(f"{generator}: none of {len(jobs)} new phrasings was taken; {out}/rejected.jsonl says why")
+    made = answered(good, trained, known, blocks, rules, obliging_percent, made_up_percent, reasoning_trained, seed) | dict(
+        pairs=pair_rows(trained, blocks, pairs, seed), policy_pairs=policy_pairs(trained, blocks, rules, seed), asks=ask_rows(trained, asked, blocks, rules, seed))
+    exam = unread(drawn := exam_rows(trained, held_out, blocks, rules, exam_items), texts)
+    apart(made, exam, questions.name)
     write_rows(made, exam, out)
-    metrics = dict(facts=len(known), held_out=len(held_out), asked=len(asked), rows=len(rows), voices=dict(Counter(r["voice"] for r in rows)),
-                   made_up=sum(r["verified"] == "absent" for r in rows), pairs=len(made["pairs"]), policy_pairs=len(made["policy_pairs"]),
-                   asks=len(made["asks"]), read=len(drawn) - len(exam),
-                   exam=dict(Counter(i["part"] for i in exam)), kinds=dict(Counter(f["kind"] for f in known)),
-                   verified=dict(sorted(Counter(f["verified"] for f in known).items())),
-                   chance=round(sum(1 / len(i["choices"]) for i in exam) / len(exam), 4),
-                   exam_hash=hashlib.sha256((out/"exam"/"exam.jsonl").read_bytes()).hexdigest()[:16])
+    write_jsonl(out/"rejected.jsonl", rejected)
+    write_csv(out/"acceptance.csv", acceptance(good, rejected))
+    metrics = counted(made, rejected, known, held_out, asked, exam, len(drawn) - len(exam)) | dict(
+        taught=sum(r["generator"] == generator for r in good), exam_hash=hashlib.sha256((out/"exam"/"exam.jsonl").read_bytes()).hexdigest()[:16])
     write_json(out/"metrics.json", metrics)
     return metrics

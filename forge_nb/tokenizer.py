@@ -12,14 +12,14 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from .bases import adopt, extend, find, record
+from .bases import EFFORT, adopt, extend, find, record, reply
 from .project import Invalid, atomic, read_jsonl, say, write_json, write_jsonl
 
 # %% ../nbs/20_tokenizer.ipynb #4ac44a46
 END, PAD, USER, ASSISTANT, SYSTEM = SPECIAL = ["<|end|>", "<|pad|>", "<|user|>", "<|assistant|>", "<|system|>"]
 
 # %% ../nbs/20_tokenizer.ipynb #58d3d0b5
-TEMPLATE = """{%- for message in messages -%}
+TEMPLATE = EFFORT + """{%- for message in messages -%}
 {%- if message.role == 'assistant' -%}<|assistant|>{% generation %}{{ message.content }}<|end|>{% endgeneration %}
 {%- elif message.role in ('user', 'system') -%}<|{{ message.role }}|>{{ message.content }}
 {%- else -%}{{ raise_exception('role ' + message.role + ' is unknown; use system, user or assistant') }}
@@ -44,7 +44,7 @@ def learn(
                                                        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
                                                        show_progress=False))
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END, pad_token=PAD, chat_template=TEMPLATE,
-                                   clean_up_tokenization_spaces=False)
+                                   response_template=reply(END), clean_up_tokenization_spaces=False)
 
 # %% ../nbs/20_tokenizer.ipynb #9f8ed9e1
 def encode(

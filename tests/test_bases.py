@@ -142,7 +142,7 @@ def test_vocabulary_and_rows_that_do_not_agree(made, kept, tmp_path, capsys):
     tokenizer(made/"documents", base=str(tmp_path/"odd"), vocabulary=300, extra=0, out=tmp_path/"tokenizer")
     refuse(capsys, kept, lambda: train(made, kept, tmp_path/"tokenizer", base=str(tmp_path/"odd")), f"its tokenizer has {entries(made) + 1} entries, its model {entries(made)} embedding rows")
     write_jsonl(tmp_path/"rows.jsonl", [dict(id="0", messages=[dict(role="user", content="cat?"), dict(role="assistant", content="hat")])])
-    tune = lambda: sft(tmp_path/"odd", tmp_path/"rows.jsonl", learning_rate=1e-3, batch=2, epochs=1., longest=64, seed=0, out=kept)
+    tune = lambda: sft(tmp_path/"odd", tmp_path/"rows.jsonl", made/"documents", method="full", rank=4, learning_rate=1e-3, batch=2, epochs=1., packing=False, longest=64, replay_percent=0., window=16, bits_rise=9., seed=0, out=kept)
     refuse(capsys, kept, tune, f"the tokenizer has {entries(made) + 1} entries, the model {entries(made)} embedding rows")
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from conftest import Copy
 
-STAGES = "assess curate tokenizer ngram pretrain synth sft dpo evaluate card".split()
+TUNED = "sft dpo reward rlhf rl distill".split()
+STAGES = ["assess", "curate", "tokenizer", "ngram", "pretrain", "synth", *TUNED, "evaluate", "card"]
 
 
 def swap(path: Path, old: str, new: str):
@@ -24,7 +25,7 @@ def test_chain_leaves_everything(tiny):
 
 
 def test_models_load_with_plain_transformers_and_hold_no_pickle(tiny):
-    for name in ("pretrain", "sft", "dpo"):
+    for name in ("pretrain", "sft", "dpo", "rlhf", "rl", "distill"):
         code = f"from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; m = M.from_pretrained('artifacts/{name}/model'); t = T.from_pretrained('artifacts/{name}/model'); " \
                "assert m.get_input_embeddings().num_embeddings == len(t); print(t.apply_chat_template([dict(role='user', content='x')], tokenize=False, add_generation_prompt=True))"
         assert "<|user|>x<|assistant|>" in tiny(f'python -c "{code}"')
@@ -74,8 +75,8 @@ def test_prose_reruns_tangle_alone(tiny):
 
 def test_parameter_reruns_its_stage_and_what_follows_and_reverting_restores(tiny):
     before, weights = (tiny.root/"dvc.lock").read_text(), (tiny.root/"artifacts/sft/model/model.safetensors").read_bytes()
-    swap(tiny.root/"params.yaml", "learning_rate: 0.001", "learning_rate: 0.002")
-    assert tiny.executed(tiny("dvc repro")) == ["tangle", "sft", "dpo", "evaluate", "card"]
+    swap(tiny.root/"params.yaml", "learning_rate: 0.0015", "learning_rate: 0.002")
+    assert tiny.executed(tiny("dvc repro")) == ["tangle", *TUNED, "evaluate", "card"]
     assert (tiny.root/"artifacts/sft/model/model.safetensors").read_bytes() != weights
     tiny("git checkout -q params.yaml")
     said = tiny("dvc repro")
@@ -90,9 +91,11 @@ def test_second_run_killed_twice_gives_the_same_bytes(tiny, tmp_path_factory):
     copy.kill_when("dvc repro pretrain", ".ckpt/pretrain/*/last/state.json")
     copy("dvc repro pretrain")
     assert "resumed at step" in (copy.root/"runs/pretrain.jsonl").read_text()
-    copy.kill_when("dvc repro sft", ".ckpt/sft/*/checkpoint-*/trainer_state.json")
+    for name in TUNED:
+        copy.kill_when(f"dvc repro {name}", f".ckpt/{name}/**/checkpoint-*/trainer_state.json")
+        copy(f"dvc repro {name}")
+        assert "resumed from checkpoint-" in (copy.root/f"runs/{name}.jsonl").read_text(), name
     copy("dvc repro")
-    assert "resumed from checkpoint-" in (copy.root/"runs/sft.jsonl").read_text()
     assert (copy.root/"dvc.lock").read_text() == (tiny.root/"dvc.lock").read_text(), copy(f"diff dvc.lock {tiny.root}/dvc.lock", rc=None)
     for path in (tiny.root/"artifacts").glob("*/*.*"): assert path.read_bytes() == (copy.root/path.relative_to(tiny.root)).read_bytes(), path
 

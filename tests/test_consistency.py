@@ -83,6 +83,16 @@ def test_parameters_agree(name):
         assert ast.literal_eval(s.value) == used[s.target.id], f"{name}: the notebook's default of `{s.target.id}` is not the value in params.yaml"
 
 
+@pytest.mark.parametrize("name", STAGES)
+def test_no_cell_writes_over_a_parameter(name):
+    "papermill runs the lessons too: one that takes a parameter's name would run the stage with its toy"
+    for c in NB[name].cells:
+        if c.cell_type != "code" or runner.is_parameters(c): continue
+        tops = [s for s in ast.parse(c.source).body if not isinstance(s, (ast.FunctionDef, ast.ClassDef))]
+        stored = {n.id for s in tops for n in ast.walk(s) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        assert not stored & set(runner.declared(NB[name])), c.source
+
+
 def test_yaml_dialects_agree():
     assert yaml.safe_load((ROOT/"params.yaml").read_text()) == PARAMS, "a value reads differently in YAML 1.1 and 1.2; write 1.0e-3, not 1e-3"
 

@@ -10,6 +10,7 @@ from forge_nb.forge import SCHEMAS
 from forge_nb.project import read_lock
 
 FORGE = "python -m forge_nb.forge"
+TUNED = "sft dpo reward rlhf rl distill".split()
 
 
 def ask(copy: Copy, line: str, rc: int = 0) -> dict:
@@ -87,7 +88,7 @@ def forgotten(asked, tmp_path_factory):
 
 def test_every_verb_explains_itself(bare):
     assert "whereis" in bare(FORGE) and "forget" in bare(f"{FORGE} --help")
-    for verb in ("whereis", "forget", "plan", "sweep", "schema"): assert "Example: forge " + verb in bare(f"{FORGE} {verb} --help")
+    for verb in ("whereis", "forget", "plan", "sweep", "cycle", "schema"): assert "Example: forge " + verb in bare(f"{FORGE} {verb} --help")
     for verb in SCHEMAS: assert json.loads(bare(f"{FORGE} schema {verb}")) == SCHEMAS[verb]()
 
 
@@ -128,8 +129,8 @@ def test_import_is_light():
 def test_a_trained_document_reached_every_model(asked):
     [d] = ask(asked, f"whereis data/{asked.page}")["documents"]
     assert d["source"] == asked.page and d["splits"] == {"train": 1} and d["sha256"] == hashlib.sha256(asked.text.encode()).hexdigest()
-    assert [m["path"] for m in d["models"]] == [f"artifacts/{m}/model" for m in ("pretrain", "sft", "dpo")] and d["says"].startswith("trained on")
-    assert {r["stage"] for r in d["reached"]} >= {"curate", "tokenizer", "pretrain", "sft", "dpo", "evaluate"}
+    assert [m["path"] for m in d["models"]] == [f"artifacts/{m}/model" for m in ("pretrain", *TUNED)] and d["says"].startswith("trained on")
+    assert {r["stage"] for r in d["reached"]} >= {"curate", "tokenizer", "pretrain", *TUNED, "evaluate"}
     [out] = [r for r in d["reached"] if r["path"] == "artifacts/curate/documents"]
     assert out["files"] == ["artifacts/curate/documents/train.jsonl"] and out["hash"] in (asked.root/"dvc.lock").read_text()
     assert {"table": "objects.csv", "rows": [asked.row]} in [f | {"rows": [r for r in f["rows"] if r == asked.row]} for f in d["facts"]]
@@ -188,7 +189,7 @@ def test_dry_run_changes_nothing(asked):
     before, status = fingerprints(asked), asked("git status --porcelain")
     answer = ask(asked, f"forget {asked.page} --dry-run")
     assert answer["state"] == "dry-run" and {r["path"] for r in answer["removed"]} == {asked.page, "docs/zz old copy.txt"}
-    assert set(answer["may_run"]) == set("tangle assess curate tokenizer ngram synth pretrain sft dpo evaluate card".split())
+    assert set(answer["may_run"]) == {*"tangle assess curate tokenizer ngram synth pretrain evaluate card".split(), *TUNED}
     assert fingerprints(asked) == before and asked("git status --porcelain") == status
     kept = ask(asked, f"forget {asked.page} --dry-run --keep-twins")
     assert [r["path"] for r in kept["removed"]] == [asked.page] and kept["kept_twins"]
@@ -232,7 +233,7 @@ def test_forget_reruns_what_it_touched_and_proves_it(forgotten, asked):
     assert (p["ids"], p["paths"], p["grams"], p["where"], p["in_step"]) == (0, 0, 0, [], True) and p["grams_searched"] > 100 and p["files"] > 30
     assert p["before"]["ids"] > 0 and p["before"]["paths"] > 0 and p["before"]["grams"] >= p["grams_searched"], "the search finds nothing even when it is there"
     assert all(u.endswith("model.safetensors") for u in p["unreadable"]), p["unreadable"]
-    assert {"tangle", "curate", "tokenizer", "pretrain", "sft", "dpo", "evaluate"} <= {*r["ran"], *r["restored"]}
+    assert {"tangle", "curate", "tokenizer", "pretrain", *TUNED, "evaluate"} <= {*r["ran"], *r["restored"]}
     new = {o["path"]: o["md5"] for s in lock(copy).values() for o in s["outs"]}
     for a in r["artifacts"]: assert a["new"] == new[a["path"]] and (a["old"] != a["new"] or a["path"] != "artifacts/dpo/model")
     assert r["data"]["new"] in (copy.root/"data.dvc").read_text() and r["data"]["old"] in asked("cat data.dvc")
@@ -276,7 +277,7 @@ def test_forgetting_what_was_never_used_trains_nothing(forgotten):
     old = lock(copy)
     r = ask(copy, f"forget {page} --yes")
     assert set(r["ran"]) <= {"tangle", "assess", "curate", "synth", "card"} and {k: r["proof"][k] for k in ("ids", "paths", "grams")} == dict(ids=0, paths=0, grams=0)
-    for stage in ("pretrain", "sft", "dpo"): assert lock(copy)[stage] == old[stage]
+    for stage in ("pretrain", *TUNED): assert lock(copy)[stage] == old[stage]
     assert not [e for e in r["evaluation"] if e["before"] != e["after"]]
     status = copy("git status --porcelain")
     assert "receipts/" in status and "artifacts/dpo" not in status

@@ -1,0 +1,125 @@
+"A teacher may be down, slow, refuse the key or talk nonsense: a clear sentence, and no answer lost; a bad answer costs its row alone"
+import json, os, signal, subprocess, sys, threading, time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from conftest import ENV, ROOT
+from test_faults import mend, refuse  # noqa: F401
+
+from forge_nb.project import Invalid, read_jsonl
+from forge_nb.teachers import by_endpoint
+
+JOBS = [dict(id=f"price:bolt M{n}~0", kind="price", ask=f"What does bolt M{n} cost?", names=[f"bolt M{n}"], answer=f"{n} EUR", fill={}) for n in range(12)]
+SECRET = "sk-of-nobody-0815"
+
+
+class Server:
+    "A real server on this machine; `answer` maps a question and how often it was asked to (status, body)"
+    def __init__(self, answer):
+        self.asked, self.keys = Counter(), set()
+        outer = self
+        class Chat(BaseHTTPRequestHandler):
+            def do_POST(self):
+                question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][0]["content"].splitlines()[-1]
+                outer.asked[question] += 1; outer.keys.add(self.headers["Authorization"])
+                status, body = answer(question, outer.asked[question])
+                try: self.send_response(status); self.send_header("Content-Length", str(len(body.encode()))); self.end_headers(); self.wfile.write(body.encode())
+                except OSError: pass  # who asked has gone
+            def log_message(self, *_): pass
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Chat)
+        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
+
+    def __enter__(self): threading.Thread(target=self.http.serve_forever, daemon=True).start(); return self
+    def __exit__(self, *_): self.http.shutdown(); self.http.server_close()
+
+
+def chat(text): return 200, json.dumps(dict(choices=[dict(message=dict(content=text))]))
+
+
+def good(question, _): return chat(f"Could you tell me: {question}")
+
+
+def ask(url, folder, **how):
+    return by_endpoint(JOBS, url, "m", folder=folder, **dict(key="TEST_TEACHER_KEY", temperature=1., seed=0, parallel=3, timeout=5.) | how)
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch): monkeypatch.setenv("TEST_TEACHER_KEY", SECRET)
+
+
+@pytest.mark.parametrize("answer, words", [
+    (lambda q, n: (500, "oops"), ["no answer in 4 tries", "HTTP 500", "run again"]),
+    (lambda q, n: (429, "slower"), ["HTTP 429"]),
+    (lambda q, n: (401, f"the key {SECRET} is wrong"), ["refuses the key", "TEST_TEACHER_KEY"]),
+    (lambda q, n: (404, "no such model"), ["HTTP 404", "'m'", "teacher_name"]),
+    (lambda q, n: chat("I am a teapot, short and stout."), ["answers nonsense", "I am a teapot"]),
+    (lambda q, n: (200, "<html>Welcome</html>"), ["answers nonsense", "no chat completion"]),
+    (lambda q, n: (200, '{"choices": []}'), ["answers nonsense", "no chat completion"])])
+def test_what_would_meet_every_question_ends_the_run(answer, words, tmp_path):
+    with Server(answer) as server, pytest.raises(Invalid) as said: ask(server.url, tmp_path)
+    for w in [server.url, *words]: assert w in str(said.value)
+    assert SECRET not in str(said.value) and "\n" not in str(said.value)
+    assert not list(tmp_path.iterdir()), "what is no answer was kept"
+
+
+def test_a_server_that_is_down_or_slow(tmp_path):
+    with Server(good) as server: url = server.url
+    with pytest.raises(Invalid, match="see that the server is up"): ask(url, tmp_path)
+    with Server(lambda q, n: (time.sleep(1), chat(q))[1]) as server, pytest.raises(Invalid, match="no answer in 4 tries"): ask(server.url, tmp_path, timeout=.1)
+    with pytest.raises(Invalid, match="teacher_url is 'localhost'"): ask("localhost", tmp_path)
+
+
+def test_a_bad_answer_costs_its_row_alone_and_a_hiccup_nothing(tmp_path):
+    bad = {JOBS[3]["ask"]: (400, "no"), JOBS[5]["ask"]: (200, "{"), JOBS[7]["ask"]: chat("No.")}
+    with Server(lambda q, n: (503, "wait") if q == JOBS[9]["ask"] and n == 1 else bad.get(q) or good(q, n)) as server: replies = ask(server.url, tmp_path)
+    assert {n: r["failed"] for n, r in enumerate(replies) if "failed" in r} == {3: "HTTP 400", 5: "no chat completion", 7: "no question: 'No.'"}
+    assert replies[9]["question"] == f"Could you tell me: {JOBS[9]['ask']}" and server.keys == {f"Bearer {SECRET}"}
+    assert SECRET not in "".join(p.read_text() for p in tmp_path.iterdir())
+
+
+def test_killed_and_gone_on_asks_nothing_twice(tmp_path):
+    gate = threading.Event()
+    def answer(question, n):
+        if len(server.asked) > 6: gate.wait(60)
+        return good(question, n)
+    code = f"import sys; sys.path.insert(0, {str(ROOT/'tests')!r}); from pathlib import Path; from test_teachers import ask; ask(sys.argv[1], Path(sys.argv[2]))"
+    with Server(answer) as server:
+        running = subprocess.Popen([sys.executable, "-c", code, server.url, str(tmp_path/"kept")], cwd=ROOT, env=ENV, start_new_session=True)
+        end = time.monotonic() + 60
+        while len(server.asked) < 8: assert running.poll() is None and time.monotonic() < end; time.sleep(.02)
+        time.sleep(.5)
+        os.killpg(running.pid, signal.SIGKILL); running.wait()
+        have, before = len(list((tmp_path/"kept").glob("*.json"))), Counter(server.asked)
+        assert 0 < have < len(JOBS)
+        gate.set()
+        whole = ask(server.url, tmp_path/"kept")
+        assert (server.asked - before).total() == len(JOBS) - have + 1  # the one more is the preflight
+        assert whole == ask(server.url, tmp_path/"unbroken")
+
+
+def test_the_stage_refuses_and_leaves_earlier_rows_alone(mend):  # noqa: F811
+    mend("python -m forge_nb.runner profile tiny && dvc repro synth")
+    rows, params, weak = (mend.root/p for p in ("artifacts/synth/rows/sft.jsonl", "params.yaml", "weak.yaml"))
+    before, said = rows.read_bytes(), params.read_text()
+    def teacher(**fields):
+        text = said
+        for k, v in fields.items():
+            assert f"  {k}: " in text
+            text = "".join(f"  {k}: {v}\n" if line.startswith(f"  {k}: ") else line for line in text.splitlines(keepends=True))
+        params.write_text(text)
+    with Server(good) as server: url = server.url
+    for fields, words in [(dict(teacher="oracle"), ["`synth.teacher` is 'oracle'", "templates, model, endpoint"]), (dict(teacher="model"), ["needs `synth.teacher_model`"]),
+                          (dict(teacher="model", teacher_model="nbs"), ["nbs holds no *.safetensors"]),
+                          (dict(teacher="endpoint", teacher_url=url, teacher_name="m"), [url, "no answer"])]:
+        teacher(**fields); refuse(mend, "python -m forge_nb.runner synth", *words)
+    params.write_text(said)
+    for text, words in {"weights: {check_levle: 2.0}": ["weak.yaml", "`weights.check_levle`", "did you mean `check_level`"], "weights: {check_level: many}": ["must be a number"]}.items():
+        weak.write_text(text); refuse(mend, "python -m forge_nb.runner synth", *words)
+    assert rows.read_bytes() == before
+    weak.write_text("weights: {check_level: 20.0}\n")
+    with Server(good) as server:
+        teacher(teacher="endpoint", teacher_url=server.url, teacher_name="m", variants=.2)
+        mend("dvc repro synth")
+        taught = [r for r in read_jsonl(rows) if r["generator"] == "m"]
+        assert Counter(r["kind"] for r in taught).most_common(1)[0][0] == "check_level" and all(r["verdict"] == "true" for r in taught)

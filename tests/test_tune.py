@@ -1,0 +1,137 @@
+"Fine-tuning in all its ways on a model of bytes: plain folders come out, the same bytes twice and after a kill, and what is wrong is said before anything is trained"
+import json, random, shutil, subprocess
+from contextlib import contextmanager
+
+import pytest
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM, Trainer
+
+from forge_nb.adapters import adapters
+from forge_nb.dpo import dpo
+from forge_nb.model import load, save
+from forge_nb.post import sealed
+from forge_nb.project import Invalid, command, pin, read_json, write_jsonl
+from forge_nb.sft import sft
+from forge_nb.tokenizer import learn
+
+GIVEN = dict(method="full", rank=4, learning_rate=1e-2, batch=4, epochs=2., packing=False, longest=48, replay_percent=30., window=16, bits_rise=9., seed=0)
+PAIRED = dict(learning_rate=1e-3, batch=4, epochs=1., beta=.1, sft_weight=1., longest=48, falls=99., bits_rise=9., seed=0)
+turn = lambda role, text: dict(role=role, content=text)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    "A base, conversations, pairs and documents"
+    pin(0, 1)
+    here, draw = tmp_path_factory.mktemp("tune"), random.Random(0)
+    words = learn(["the cat and the hat and the bat sat on a mat"] * 9, 290)
+    shape = dict(hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, head_dim=32, max_position_embeddings=64)
+    save(Qwen3ForCausalLM(Qwen3Config(vocab_size=len(words), eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id, **shape)), words, here/"base")
+    say = lambda n: " ".join(draw.choice("cat hat bat mat".split()) for _ in range(n))
+    write_jsonl(here/"rows.jsonl", [dict(id=str(n), messages=[turn("user", f"{say(2)}?"), turn("assistant", say(1 + n % 4))]) for n in range(40)])
+    write_jsonl(here/"pairs.jsonl", [dict(id=str(n), prompt=[turn("user", f"{say(2)}?")], chosen=[turn("assistant", f"the {say(1)}")], rejected=[turn("assistant", say(3))]) for n in range(24)])
+    for split in ("train", "valid"): write_jsonl(here/f"{split}.jsonl", [dict(text=f"the {say(9)}.\n" * 6) for _ in range(6)])
+    return here
+
+
+def tune(made, out, monkeypatch, kept=None, **given):
+    monkeypatch.setenv("FORGE_CKPT", str(kept or out/"kept"))
+    pin(0, 1)
+    return sft(made/"base", made/"rows.jsonl", made, **GIVEN | given, out=out)
+
+
+@contextmanager
+def killed(monkeypatch, after):
+    "A run inside is killed after some steps"
+    step, done = Trainer.training_step, []
+
+    def dying(self, *args, **kwargs):
+        if len(done) == after: raise KeyboardInterrupt
+        done.append(1)
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(Trainer, "training_step", dying)
+        yield
+
+
+def weights(out): return (out/"model"/"model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("given", [dict(), dict(packing=True), dict(method="lora"), dict(method="qlora")], ids=str)
+def test_twice_and_killed_gives_the_same_bytes_of_a_plain_model(made, tmp_path, monkeypatch, given):
+    said = tune(made, tmp_path/"a", monkeypatch, **given)
+    assert said["loss_last"] < said["loss_first"] and (said.get("merge_error", 0.) < 1e-3)
+    model, _ = sealed(tmp_path/"a"/"model")
+    assert type(model) is Qwen3ForCausalLM and not list((tmp_path/"a"/"model").glob("*adapter*"))
+    with killed(monkeypatch, 15): tune(made, tmp_path/"b", monkeypatch, **given)
+    assert list((tmp_path/"b"/"kept").glob("checkpoint-*"))
+    assert tune(made, tmp_path/"b", monkeypatch, **given) == said
+    assert weights(tmp_path/"a") == weights(tmp_path/"b")
+
+
+@pytest.mark.parametrize("row, said", [
+    (dict(id="q", messages=[turn("user", "cat?")]), ["line 41", "row q", "no assistant turn"]),
+    (dict(messages=[turn("user", "cat?"), turn("assistant", "hat")]), ["line 41", "no `id`"]),
+    (dict(id="q", messages=[turn("user", "cat?"), turn("assistant", "hat " * 90)]), ["row q", "more than the model's context of 64"]),
+    (dict(id="q", messages=[turn("user", "cat?"), turn("assistant", "hat " * 45)]), ["row q", "more than `sft.longest` = 48"])], ids=lambda v: "")
+def test_bad_rows_are_refused_before_a_model_is_loaded(made, tmp_path, monkeypatch, capsys, row, said):
+    (tmp_path/"rows.jsonl").write_text((made/"rows.jsonl").read_text() + json.dumps(row) + "\n")
+    shutil.copytree(made/"base", tmp_path/"base")
+    (tmp_path/"base"/"model.safetensors").write_bytes(b"nothing that loads")
+    with pytest.raises(SystemExit) as e: command(lambda: sft(tmp_path/"base", tmp_path/"rows.jsonl", made, **GIVEN, out=tmp_path/"out"))
+    told = capsys.readouterr().err
+    assert e.value.code == 2 and all(s in told for s in ["rows.jsonl", *said]), told
+    assert not (tmp_path/"out").exists()
+
+
+def test_forgetting_and_standing_still_fail(made, tmp_path, monkeypatch):
+    with pytest.raises(Invalid, match="`sft.bits_rise` allows -9"): tune(made, tmp_path, monkeypatch, bits_rise=-9.)
+    with pytest.raises(Invalid, match="no weight changed"): tune(made, tmp_path, monkeypatch, kept=tmp_path/"other", learning_rate=0.)
+    assert not (tmp_path/"model").exists()
+
+
+def test_four_bits_without_their_library(made, tmp_path, monkeypatch):
+    import forge_nb.tune as module
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(Invalid, match="bitsandbytes.*pip install"): tune(made, tmp_path, monkeypatch, method="qlora")
+
+
+def test_the_next_stage_asks_for_the_seal_and_stops_by_rule(made, tmp_path, monkeypatch):
+    tune(made, tmp_path, monkeypatch)
+    prefer = lambda base, out, **given: (pin(0, 1), monkeypatch.setenv("FORGE_CKPT", str(out/"kept")), dpo(base, made/"pairs.jsonl", made/"valid.jsonl", **PAIRED | given, out=out))[2]
+    with pytest.raises(Invalid, match="no forge.json"): prefer(made/"base", tmp_path/"no")
+    whole = prefer(tmp_path/"model", tmp_path/"d")
+    assert not whole["stopped"] and read_json(tmp_path/"d"/"model"/"forge.json") == read_json(tmp_path/"model"/"forge.json")
+    short = prefer(tmp_path/"model", tmp_path/"e", falls=-99.)        # a fall of less than nothing: broken as soon as a window is full
+    assert short["stopped"].startswith("stopped at step 5: `logps/chosen` falls")
+    with killed(monkeypatch, 4): prefer(tmp_path/"model", tmp_path/"g", falls=-99.)
+    assert list((tmp_path/"g"/"kept").glob("checkpoint-*")) and prefer(tmp_path/"model", tmp_path/"g", falls=-99.) == short
+    assert weights(tmp_path/"g") == weights(tmp_path/"e") != weights(tmp_path/"d")
+    template = tmp_path/"model"/"chat_template.jinja"
+    template.write_text(template.read_text().replace("<|end|>{% endgeneration %}", "{% endgeneration %}<|end|>"))
+    with pytest.raises(Invalid, match="chat template and loss mask changed"): prefer(tmp_path/"model", tmp_path/"f")
+
+
+def test_packed_rows_do_not_see_one_another(made, tmp_path, monkeypatch):
+    import forge_nb.sft as module
+    monkeypatch.setattr(module, "leak", lambda model, rows: .5)
+    with pytest.raises(Invalid, match="set `sft.packing` to false"): tune(made, tmp_path, monkeypatch, packing=True)
+    model, words = load(made/"base")
+    rows = [torch.tensor([words(t)["input_ids"]]) for t in ("the cat?", "the hat and the bat")]
+    loss = lambda ids, **more: torch.nn.functional.cross_entropy(model(input_ids=ids, use_cache=False, **more).logits[0, :-1], ids[0, 1:], reduction="none")
+    both = loss(torch.cat(rows, 1), position_ids=torch.cat([torch.arange(r.shape[1]) for r in rows])[None])
+    assert torch.allclose(torch.cat([both[:rows[0].shape[1] - 1], both[rows[0].shape[1]:]]), torch.cat([loss(r) for r in rows]), atol=1e-6)
+
+
+def test_three_ways_compared(made, tmp_path, monkeypatch):
+    monkeypatch.setenv("FORGE_CKPT", str(tmp_path/"kept"))
+    write_jsonl(tmp_path/"exam.jsonl", [dict(chat="<|user|>cat?<|assistant|>", answer="hat")] * 4)
+    given = dict(rows=16, rank=2, full_rate=1e-2, adapter_rate=1e-2, batch=4, replay_percent=20., window=16, test_items=4, budget=4, seed=0, threads=1)
+    compare = lambda out: adapters(made/"base", made/"rows.jsonl", made, tmp_path/"exam.jsonl", **given, out=out)
+    table = compare(tmp_path/"a")
+    full, lora, qlora = (r["held_mb"] for r in table)
+    assert qlora < lora < full and all(r["merge_error"] < 1e-3 for r in table)
+    monkeypatch.setattr(subprocess, "run", None)                        # arms that were run are not run again
+    assert compare(tmp_path/"b") == table and (tmp_path/"a"/"arms.csv").read_bytes() == (tmp_path/"b"/"arms.csv").read_bytes()
+    with pytest.raises(Invalid, match="`adapters.rank` is 0"): adapters(made/"base", made/"rows.jsonl", made, tmp_path/"exam.jsonl", **given | dict(rank=0), out=tmp_path/"c")
