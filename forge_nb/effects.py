@@ -37,7 +37,7 @@ def paired(
 COMPARED = [("pretrain", "ngram", ["bits_per_byte"]),
             ("sft", "pretrain", ["fact_choice", "fact_written", "format", "stops", "bits_per_byte"]),
             ("dpo", "sft", ["style", "violations", "fact_choice", "fact_written", "format", "stops", "bits_per_byte"]),
-            ("rlhf", "dpo", ["violations", "fact_choice", "fact_written", "format", "stops", "bits_per_byte"]),
+            ("rlhf", "dpo", ["violations", "fact_written", "format", "stops", "bits_per_byte"]),
             ("rl", "rlhf", ["kpi", "false_written", "fact_written", "violations", "stops", "bits_per_byte"]),
             ("distill", "rl", ["kpi", "false_written", "fact_written", "violations", "stops"]),
             ("distill", "alone", ["kpi", "false_written", "fact_written", "violations", "stops", "bits_per_byte"])]

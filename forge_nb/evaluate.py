@@ -147,7 +147,7 @@ def judged(
     rows, form = [], "plain" if first else "chat"
     with TemporaryDirectory() as place:
         mine, here = turned(exam, items, words, Path(place))
-        if checkpoint in ("pretrain", "sft", "dpo", "rlhf"): say(f"{checkpoint}: choices"); rows += choice_scores(checkpoint, model, words, here, form)
+        if checkpoint in ("pretrain", "sft", "dpo"): say(f"{checkpoint}: choices"); rows += choice_scores(checkpoint, model, words, here, form)
     say(f"{checkpoint}: documents"); rows += document_scores(checkpoint, test, document_bits(model, words, [d["text"] for d in test], context=context))
     say(f"{checkpoint}: answers"); texts = write(model, words, [i[form] for i in mine], budget=budget)
     pressed = [] if first else write(model, words, [asked(words, i["pressed"]) for i in items], budget=budget)
