@@ -163,8 +163,7 @@ def rlhf(
     price = forgotten("rlhf", base, trainer.model, words, documents, bits_rise)
     seal(trainer.model, words, out/"model")
     table = compared(items, *(examined(load(folder)[0], words, items, rules, budget) for folder in (base, out/"model")))
-    write_csv(out/"violations.csv", table)
-    write_csv(out/"curve.csv", curve)
+    write_csv(out/"violations.csv", table); write_csv(out/"curve.csv", curve)
     metrics = outcome(curve, table) | price | dict(stopped=stopped(bounds, trainer.state.log_history))
     write_json(out/"metrics.json", metrics)
     return metrics
