@@ -66,11 +66,10 @@ def mask_of(
     "Tokens and loss mask of conversations, taken from the trainer's own batches"
     words, out, rows = trainer.processing_class, [], list(trainer.train_dataset)
     for t in told:
-        row = next(r for r in rows if str(t["input_ids"])[1:-1] in str(r["input_ids"]))  # alone, or within a packed piece
+        size, mine = len(t["input_ids"]), t["input_ids"]
+        row, s = next((r, s) for r in rows for s in range(len(r["input_ids"]) - size + 1) if r["input_ids"][s:s + size] == mine)  # alone, or within a packed piece
         b = trainer.data_collator([row])
-        ids, labels = b["input_ids"][0].tolist(), b["labels"][0].tolist()
-        start = next(s for s in range(len(ids)) if ids[s:s + len(t["input_ids"])] == t["input_ids"])
-        ids, labels = (x[start:start + len(t["input_ids"])] for x in (ids, labels))
+        ids, labels = (b[k][0, s:s + size].tolist() for k in ("input_ids", "labels"))
         out.append(dict(tokens=[words.decode([i]) for i in ids], mask=[int(label != -100) for label in labels],
                         trained=words.decode([i for i in labels if i != -100])))
     return out
