@@ -66,11 +66,10 @@ def mask_of(
     "Tokens and loss mask of conversations, taken from the trainer's own batches"
     words, out, rows = trainer.processing_class, [], list(trainer.train_dataset)
     for t in told:
-        row = next(r for r in rows if str(t["input_ids"])[1:-1] in str(r["input_ids"]))  # alone, or within a packed piece
+        size, mine = len(t["input_ids"]), t["input_ids"]
+        row, s = next((r, s) for r in rows for s in range(len(r["input_ids"]) - size + 1) if r["input_ids"][s:s + size] == mine)  # alone, or within a packed piece
         b = trainer.data_collator([row])
-        ids, labels = b["input_ids"][0].tolist(), b["labels"][0].tolist()
-        start = next(s for s in range(len(ids)) if ids[s:s + len(t["input_ids"])] == t["input_ids"])
-        ids, labels = (x[start:start + len(t["input_ids"])] for x in (ids, labels))
+        ids, labels = (b[k][0, s:s + size].tolist() for k in ("input_ids", "labels"))
         out.append(dict(tokens=[words.decode([i]) for i in ids], mask=[int(label != -100) for label in labels],
                         trained=words.decode([i for i in labels if i != -100])))
     return out
@@ -110,13 +109,15 @@ def sft(
     order = course(told, [r["text"] for r in read_jsonl(documents/"train.jsonl")], words, replay_percent=replay_percent, window=min(window, longest), batch=batch, epochs=epochs, seed=seed)
     metrics = dict(rows=len(data), tokens=sum(len(t["input_ids"]) for t in told), windows=len(order) - round(epochs * len(told)))
     say(" · ".join(f"{v} {k}" for k, v in metrics.items()))
+    in_it = {id(r) for r in order}
+    looked_at = [n for n, t in enumerate(told) if id(t) in in_it][:3]  # a pass of less than one leaves rows out
     model, words = opened(base, method)
     if packing:
         if (seen := leak(model, told[:2])) > MERGE: raise Invalid(f"{base}: a packed row sees the one before it, by {seen:.1e}; set `sft.packing` to false")
         order, batch = packed(order, length=longest, seed=seed), max(1, round(batch * sum(len(r["input_ids"]) for r in order) / len(order) / longest))
     trainer = trainer_of(model, words, order, learning_rate=learning_rate, batch=batch, seed=seed, rank=rank if method != "full" else 0)
-    masks = mask_of(trainer, told[:3])
-    check_mask(masks, [r["messages"] for r in data], words.eos_token)
+    masks = mask_of(trainer, [told[n] for n in looked_at])
+    check_mask(masks, [data[n]["messages"] for n in looked_at], words.eos_token)
     curve = fit(trainer, "sft", ["loss"])
     plain, adapter = whole(trainer.model, base, told[:8], "sft")
     unmoved("sft", base, plain)

@@ -6,7 +6,7 @@
 __all__ = ['METHODS', 'MERGE', 'encoded', 'replayed', 'ordered', 'course', 'packed', 'leak', 'check_method', 'opened', 'linear',
            'adapter', 'exact', 'merged', 'merge_error', 'whole', 'trainer_of']
 
-# %% ../nbs/0p_tune.ipynb #1f3f13c7
+# %% ../nbs/0p_tune.ipynb #89ac5a7c
 import random
 from importlib.util import find_spec
 from itertools import accumulate
@@ -17,7 +17,7 @@ from .model import load
 from .post import arguments
 from .project import Invalid, checkpoint_folder
 
-# %% ../nbs/0p_tune.ipynb #0b961893
+# %% ../nbs/0p_tune.ipynb #2167e59b
 def encoded(
     conversations: list, # each a list of messages
     words # tokenizer with chat template
@@ -26,7 +26,7 @@ def encoded(
     told = words.apply_chat_template(conversations, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
     return [dict(input_ids=i, assistant_masks=m) for i, m in zip(told["input_ids"], told["assistant_masks"])]
 
-# %% ../nbs/0p_tune.ipynb #c0ab85a4
+# %% ../nbs/0p_tune.ipynb #235d4c7e
 def replayed(
     texts: list, # training documents
     words, # tokenizer
@@ -44,7 +44,7 @@ def replayed(
         if len(ids) == length or len(text) < 12 * length: out.append(dict(input_ids=ids, assistant_masks=[1] * len(ids)))
     return out
 
-# %% ../nbs/0p_tune.ipynb #eac38dcc
+# %% ../nbs/0p_tune.ipynb #df624796
 def ordered(
     rows: list, # of `encoded`
     windows: list, # of `replayed`
@@ -67,7 +67,7 @@ def ordered(
     placed = sorted((((k + .5) / len(group), n, b) for n, group in enumerate((whole, shown)) for k, b in enumerate(group)), key=lambda p: p[:2])
     return [r for b in [*(b for _, _, b in placed), *rest] for r in b]  # short batches last, so that the others stay whole
 
-# %% ../nbs/0p_tune.ipynb #339bb97a
+# %% ../nbs/0p_tune.ipynb #228d861c
 def course(
     told: list, # of `encoded`
     texts: list, # training documents
@@ -81,10 +81,11 @@ def course(
 ) -> list: # rows and windows, in the order of training
     "What a run is shown: conversations with documents among them"
     if not 0 <= replay_percent < 100: raise Invalid(f"params.yaml: `replay_percent` is {replay_percent}; it must be at least 0 and below 100")
+    if round(epochs * len(told)) < 1: raise Invalid(f"params.yaml: `epochs` is {epochs}, which is less than one of {len(told)} rows; raise it")
     tokens = round(replay_percent / (100 - replay_percent) * epochs * sum(len(t["input_ids"]) for t in told))
     return ordered(told, replayed(texts, words, tokens=tokens, length=window, seed=seed), batch=batch, epochs=epochs, seed=seed)
 
-# %% ../nbs/0p_tune.ipynb #02aa3a7e
+# %% ../nbs/0p_tune.ipynb #e24662a1
 def packed(
     rows: list, # of `encoded` and `replayed`
     *,
@@ -98,7 +99,7 @@ def packed(
     random.Random(seed).shuffle(pieces)
     return pieces
 
-# %% ../nbs/0p_tune.ipynb #faffd092
+# %% ../nbs/0p_tune.ipynb #066f2bcd
 def leak(
     model, # transformers model
     rows: list # two of `encoded`
@@ -109,10 +110,10 @@ def leak(
     with torch.no_grad(): alone, behind = (model(**{k: v.to(model.device) for k, v in x.items()}, use_cache=False).logits for x in (dict(input_ids=second), both))
     return (alone - behind[:, first.shape[1]:]).abs().max().item()
 
-# %% ../nbs/0p_tune.ipynb #9cbb5c27
+# %% ../nbs/0p_tune.ipynb #361d928d
 METHODS = ("full", "lora", "qlora")
 
-# %% ../nbs/0p_tune.ipynb #1d95f9cc
+# %% ../nbs/0p_tune.ipynb #afecbb25
 def check_method(
     method: str, # of METHODS
     rank: int, # of an adapter
@@ -124,7 +125,7 @@ def check_method(
     if method == "qlora" and not find_spec("bitsandbytes"): raise Invalid(
         f"params.yaml: `{what}.method` is qlora, and bitsandbytes, which holds weights in four bits, is not installed; `pip install -e .[qlora]`, or set it to lora")
 
-# %% ../nbs/0p_tune.ipynb #0a6b3a8e
+# %% ../nbs/0p_tune.ipynb #e3b6fcca
 def opened(
     base: Path, # model folder
     method: str # of METHODS
@@ -140,14 +141,14 @@ def opened(
         if hasattr(m, "support_avx512bf16_for_cpu"): m.support_avx512bf16_for_cpu = False  # in evaluation it would repack the weights and round
     return model.eval(), AutoTokenizer.from_pretrained(base)
 
-# %% ../nbs/0p_tune.ipynb #87ac2575
+# %% ../nbs/0p_tune.ipynb #be71bee8
 def linear(
     model # transformers model
 ) -> list: # last parts of their names
     "The linear layers of the blocks; routers stay out"
     return sorted({name.split(".")[-1] for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and ".layers." in name} - {"gate", "router"})
 
-# %% ../nbs/0p_tune.ipynb #11cfd065
+# %% ../nbs/0p_tune.ipynb #2e0f9bfa
 def adapter(
     model, # transformers model
     rank: int # of the products
@@ -156,7 +157,7 @@ def adapter(
     from peft import LoraConfig
     return LoraConfig(r=rank, lora_alpha=32, lora_dropout=0., target_modules=linear(model), task_type="CAUSAL_LM")
 
-# %% ../nbs/0p_tune.ipynb #79c3b212
+# %% ../nbs/0p_tune.ipynb #186afd3a
 def exact(
     tuned # peft model
 ):
@@ -169,7 +170,7 @@ def exact(
         if hasattr(m, "compute_dtype"): m.compute_dtype = torch.float32
     return tuned.eval()
 
-# %% ../nbs/0p_tune.ipynb #0e723808
+# %% ../nbs/0p_tune.ipynb #a7e96fea
 def merged(
     tuned, # peft model after training
     base: Path # model folder it started from
@@ -185,7 +186,7 @@ def merged(
         model.get_submodule(name.removeprefix("base_model.model.")).weight.data = weight.data.float() + layer.get_delta_weight("default").detach().float()
     return model
 
-# %% ../nbs/0p_tune.ipynb #0fef8767
+# %% ../nbs/0p_tune.ipynb #9e7570e8
 def merge_error(
     tuned, # peft model after training
     model, # of `merged`
@@ -198,10 +199,10 @@ def merge_error(
         with torch.no_grad(): worst = max(worst, (tuned(input_ids=ids, use_cache=False).logits - model(input_ids=ids, use_cache=False).logits).abs().max().item())
     return worst
 
-# %% ../nbs/0p_tune.ipynb #12c54bfa
+# %% ../nbs/0p_tune.ipynb #fd6fa29d
 MERGE = 1e-3  # largest difference of a score that a merge may make
 
-# %% ../nbs/0p_tune.ipynb #3876fd7e
+# %% ../nbs/0p_tune.ipynb #334bb599
 def whole(
     model, # after training
     base: Path, # model folder it started from
@@ -217,7 +218,7 @@ def whole(
     if error > MERGE: raise Invalid(f"{what}: the merged model's scores differ by {error:.1e} from those of base and adapter, more than {MERGE}; train this base in full")
     return plain, dict(adapter_megabytes=round(size, 3), merge_error=float(f"{error:.0e}"))
 
-# %% ../nbs/0p_tune.ipynb #1238da28
+# %% ../nbs/0p_tune.ipynb #c02cf471
 def trainer_of(
     model, # of `opened`
     words, # its tokenizer

@@ -85,6 +85,12 @@ def test_bad_rows_are_refused_before_a_model_is_loaded(made, tmp_path, monkeypat
     assert not (tmp_path/"out").exists()
 
 
+def test_less_than_a_pass(made, tmp_path, monkeypatch):
+    said = tune(made, tmp_path, monkeypatch, epochs=.3, replay_percent=0.)
+    assert said["windows"] == 0 and len(read_json(tmp_path/"mask.json")) == 3
+    with pytest.raises(Invalid, match="`epochs` is 0.001"): tune(made, tmp_path/"no", monkeypatch, epochs=.001)
+
+
 def test_forgetting_and_standing_still_fail(made, tmp_path, monkeypatch):
     with pytest.raises(Invalid, match="`sft.bits_rise` allows -9"): tune(made, tmp_path, monkeypatch, bits_rise=-9.)
     with pytest.raises(Invalid, match="no weight changed"): tune(made, tmp_path, monkeypatch, kept=tmp_path/"other", learning_rate=0.)
