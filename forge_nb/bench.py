@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'timed', 'stage_figures', 'grow', 'watched', 'plain', 'curation', 'raced', 'pretraining', 'fresh', 'measure',
-           'page', 'main']
+           'tuning', 'page', 'main']
 
 # %% ../nbs/0y_bench.ipynb #7c92accc
 import json, os, random, re, subprocess, sys, tempfile, time
 from pathlib import Path
 
-from .project import Invalid, ROOT, atomic, command, fingerprint, read_csv, remove, write_csv
+from .pace import steps_a_second
+from .project import Invalid, ROOT, atomic, command, fingerprint, load_params, read_csv, read_json, read_jsonl, remove, write_csv
 
 # %% ../nbs/0y_bench.ipynb #cca1030c
 def timed(
@@ -204,8 +205,27 @@ def measure(
     timed(act + "make profile P=tiny", clone)
     yield "profile `tiny`", f"{timed(act + 'dvc repro', clone)[0]:.0f} s", "120 s"
 
+# %% ../nbs/0y_bench.ipynb #ab098f64
+def tuning(
+    clone: Path # folder for the fresh clone
+): # yields (what, figure, bound) as text
+    "The pace of every stage of post-training"
+    fresh(clone); timed(". .venv/bin/activate && dvc repro distill", clone)
+    said = lambda what: json.loads(timed(f". .venv/bin/activate && OMP_NUM_THREADS=2 HF_HUB_OFFLINE=1 python -m forge_nb.pace {what}", clone)[1].strip().splitlines()[-1])
+    p = load_params(clone/"params.yaml")["sft"]
+    for stage in ("sft", "dpo", "reward", "rlhf", "rl", "distill"):
+        mine, plain = steps_a_second(read_jsonl(clone/"runs"/f"{stage}.jsonl")), said(stage)
+        theirs, tokens = (plain[k] for k in ("steps_a_second", "tokens_a_step"))
+        ours = tokens
+        if stage == "sft":
+            m = read_json(clone/"artifacts"/"sft"/"metrics.json")
+            ours = (m["tokens"] * p["epochs"] + m["windows"] * p["window"]) * p["batch"] / (m["rows"] * p["epochs"] + m["windows"])
+        yield f"`{stage}`", f"{mine:.2f} steps/s, {mine * ours:,.0f} tokens/s; the trainer plainly {theirs:.2f} steps/s, {theirs * tokens:,.0f} tokens/s", f"{mine * ours / (theirs * tokens):.1f} times"
+    batched, singly = said("batched"), said("singly")
+    yield "answers of `rl`, written at once", f"{batched:,.0f} tokens/s; one by one {singly:,.0f} tokens/s: {batched / singly:.1f} times", "3 times"
+
 # %% ../nbs/0y_bench.ipynb #c5912f01
-PARTS = dict(chain=measure, data=curation, pretrain=pretraining)
+PARTS = dict(chain=measure, data=curation, pretrain=pretraining, tune=tuning)
 
 # %% ../nbs/0y_bench.ipynb #f1b655f1
 def page(
