@@ -68,5 +68,5 @@ report: setup  ## README's generated parts, and reports/ as HTML pages in report
 	@python -m forge_nb.report readme
 	@python -m forge_nb.report html
 
-bench: data  ## measure in a fresh clone, all or PART=chain|data|pretrain; writes BENCH.md
+bench: data  ## measure in a fresh clone, all or PART=chain|data|pretrain|tune; writes BENCH.md
 	@python -m forge_nb.bench $(PART)
