@@ -95,8 +95,10 @@ def main():
     elif verb: raise Invalid(f"`{verb}` is unknown; say readme, html or nothing")
     else:
         rows = read_csv(ROOT/"artifacts"/"evaluate"/"effects.csv")
-        for r in rows: print(f"  {r['stage']:9} {r['against']:9} {NAMES[r['metric']]:54} {SLICES.get(r['slice'], r['slice']):25} {float(r['before']):7.3f} → {float(r['after']):6.3f}  [{float(r['low']):+.3f}, {float(r['high']):+.3f}]  {better(r)}")
-        print("\nreports: reports/*.ipynb (executed notebooks; `make report` writes pages)\nmodel card: artifacts/card/README.md\nmodel: artifacts/rl/model, and a quarter of its size artifacts/distill/model (they load with transformers)")
+        for r in rows: print(
+            f"  {r['stage']:9} {r['against']:9} {NAMES[r['metric']]:54} {SLICES.get(r['slice'], r['slice']):25} {float(r['before']):7.3f} → {float(r['after']):6.3f}  [{float(r['low']):+.3f}, {float(r['high']):+.3f}]  {better(r)}")
+        print("\nreports: reports/*.ipynb (executed notebooks; `make report` writes pages)\nmodel card: artifacts/card/README.md\n"
+              "model: artifacts/rl/model, and a quarter of its size artifacts/distill/model (they load with transformers)")
 
 # %% ../nbs/08_report.ipynb #10c32b20
 if __name__ == "__main__" and "__file__" in globals(): command(main)
