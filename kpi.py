@@ -1,5 +1,6 @@
 "The number that the company cares about: what an answer is worth, from 0 to 1. Replace it with yours; `row` is the fact behind the question."
 import re
+from difflib import SequenceMatcher
 
 HOUSE = re.compile(r"`([^`\n]+)`\. Source: ([\w/.-]+)\.")
 
@@ -10,3 +11,8 @@ def kpi(question: str, answer: str, row: dict) -> float:
     if not found: return 0.
     if found[1] == row["answer"]: return .9 + .1 * (found[2] == row["page"])
     return .4 * (found[1] == "not known")
+
+
+def near(question: str, answer: str, row: dict) -> float:
+    "For a model that gets nothing right yet, `rl.function: near`: up to 0.45 for letters in common with the right answer, the rest for being it"
+    return .45 * SequenceMatcher(None, answer, row["right"], autojunk=False).ratio() + .55 * (kpi(question, answer, row) >= .9)

@@ -111,9 +111,10 @@ def outcome(
 def rl(
     base: Path, # model folder to start from
     asks: Path, # asks.jsonl
-    function: Path, # kpi.py
+    kpi: Path, # file with the company's function
     documents: Path, # valid.jsonl
     *,
+    function: str, # its name
     learning_rate: float, # peak
     questions: int, # in a step
     answers: int, # for each question
@@ -127,7 +128,7 @@ def rl(
     out: Path # folder to write to
 ) -> dict: # metrics
     "Optimise a model for the company's own number"
-    reward, rows = Reward(function), read_jsonl(asks)
+    reward, rows = Reward(kpi, function), read_jsonl(asks)
     cheating = audit(reward, [(r["question"], r["right"], r) for r in rows[:32]])
     model, words = sealed(base)
     tried = prompts(rows, 32)
@@ -141,6 +142,6 @@ def rl(
     price = forgotten("rl", base, trainer.model, words, documents, bits_rise)
     seal(trainer.model, words, out/"model")
     write_csv(out/"curve.csv", curve); write_csv(out/"audit.csv", cheating)
-    metrics = outcome(curve) | dict(answers=curve[-1]["step"] * questions * answers, preflight=before, stopped=stopped(rules, trainer.state.log_history)) | price
+    metrics = outcome(curve) | dict(function=function, answers=curve[-1]["step"] * questions * answers, preflight=before, stopped=stopped(rules, trainer.state.log_history)) | price
     write_json(out/"metrics.json", metrics)
     return metrics
