@@ -15,7 +15,7 @@ from forge_nb.sft import sft
 from forge_nb.tokenizer import learn
 
 GIVEN = dict(method="full", rank=4, learning_rate=1e-2, batch=4, epochs=2., packing=False, longest=48, replay_percent=30., window=16, bits_rise=9., seed=0)
-PAIRED = dict(learning_rate=1e-3, batch=4, epochs=1., beta=.1, sft_weight=1., longest=48, falls=99., bits_rise=9., seed=0)
+PAIRED = dict(method="dpo", pairs=0, learning_rate=1e-3, batch=4, epochs=1., beta=.1, sft_weight=1., longest=48, chosen_fall=99., bits_rise=9., seed=0)
 turn = lambda role, text: dict(role=role, content=text)
 
 
@@ -41,9 +41,9 @@ def tune(made, out, monkeypatch, kept=None, **given):
 
 
 @contextmanager
-def killed(monkeypatch, after):
+def killed(monkeypatch, after, trainer=Trainer):
     "A run inside is killed after some steps"
-    step, done = Trainer.training_step, []
+    step, done = trainer.training_step, []
 
     def dying(self, *args, **kwargs):
         if len(done) == after: raise KeyboardInterrupt
@@ -51,7 +51,7 @@ def killed(monkeypatch, after):
         return step(self, *args, **kwargs)
 
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
-        m.setattr(Trainer, "training_step", dying)
+        m.setattr(trainer, "training_step", dying)
         yield
 
 
@@ -109,14 +109,29 @@ def test_the_next_stage_asks_for_the_seal_and_stops_by_rule(made, tmp_path, monk
     with pytest.raises(Invalid, match="no forge.json"): prefer(made/"base", tmp_path/"no")
     whole = prefer(tmp_path/"model", tmp_path/"d")
     assert not whole["stopped"] and read_json(tmp_path/"d"/"model"/"forge.json") == read_json(tmp_path/"model"/"forge.json")
-    short = prefer(tmp_path/"model", tmp_path/"e", falls=-99.)        # a fall of less than nothing: broken as soon as a window is full
+    short = prefer(tmp_path/"model", tmp_path/"e", chosen_fall=-99.)        # a fall of less than nothing: broken as soon as a window is full
     assert short["stopped"].startswith("stopped at step 5: `logps/chosen` falls")
-    with killed(monkeypatch, 4): prefer(tmp_path/"model", tmp_path/"g", falls=-99.)
-    assert list((tmp_path/"g"/"kept").glob("checkpoint-*")) and prefer(tmp_path/"model", tmp_path/"g", falls=-99.) == short
+    with killed(monkeypatch, 4): prefer(tmp_path/"model", tmp_path/"g", chosen_fall=-99.)
+    assert list((tmp_path/"g"/"kept").glob("checkpoint-*")) and prefer(tmp_path/"model", tmp_path/"g", chosen_fall=-99.) == short
     assert weights(tmp_path/"g") == weights(tmp_path/"e") != weights(tmp_path/"d")
     template = tmp_path/"model"/"chat_template.jinja"
     template.write_text(template.read_text().replace("<|end|>{% endgeneration %}", "{% endgeneration %}<|end|>"))
     with pytest.raises(Invalid, match="chat template and loss mask changed"): prefer(tmp_path/"model", tmp_path/"f")
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto", "online"])
+def test_each_method_of_preference_gives_the_same_bytes_twice_and_after_a_kill(made, tmp_path, monkeypatch, method):
+    tune(made, tmp_path, monkeypatch)
+    write_jsonl(tmp_path/"pairs.jsonl", [dict(id=str(n), prompt=[turn("user", f"cat {n}?")], chosen=[turn("assistant", f"`{n}`. Source: mat.")], rejected=[turn("assistant", f"the cat {n}")]) for n in range(24)])
+    def prefer(out):
+        pin(0, 1); monkeypatch.setenv("FORGE_CKPT", str(out/"kept"))
+        return dpo(tmp_path/"model", tmp_path/"pairs.jsonl", made/"valid.jsonl", **PAIRED | dict(method=method, longest=64), out=out)
+    said = prefer(tmp_path/"a")
+    assert said["method"] == method and weights(tmp_path/"a") != weights(tmp_path)
+    from trl.experimental.online_dpo import OnlineDPOTrainer  # has a step of its own
+    with killed(monkeypatch, 4, OnlineDPOTrainer if method == "online" else Trainer): prefer(tmp_path/"b")
+    assert list((tmp_path/"b"/"kept").glob("checkpoint-*")) and prefer(tmp_path/"b") == said
+    assert weights(tmp_path/"a") == weights(tmp_path/"b")
 
 
 def test_packed_rows_do_not_see_one_another(made, tmp_path, monkeypatch):
