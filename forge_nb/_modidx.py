@@ -333,6 +333,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'forge_nb.forge.take_out': ('forge.html#take_out', 'forge_nb/forge.py'),
                                 'forge_nb.forge.tell': ('forge.html#tell', 'forge_nb/forge.py'),
                                 'forge_nb.forge.texts': ('forge.html#texts', 'forge_nb/forge.py'),
+                                'forge_nb.forge.tidy': ('forge.html#tidy', 'forge_nb/forge.py'),
                                 'forge_nb.forge.trail': ('forge.html#trail', 'forge_nb/forge.py'),
                                 'forge_nb.forge.twins': ('forge.html#twins', 'forge_nb/forge.py'),
                                 'forge_nb.forge.undo': ('forge.html#undo', 'forge_nb/forge.py'),

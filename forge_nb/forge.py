@@ -9,14 +9,14 @@ __all__ = ['NAMED', 'KINDS', 'SCHEMAS', 'app', 'Documents', 'Query', 'AsJson', '
            'pipeline', 'reach', 'names', 'rows_in', 'sort_of', 'carried', 'git', 'unit', 'resolve', 'inside_data',
            'trail', 'models_in', 'sentence', 'digest', 'located', 'whereis', 'made_as', 'cached_rows', 'history',
            'show_whereis', 'refuse_parts', 'plan', 'journal_path', 'read_journal', 'hashes', 'small_files', 'data_hash',
-           'everything_but', 'path_pattern', 'begin', 'dvc', 'out_of_date', 'new_sums', 'take_out', 'rebuild', 'undo',
-           'strings', 'decoded', 'content', 'cells', 'occurrences', 'downstream', 'search', 'made_at_will', 'prove',
-           'numbers_in', 'change', 'effects_change', 'not_forgotten', 'receipt', 'receipt_page', 'receipt_tables',
-           'check_recorded', 'forget', 'file_receipt', 'rehearsal', 'show_forget', 'field', 'record', 'several',
-           'answer_schema', 'whereis_schema', 'proof_schema', 'forget_schema', 'snapshot_schema', 'plan_schema',
-           'sweep_schema', 'cycle_schema', 'verbs', 'tell', 'whereis_verb', 'belongs', 'consent', 'forget_verb',
-           'rehearse', 'back', 'snapshot_verb', 'outline', 'plan_verb', 'sweep_verb', 'cycle_verb', 'schema_verb',
-           'main']
+           'everything_but', 'path_pattern', 'begin', 'dvc', 'out_of_date', 'new_sums', 'tidy', 'take_out', 'rebuild',
+           'undo', 'strings', 'decoded', 'content', 'cells', 'occurrences', 'downstream', 'search', 'made_at_will',
+           'prove', 'numbers_in', 'change', 'effects_change', 'not_forgotten', 'receipt', 'receipt_page',
+           'receipt_tables', 'check_recorded', 'forget', 'file_receipt', 'rehearsal', 'show_forget', 'field', 'record',
+           'several', 'answer_schema', 'whereis_schema', 'proof_schema', 'forget_schema', 'snapshot_schema',
+           'plan_schema', 'sweep_schema', 'cycle_schema', 'verbs', 'tell', 'whereis_verb', 'belongs', 'consent',
+           'forget_verb', 'rehearse', 'back', 'snapshot_verb', 'outline', 'plan_verb', 'sweep_verb', 'cycle_verb',
+           'schema_verb', 'main']
 
 # %% ../nbs/0z_forge.ipynb #0fb59690
 import csv, difflib, hashlib, io, json, os, re, subprocess, sys, time
@@ -785,6 +785,13 @@ def new_sums(
     rows = [line.split("  ", 1) for line in sums.splitlines()]
     return "".join(f"{changed.get(path, digest)}  {path}\n" for digest, path in rows if path not in removed)
 
+# %% ../nbs/0z_forge.ipynb #2cc6d110
+def tidy(
+    folder: Path # data/
+):
+    "Remove what a kill has left of a file that was being written; DVC, told to ignore it, would leave it there"
+    for path in folder.rglob(".*.tmp"): remove(path)
+
 # %% ../nbs/0z_forge.ipynb #be7881f0
 def take_out(
     root: Path, # of the project
@@ -792,6 +799,7 @@ def take_out(
 ):
     "Remove the files and rows from data/; a second call changes nothing more"
     data, removed = root/"data", {r["path"] for r in journal["removed"]}
+    tidy(data)
     for path in sorted(removed):
         remove(data/path)
         for folder in (data/path).parents:
@@ -833,6 +841,7 @@ def undo(
     "Bring data/, the lock and the artifacts back as the journal recorded them"
     for path, text in journal["small"].items():
         with atomic(root/path) as t: t.write_text(text)
+    tidy(root/"data")
     dvc(root, "checkout", "--force", "--quiet", "data.dvc")
     try: dvc(root, "checkout", "--force", "--quiet")
     except Failed: print("some artifacts are not in the cache; `dvc repro` makes them again", file=sys.stderr)

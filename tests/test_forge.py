@@ -129,7 +129,7 @@ def test_import_is_light():
 def test_a_trained_document_reached_every_model(asked):
     [d] = ask(asked, f"whereis data/{asked.page}")["documents"]
     assert d["source"] == asked.page and d["splits"] == {"train": 1} and d["sha256"] == hashlib.sha256(asked.text.encode()).hexdigest()
-    assert [m["path"] for m in d["models"]] == [f"artifacts/{m}/model" for m in ("pretrain", *TUNED)] and d["says"].startswith("trained on")
+    assert [m["path"] for m in d["models"]] == [*(f"artifacts/{m}/model" for m in ("pretrain", *TUNED)), "artifacts/distill/alone"] and d["says"].startswith("trained on")
     assert {r["stage"] for r in d["reached"]} >= {"curate", "tokenizer", "pretrain", *TUNED, "evaluate"}
     [out] = [r for r in d["reached"] if r["path"] == "artifacts/curate/documents"]
     assert out["files"] == ["artifacts/curate/documents/train.jsonl"] and out["hash"] in (asked.root/"dvc.lock").read_text()
