@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from .kpi import Reward
 from .model import load
 from .project import Invalid, ROOT, command, load_params, pin, read_jsonl
+from .teachers import sampled
 
 # %% ../nbs/0w_pace.ipynb #17580cdb
 def steps_a_second(
@@ -82,21 +83,14 @@ def written_a_second(
     count: int = 64 # answers
 ) -> float: # tokens a second
     "Tokens a second of sampled answers, at the settings of the stage `rl`"
-    import torch
     p, (model, words) = load_params(ROOT/"params.yaml")["rl"], load(ROOT/"artifacts"/"rlhf"/"model")
-    words.padding_side = "left"
     asked = [r["question"] for r in read_jsonl(ROOT/"artifacts"/"synth"/"rows"/"asks.jsonl")[:count // p["answers"]] for _ in range(p["answers"])]
-    def write(questions):
-        text = words.apply_chat_template([[dict(role="user", content=q)] for q in questions], tokenize=False, add_generation_prompt=True)
-        ids = words(text, return_tensors="pt", padding=True, add_special_tokens=False)
-        ids = {k: ids[k].to(model.device) for k in ("input_ids", "attention_mask")}
-        with torch.no_grad(): out = model.generate(**ids, max_new_tokens=p["budget"], do_sample=True, temperature=p["temperature"], top_k=0, eos_token_id=words.eos_token_id,
-                                                   pad_token_id=words.pad_token_id)[:, ids["input_ids"].shape[1]:]
-        return int((out != words.pad_token_id).sum())
-    write(asked[:2]); torch.manual_seed(0)
+    write = lambda questions, seed: sampled(model, words, questions, temperature=p["temperature"], seed=seed, budget=p["budget"])
+    write(asked[:2], 0)
     start = time.perf_counter()
-    tokens = write(asked) if batched else sum(write([q]) for q in asked)
-    return tokens / (time.perf_counter() - start)
+    told = write(asked, 0) if batched else [write([q], n)[0] for n, q in enumerate(asked)]
+    seconds = time.perf_counter() - start
+    return sum(len(ids) for ids in words(told)["input_ids"]) / seconds
 
 # %% ../nbs/0w_pace.ipynb #7e74e469
 def main():
