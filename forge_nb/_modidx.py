@@ -622,7 +622,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'forge_nb.reward.wreck': ('reward.html#wreck', 'forge_nb/reward.py')},
             'forge_nb.rl': { 'forge_nb.rl.advantages': ('rl.html#advantages', 'forge_nb/rl.py'),
                              'forge_nb.rl.bounds': ('rl.html#bounds', 'forge_nb/rl.py'),
-                             'forge_nb.rl.drawn': ('rl.html#drawn', 'forge_nb/rl.py'),
                              'forge_nb.rl.outcome': ('rl.html#outcome', 'forge_nb/rl.py'),
                              'forge_nb.rl.paid': ('rl.html#paid', 'forge_nb/rl.py'),
                              'forge_nb.rl.prompts': ('rl.html#prompts', 'forge_nb/rl.py'),

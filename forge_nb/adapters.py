@@ -52,7 +52,8 @@ def arm(
     say(f"{method}: {peak()} MB at the peak, {before} MB before the first step", method=method, peak_mb=peak(), before_mb=before)
     plain, adapter = whole(trainer.model, Path(base), told[:8], "adapters")
     items = read_jsonl(Path(exam))[:test_items]
-    verdicts = [judge(text, finished, i["answer"]) for i, (text, finished) in zip(items, write(plain, words, [i["chat"] for i in items], budget=budget))]
+    asked = words.apply_chat_template([[dict(role="user", content=i["question"])] for i in items], tokenize=False, add_generation_prompt=True)
+    verdicts = [judge(text, finished, i["answer"]) for i, (text, finished) in zip(items, write(plain, words, asked, budget=budget))]
     bits = general_bits(plain, words, Path(documents)/"valid.jsonl")
     write_json(Path(out), dict(method=method, memory=memory, curve=curve, adapter=adapter, verdicts=verdicts, bits=bits))
 

@@ -212,14 +212,14 @@ def tuning(
     "The pace of every stage of post-training"
     fresh(clone); timed(". .venv/bin/activate && dvc repro distill", clone)
     said = lambda what: json.loads(timed(f". .venv/bin/activate && OMP_NUM_THREADS=2 HF_HUB_OFFLINE=1 python -m forge_nb.pace {what}", clone)[1].strip().splitlines()[-1])
-    p = load_params(clone/"params.yaml")["sft"]
+    p = load_params(clone/"params.yaml")
     for stage in ("sft", "dpo", "reward", "rlhf", "rl", "distill"):
         mine, plain = steps_a_second(read_jsonl(clone/"runs"/f"{stage}.jsonl")), said(stage)
         theirs, tokens = (plain[k] for k in ("steps_a_second", "tokens_a_step"))
-        ours = tokens
+        ours, m = tokens, read_json(clone/"artifacts"/stage/"metrics.json")
+        if stage == "distill": ours = m["tokens"] / (m["questions"] + m["passages"]) * p["distill"]["batch"]
         if stage == "sft":
-            m = read_json(clone/"artifacts"/"sft"/"metrics.json")
-            ours = (m["tokens"] * p["epochs"] + m["windows"] * p["window"]) * p["batch"] / (m["rows"] * p["epochs"] + m["windows"])
+            ours = (m["tokens"] * p["sft"]["epochs"] + m["windows"] * p["sft"]["window"]) * p["sft"]["batch"] / (m["rows"] * p["sft"]["epochs"] + m["windows"])
         yield f"`{stage}`", f"{mine:.2f} steps/s, {mine * ours:,.0f} tokens/s; the trainer plainly {theirs:.2f} steps/s, {theirs * tokens:,.0f} tokens/s", f"{mine * ours / (theirs * tokens):.1f} times"
     batched, singly = said("batched"), said("singly")
     yield "answers of `rl`, written at once", f"{batched:,.0f} tokens/s; one by one {singly:,.0f} tokens/s: {batched / singly:.1f} times", "3 times"

@@ -281,13 +281,13 @@ def measured(
     name: str, # for the log
     model, # transformers model
     words, # its tokenizer
-    exam: list, # items, with chat, question, answer and page
+    exam: list, # items, with question, answer and page
     reward, # (question, answer, row) → worth
     longest: int # tokens of an answer
 ) -> np.ndarray: # (1, items)
     "What the greedy answers are worth"
-    began = time.monotonic()
-    answers = write(model.eval(), words, [r["chat"] for r in exam], budget=longest)
+    asked, began = words.apply_chat_template([[dict(role="user", content=r["question"])] for r in exam], tokenize=False, add_generation_prompt=True), time.monotonic()
+    answers = write(model.eval(), words, asked, budget=longest)
     milliseconds = 1000 * (time.monotonic() - began) / len(exam)
     worth = np.array([[reward(r["question"], text, r) for r, (text, _) in zip(exam, answers)]])
     say(f"distill: {name} is worth {worth.mean():.3f} at {milliseconds:.1f} ms an answer", model=name, worth=float(worth.mean()), milliseconds=milliseconds)
@@ -349,6 +349,6 @@ def distill(
     for (m, _, _), name in zip(three[1:], ("model", "alone")): seal(m, words, out/name)
     write_csv(out/"curve.csv", off + on + alone)
     losses = {f"loss_{name}_{end}": round(c[i]["loss"], 4) for name, c in (("off_policy", off), ("on_policy", on), ("alone", alone)) for end, i in (("first", 0), ("last", -1))}
-    metrics = dict(questions=len(asked), passages=len(texts), steps_off_policy=first, steps_on_policy=steps) | losses | compared(*three)
+    metrics = dict(questions=len(asked), passages=len(texts), tokens=sum(len(r["input_ids"]) for r in data + texts), steps_off_policy=first, steps_on_policy=steps) | losses | compared(*three)
     write_json(out/"metrics.json", metrics)
     return metrics

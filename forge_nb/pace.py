@@ -66,16 +66,19 @@ def plainly(
     "The pace of a stage's trainer with trl's defaults"
     import torch
     from transformers import TrainerCallback
-    before, times = dict(sft="pretrain", dpo="sft", reward="dpo", rlhf="dpo", rl="rlhf", distill="rl"), []
+    before, times, sizes = dict(sft="pretrain", dpo="sft", reward="dpo", rlhf="dpo", rl="rlhf", distill="rl"), [], []
     class Clock(TrainerCallback):
         def on_step_end(self, *_, **__): times.append(time.perf_counter())
     with TemporaryDirectory() as folder:
         trainer = plain_trainer(stage, load_params(ROOT/"params.yaml"), ROOT/"artifacts"/before[stage]/"model", ROOT/"artifacts"/"synth"/"rows", output_dir=folder, max_steps=steps,
                                 logging_steps=1, use_cpu=not torch.cuda.is_available(), report_to="none", disable_tqdm=True, save_strategy="no")
+        if stage == "distill":  # whose trainer counts no tokens
+            collate = trainer.data_collator
+            trainer.data_collator = lambda rows: (batch := collate(rows), sizes.append(int(batch["attention_mask"].sum())))[0]
         trainer.add_callback(Clock())
         trainer.train()
     seen = [h["num_tokens"] for h in trainer.state.log_history if "num_tokens" in h]
-    return dict(steps_a_second=(len(times) - 3) / (times[-1] - times[2]), tokens_a_step=seen[-1] / len(seen) if seen else 0)
+    return dict(steps_a_second=(len(times) - 3) / (times[-1] - times[2]), tokens_a_step=sum(sizes) / len(sizes) if sizes else seen[-1] / len(seen))
 
 # %% ../nbs/0w_pace.ipynb #3fbd7664
 def written_a_second(

@@ -128,13 +128,13 @@ def check_pairs(
     rows: list # with 'id', 'prompt', 'chosen', 'rejected'
 ):
     "Stop with one sentence at a pair that cannot teach anything"
-    if not rows: raise Invalid("there is not one pair to learn from; raise `synth.pairs`")
+    if not rows: raise Invalid("pairs.jsonl: there is not one pair to learn from; raise `synth.pairs`")
     for r in rows:
         for side in ("prompt", "chosen", "rejected"):
             if not r.get(side) or not r[side][-1]["content"].strip(): raise Invalid(
-                f"pair {r['id']}: `{side}` is empty; write it or remove the pair")
+                f"pairs.jsonl: pair {r['id']}: `{side}` is empty; write it or remove the pair")
         if r["chosen"] == r["rejected"]: raise Invalid(
-            f"pair {r['id']}: chosen and rejected are equal; make them differ or remove the pair")
+            f"pairs.jsonl: pair {r['id']}: chosen and rejected are equal; make them differ or remove the pair")
 
 # %% ../nbs/04_post.ipynb #25daca14
 PROBE = [dict(role=role, content=text) for role, text in (("user", "Which one?"), ("assistant", "This."), ("user", "And then?"), ("assistant", "That."))]

@@ -13,7 +13,7 @@ from .effects import paired
 from .model import load, write
 from .policies import policies, violations
 from .post import arguments, fit, forgotten, marks, rule, seal, sealed, stopped, unmoved
-from .project import Invalid, checkpoint_folder, read_jsonl, write_csv, write_json
+from .project import Invalid, chance, checkpoint_folder, read_jsonl, write_csv, write_json
 
 # %% ../nbs/64_rlhf.ipynb #c48ab8b3
 def judge_of(
@@ -145,15 +145,14 @@ def rlhf(
     budget: int, # most tokens of an answer
     window: int, # steps that a rule averages over
     kl_most: float, # nats a token
-    entropy_least: float, # nats a token
-    length_rise: float, # tokens
-    bits_rise: float, # bits per byte
+    entropy_least: float, length_rise: float, # nats a token; tokens
+    bits_rise: float, items: int, # bits per byte; of the exam
     seed: int, # of sampling and order
     out: Path # folder to write to
 ) -> dict: # metrics
     "Train on the reward model's judgement, and ask the verifiers what came of it"
-    asks, items, rules = read_jsonl(rows), read_jsonl(exam), policies(rulebook)
-    checked(asks, items, prompts, answers)
+    asks, held, rules = read_jsonl(rows), read_jsonl(exam), policies(rulebook)
+    checked(asks, held, prompts, answers)
     model, words = sealed(base)
     bounds = watched(window, kl_most, entropy_least, length_rise)
     trainer = learner(model, words, judge_of(reward, base, words), asks, prompts=prompts, answers=answers, steps=steps, budget=budget, seed=seed,
@@ -162,7 +161,8 @@ def rlhf(
     unmoved("rlhf", base, trainer.model)
     price = forgotten("rlhf", base, trainer.model, words, documents, bits_rise)
     seal(trainer.model, words, out/"model")
-    table = compared(items, *(examined(load(folder)[0], words, items, rules, budget) for folder in (base, out/"model")))
+    few = sorted(held, key=lambda i: chance(i["id"]))[:items]
+    table = compared(few, *(examined(load(folder)[0], words, few, rules, budget) for folder in (base, out/"model")))
     write_csv(out/"violations.csv", table); write_csv(out/"curve.csv", curve)
     metrics = outcome(curve, table) | price | dict(stopped=stopped(bounds, trainer.state.log_history))
     write_json(out/"metrics.json", metrics)

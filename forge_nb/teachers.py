@@ -152,7 +152,7 @@ def sampled(
     chats = [words.apply_chat_template([dict(role="user", content=t)], tokenize=False, add_generation_prompt=True) for t in texts]
     ids = words(chats, return_tensors="pt", padding=True, add_special_tokens=False)
     ids = {k: ids[k].to(model.device) for k in ("input_ids", "attention_mask")}
-    how = dict(do_sample=True, temperature=temperature, top_k=0) if temperature else dict(do_sample=False)
+    how = dict(do_sample=True, temperature=temperature, top_k=0, top_p=1.) if temperature else dict(do_sample=False)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         out = model.generate(**ids, **how, max_new_tokens=budget, eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id)

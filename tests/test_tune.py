@@ -147,7 +147,7 @@ def test_packed_rows_do_not_see_one_another(made, tmp_path, monkeypatch):
 
 def test_three_ways_compared(made, tmp_path, monkeypatch):
     monkeypatch.setenv("FORGE_CKPT", str(tmp_path/"kept"))
-    write_jsonl(tmp_path/"exam.jsonl", [dict(chat="<|user|>cat?<|assistant|>", answer="hat")] * 4)
+    write_jsonl(tmp_path/"exam.jsonl", [dict(question="cat?", answer="hat")] * 4)
     given = dict(rows=16, rank=2, full_rate=1e-2, adapter_rate=1e-2, batch=4, replay_percent=20., window=16, test_items=4, budget=4, seed=0, threads=1)
     compare = lambda out: adapters(made/"base", made/"rows.jsonl", made, tmp_path/"exam.jsonl", **given, out=out)
     table = compare(tmp_path/"a")
