@@ -43,9 +43,7 @@ test: data  ## every test
 	@python -m pytest
 
 check: setup  ## quick checks: export fresh, notebooks clean, lint, lessons run
-	@before=$$(cat nbs/*.ipynb forge_nb/*.py | sha256sum); nbdev-export && nbdev-clean && [ "$$before" = "$$(cat nbs/*.ipynb forge_nb/*.py | sha256sum)" ] || \
-	{ echo "error: notebooks were not clean or forge_nb/ was stale; both are mended now: look at the difference and commit it"; exit 1; }
-	@ruff check --quiet nbs tests
+	@.githooks/pre-commit
 	@OMP_NUM_THREADS=1 nbdev-test --n-workers 2
 
 export: setup  ## write forge_nb/ from the notebooks
