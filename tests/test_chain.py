@@ -136,9 +136,9 @@ def test_a_failing_stage_names_its_cause(tiny, cause, line, words):
     ("rl", "kpi.py", "def near(", "def near(question, answer, row): return float('nan')\n\n\ndef _near(", ["kpi.py", "near() gives nan", "from 0 to 1"]),
     ("rl", "kpi.py", "def near(", "def near(question, answer, row): import time; time.sleep(300)\n\n\ndef _near(", ["kpi.py", "near() took more than 2 s"]),
     ("rl", "params.yaml", "  function: near", "  function: nearly", ["kpi.py has no function `nearly`"]),
-    ("rlhf", "policies.yaml", "  verifier: ", "  # verifier: ", ["policies.yaml", ".verifier` is None"]),
+    ("rlhf", "policies.yaml", "  verifier: 'holds", "  # verifier: 'holds", ["policies.yaml", ".verifier` is None"]),
     ("dpo", "artifacts/synth/rows/pairs.jsonl", "}]}\n", "}], " + ", ".join(f'"{side}": [{{"role": "assistant", "content": "`5`."}}]' for side in ("chosen", "rejected")) + "}\n", ["pairs.jsonl", "chosen and rejected are equal"]),
-    ("distill", "params.yaml", '  student: ""', "  student: other", ["other", "entries of its vocabulary", "train the student with the teacher's tokenizer"])])
+    ("distill", "params.yaml", "  student: ''", "  student: other", ["other", "entries of its vocabulary", "train the student with the teacher's tokenizer"])])
 def test_bad_input_of_a_tuning_stage_is_a_sentence_and_leaves_its_results(tiny, stage, file, old, new, words):
     save(build(letters := learn(["abc"] * 9, 285), layers=1, width=64, inner=64, context=64), letters, tiny.root/"other")
     before = {p: p.read_bytes() for p in (tiny.root/"artifacts"/stage).rglob("*") if p.is_file()}
