@@ -725,6 +725,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'forge_nb.synth.comparable': ('synth.html#comparable', 'forge_nb/synth.py'),
                                 'forge_nb.synth.counted': ('synth.html#counted', 'forge_nb/synth.py'),
                                 'forge_nb.synth.exam_rows': ('synth.html#exam_rows', 'forge_nb/synth.py'),
+                                'forge_nb.synth.existing': ('synth.html#existing', 'forge_nb/synth.py'),
                                 'forge_nb.synth.facts': ('synth.html#facts', 'forge_nb/synth.py'),
                                 'forge_nb.synth.giving_in': ('synth.html#giving_in', 'forge_nb/synth.py'),
                                 'forge_nb.synth.headings': ('synth.html#headings', 'forge_nb/synth.py'),

@@ -147,7 +147,8 @@ def narrower(
         raise Invalid(f"the teacher is a {old.model_type}, out of which no student can be cut; name a folder with a smaller model of its tokenizer in `distill.student`")
     config.update(dict(hidden_size=width, num_hidden_layers=depth, intermediate_size=round(old.intermediate_size * part), tie_word_embeddings=False,
                        head_dim=layer.self_attn.head_dim, num_key_value_heads=max(1, round(old.num_key_value_heads * part))))
-    config.num_attention_heads = config.num_key_value_heads * (old.num_attention_heads // old.num_key_value_heads)
+    heads = config.num_attention_heads = config.num_key_value_heads * (old.num_attention_heads // old.num_key_value_heads)
+    if width % heads: raise Invalid(f"params.yaml: `distill.width` is {width}, and a model of that width gets {heads} heads, of which it must be a multiple; set it to {width // heads * heads}")
     if getattr(old, "layer_types", None): config.layer_types = old.layer_types[:depth]
     kept = [round(i * (old.num_hidden_layers - 1) / max(1, depth - 1)) for i in range(depth)]
     return type(teacher)._from_config(config, attn_implementation=old._attn_implementation), kept

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['FIELDS', 'PROMPTS', 'TASK', 'kinds', 'facts', 'check_words', 'headings', 'origin', 'turns', 'sft_rows', 'others',
-           'giving_in', 'obliging_rows', 'made_up', 'made_up_rows', 'phrasing_jobs', 'taught_rows', 'comparable',
-           'reasoning_rows', 'pair', 'pair_rows', 'policy_pairs', 'ask_rows', 'spread', 'exam_rows', 'unread',
-           'write_exam', 'write_rows', 'all_facts', 'three_ways', 'judged', 'answered', 'apart', 'counted', 'synth']
+           'giving_in', 'obliging_rows', 'made_up', 'existing', 'made_up_rows', 'phrasing_jobs', 'taught_rows',
+           'comparable', 'reasoning_rows', 'pair', 'pair_rows', 'policy_pairs', 'ask_rows', 'spread', 'exam_rows',
+           'unread', 'write_exam', 'write_rows', 'all_facts', 'three_ways', 'judged', 'answered', 'apart', 'counted',
+           'synth']
 
 # %% ../nbs/40_synth.ipynb #e0b86b94
 import hashlib, random, re
@@ -186,6 +187,16 @@ def made_up(
     return fact | dict(id=f"{fact['kind']}:made up {name}", fill=fact["fill"] | {column: name, "page": "none"}, answer=UNKNOWN,
                        parents=fact["parents"] + other["parents"], verified="absent")
 
+# %% ../nbs/40_synth.ipynb #519770e9
+def existing(
+    known: list, # facts, held-out ones included
+    blocks: dict # kinds
+) -> dict: # kind → values of its key columns
+    "What exists"
+    out = {}
+    for f in known: out.setdefault(f["kind"], set()).update(str(f["fill"][c]) for c in blocks[f["kind"]]["key"])
+    return out
+
 # %% ../nbs/40_synth.ipynb #46594e5a
 def made_up_rows(
     trained: list, # facts
@@ -194,8 +205,7 @@ def made_up_rows(
     seed: int # of phrasing, voice and partners
 ) -> list: # rows with 'messages'
     "A row for each fact, about a thing that does not exist"
-    draw, names, pools, out = random.Random(seed), {}, {}, []
-    for f in known: names.setdefault(f["kind"], set()).update(str(f["fill"][c]) for c in blocks[f["kind"]]["key"])
+    draw, names, pools, out = random.Random(seed), existing(known, blocks), {}, []
     for f in trained: pools.setdefault(f["kind"], []).append(f)
     for f in trained:
         block, other = blocks[f["kind"]], draw.choice(pools[f["kind"]])
@@ -291,20 +301,22 @@ def pair(
 # %% ../nbs/40_synth.ipynb #855d59f9
 def pair_rows(
     trained: list, # facts
+    known: list, # facts, held-out ones included
     blocks: dict, # kinds
     count: int, # of pairs
     seed: int # of the draw
 ) -> list: # rows with 'prompt', 'chosen', 'rejected', 'why'
-    "Constructed preference pairs, three fifths for style and two fifths for truth"
-    draw, pools, out = random.Random(seed), {}, []
+    "Constructed preference pairs, of ten six for style, three for truth, and one for admitting that there is no such thing"
+    draw, pools, names, out = random.Random(seed), {}, existing(known, blocks), []
     for f in trained: pools.setdefault(f["kind"], []).append(f)
     for f in (draw.choice(trained) for _ in range(count)):
-        block, wrong = blocks[f["kind"]], others(f, pools[f["kind"]], 8)
-        why = "style" if draw.random() < .6 or not wrong else "fact"
-        rejected = answer(f, block, draw.choice(["plain", "chatty"])) if why == "style" else answer(f, block, "house",
-            draw.choice(wrong))
-        out.append(dict(id=f"pair:{len(out)}") | origin(f, "constructed", seed)
-                   | pair(draw.choice(block["ask"]).format(**f["fill"]), answer(f, block, "house"), rejected, why))
+        block, wrong, asked = blocks[f["kind"]], others(f, pools[f["kind"]], 8), f
+        [why] = draw.choices(["style", "fact", "absent"], [6, 3, 1]) if wrong else ["style"]
+        if why == "absent": asked = made_up(f, draw.choice(pools[f["kind"]]), block, names[f["kind"]]) or f
+        if why == "absent" and asked is f: why = "fact"
+        rejected = answer(f, block, draw.choice(["plain", "chatty"])) if why == "style" else answer(f, block, "house", draw.choice(wrong))
+        out.append(dict(id=f"pair:{len(out)}") | origin(asked, "constructed", seed)
+                   | pair(draw.choice(block["ask"]).format(**asked["fill"]), answer(asked, block, "house"), rejected, why))
     return out
 
 # %% ../nbs/40_synth.ipynb #72177c7d
@@ -559,7 +571,7 @@ def synth(
     good, rejected = judged(proposed, trained, asked + held_out, blocks, rules, twin_threshold)
     if jobs and not any(r["generator"] == generator for r in good): say(f"{generator}: none of {len(jobs)} new phrasings was taken; {out}/rejected.jsonl says why")
     made = answered(good, trained, known, blocks, rules, obliging_percent, made_up_percent, reasoning_trained, seed) | dict(
-        pairs=pair_rows(trained, blocks, pairs, seed), policy_pairs=policy_pairs(trained, blocks, rules, seed), asks=ask_rows(trained, asked, blocks, rules, seed))
+        pairs=pair_rows(trained, known, blocks, pairs, seed), policy_pairs=policy_pairs(trained, blocks, rules, seed), asks=ask_rows(trained, asked, blocks, rules, seed))
     exam = unread(drawn := exam_rows(trained, held_out, blocks, rules, exam_items), texts)
     apart(made, exam, questions.name)
     write_rows(made, exam, out)
