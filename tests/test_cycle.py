@@ -2,6 +2,7 @@
 import json
 
 import pytest
+from forge_nb.project import load_params
 from test_forge import FORGE, ask, refuse, sibling
 
 
@@ -24,7 +25,7 @@ def cycled(tiny, tmp_path_factory):
 
 def test_a_round_asks_for_more_of_what_is_weak_and_puts_everything_back(cycled):
     [told] = cycled.answer["rounds"]
-    assert set(told["weights"]) == {"check_level", "setting_type"} and all(w > 1 for w in told["weights"].values())
+    assert set(told["weights"]) == {"check_level", "setting_type", *load_params(cycled.root/"weak.yaml")["weights"]} and all(w > 1 for w in told["weights"].values())
     assert {f: (cycled.root/f).read_bytes() for f in cycled.before} == cycled.before, "the working tree is not as it was"
     more = cycled(f"python -c \"import dvc.api; print(dvc.api.read('artifacts/synth/rows/sft.jsonl', rev='{told['experiment']}'))\"")
     count = lambda text, kind: sum(json.loads(line)["kind"] == kind for line in text.splitlines() if line.startswith("{"))
