@@ -112,8 +112,8 @@ def rl(
     cheating = audit(reward, [(r["question"], r["right"], r) for r in rows[:32]])
     model, words = sealed(base)
     tried = prompts(rows, 32)
-    told = sampled(model, words, [r["prompt"][0]["content"] for r in tried for _ in range(answers)], temperature=temperature, seed=seed, budget=budget)
-    before = preflight([[reward(r["question"], a, r) for a in told[n * answers:(n + 1) * answers]] for n, r in enumerate(tried)])
+    told = sampled(model, words, [r["prompt"][0]["content"] for r in tried for _ in range(answers)], temperature=temperature, seed=seed, budget=budget, whole=True)
+    before = preflight([[0. if a is None else reward(r["question"], a, r) for a in told[n * answers:(n + 1) * answers]] for n, r in enumerate(tried)])
     say(f"preflight: {before['mean']:.2f} on average; {before['differ']:.0%} of the questions have answers of different worth")
     trainer = trainer_of(model, words, reward, rows, questions=questions, answers=answers, steps=steps, budget=budget,
                          learning_rate=learning_rate, temperature=temperature, beta=beta, seed=seed)

@@ -306,14 +306,14 @@ def pair_rows(
     count: int, # of pairs
     seed: int # of the draw
 ) -> list: # rows with 'prompt', 'chosen', 'rejected', 'why'
-    "Constructed preference pairs, of ten six for style, three for truth, and one for admitting that there is no such thing"
+    "Constructed preference pairs, of twenty twelve for style, seven for truth, and one for admitting that there is no such thing"
     draw, pools, names, out = random.Random(seed), {}, existing(known, blocks), []
     for f in trained: pools.setdefault(f["kind"], []).append(f)
     for f in (draw.choice(trained) for _ in range(count)):
-        block, wrong, asked = blocks[f["kind"]], others(f, pools[f["kind"]], 8), f
-        [why] = draw.choices(["style", "fact", "absent"], [6, 3, 1]) if wrong else ["style"]
-        if why == "absent": asked = made_up(f, draw.choice(pools[f["kind"]]), block, names[f["kind"]]) or f
-        if why == "absent" and asked is f: why = "fact"
+        block, wrong = blocks[f["kind"]], others(f, pools[f["kind"]], 8)
+        [why] = draw.choices(["style", "fact", "absent"], [12, 7, 1]) if wrong else ["style"]
+        asked = made_up(f, draw.choice(pools[f["kind"]]), block, names[f["kind"]]) if why == "absent" else f
+        if not asked: asked, why = f, "fact"
         rejected = answer(f, block, draw.choice(["plain", "chatty"])) if why == "style" else answer(f, block, "house", draw.choice(wrong))
         out.append(dict(id=f"pair:{len(out)}") | origin(asked, "constructed", seed)
                    | pair(draw.choice(block["ask"]).format(**asked["fill"]), answer(asked, block, "house"), rejected, why))

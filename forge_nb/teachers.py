@@ -144,7 +144,8 @@ def sampled(
     *,
     temperature: float, # 0 takes the likeliest token
     seed: int, # of the draw
-    budget: int = 96 # most tokens of an answer
+    budget: int = 96, # most tokens of an answer
+    whole: bool = False # an answer that the budget cut off comes as None
 ) -> list: # texts
     "An answer to each prompt, through the chat template"
     import torch
@@ -156,7 +157,8 @@ def sampled(
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         out = model.generate(**ids, **how, max_new_tokens=budget, eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id)
-    return words.batch_decode(out[:, ids["input_ids"].shape[1]:], skip_special_tokens=True)
+    said, ended = out[:, ids["input_ids"].shape[1]:], (out == words.eos_token_id)[:, ids["input_ids"].shape[1]:].any(1)
+    return [a if e or not whole else None for a, e in zip(words.batch_decode(said, skip_special_tokens=True), ended)]
 
 # %% ../nbs/0q_teachers.ipynb #72c6b3a2
 def by_model(
