@@ -15,17 +15,17 @@ from .project import Invalid, atomic
 # %% ../nbs/03_model.ipynb #58b24fba
 def load(
     folder: Path # Hugging Face model folder
-) -> tuple: # model in float32, tokenizer
+) -> tuple: # model in float32, on the GPU where there is one; tokenizer
     "Load weights and tokenizer, and check that they belong together"
     from transformers import AutoModelForCausalLM, AutoTokenizer
     if not (folder/"config.json").exists(): raise Invalid(f"{folder}: no config.json; name a folder that save_pretrained wrote")
-    attention = "sdpa" if torch.cuda.is_available() else "eager"  # on CPU, at a few hundred tokens, eager is the faster one
+    device, attention = ("cuda", "sdpa") if torch.cuda.is_available() else ("cpu", "eager")  # on CPU, at a few hundred tokens, eager is the faster one
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32,
                                                             attn_implementation=attention), AutoTokenizer.from_pretrained(folder)
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) != rows: raise Invalid(
         f"{folder}: the tokenizer has {len(tokenizer)} entries, the model {rows} embedding rows; save both from the same run")
-    return model.eval(), tokenizer
+    return model.to(device).eval(), tokenizer
 
 # %% ../nbs/03_model.ipynb #4121f875
 def save(

@@ -29,7 +29,7 @@ def prompts(
 ) -> list: # rows: prompt, question, and the fact behind it
     "Questions as conversations, as many as wanted, in the order of the file and again from its start"
     if not asks: raise Invalid("asks.jsonl is empty, so there is nothing to ask; raise `synth.asked_percent`")
-    said = [r | dict(asked=r["pressed" if n % 2 else "question"]) for n, r in enumerate(asks)]
+    said = [r | dict(asked=r["pressed" if n % 4 == 3 else "question"]) for n, r in enumerate(asks)]
     turned = [said[n % len(said)] for n in range(count)]
     return [dict(prompt=[dict(role="user", content=r["asked"])], **{k: r[k] for k in ("question", "answer", "page", "wrong", "right")}) for r in turned]
 
