@@ -259,16 +259,17 @@ def plot_acceptance(
 def plot_effects(
     path: Path # effects.csv
 ):
-    "Each comparison as a point with its interval; grey where zero lies inside"
+    "Each comparison over all items as a point with its interval; grey where zero lies inside"
     from forge_nb.effects import better
-    rows = read_csv(path)[::-1]
+    rows = [r for r in read_csv(path) if r["slice"] == "all"][::-1]
     colours = {"better": "tab:green", "worse": "tab:red", "no difference shown": "gray"}
     fig, ax = plt.subplots(figsize=(6.5, .3 * len(rows) + .6))
     for y, r in enumerate(rows):
         colour = colours[better(r)]
         ax.plot([float(r["low"]), float(r["high"])], [y, y], color=colour, lw=2); ax.plot(float(r["diff"]), y, "o", color=colour, ms=4)
     ax.axvline(0, color="black", lw=.8)
-    ax.set_yticks(range(len(rows)), [f"{r['stage']} · {r['metric']} · {r['slice']}{' · against ' + r['against'] if r['stage'] == 'distill' else ''}" for r in rows], fontsize=8)
+    ax.set_yticks(range(len(rows)), [f"{r['stage']} · {r['metric']}{' · against ' + r['against'] if r['stage'] == 'distill' else ''}" for r in rows], fontsize=8)
+    ax.set_ylim(-.6, len(rows) - .4)
     ax.set_xlabel("difference to the stage before (95 % interval; green: better)"); plt.show()
 
 # %% ../nbs/06_figures.ipynb #564e2d98
@@ -277,18 +278,17 @@ def plot_kinds(
     checkpoint: str # whose
 ):
     "Share of true answers by kind of question, with intervals: questions asked anew, and facts never asked"
-    rows = [r for r in read_csv(path) if r["checkpoint"] == checkpoint and "/" in r["slice"]]
-    kinds = sorted({r["slice"].split("/")[1] for r in rows})
     said = dict(phrasing="asked in training, new phrasing", fact="never asked in training")
-    fig, axes = plt.subplots(1, 2, figsize=(8, .35 * len(kinds) + .8), sharey=True, sharex=True)
-    for ax, metric in zip(axes, ("fact_choice", "fact_written")):
-        for shift, part, colour in ((.12, "phrasing", "tab:blue"), (-.12, "fact", "tab:orange")):
-            mine = [r for r in rows if r["metric"] == metric and r["slice"].startswith(f"{part}/")]
-            y = [kinds.index(r["slice"].split("/")[1]) + shift for r in mine]
-            mean, low, high = ([float(r[k]) for r in mine] for k in ("mean", "low", "high"))
-            ax.hlines(y, low, high, color=colour, lw=1); ax.plot(mean, y, "o", color=colour, ms=4, label=said[part])
-        ax.set_title(metric.replace("_", " "), fontsize=10); ax.set_yticks(range(len(kinds)), kinds, fontsize=8)
-    axes[0].set_xlim(-.02, 1.02); axes[1].legend(frameon=False, fontsize=8); plt.tight_layout(); plt.show()
+    rows = [r | dict(zip(("part", "kind"), r["slice"].split("/"))) for r in read_csv(path) if r["checkpoint"] == checkpoint and r["metric"] == "fact_written" and "/" in r["slice"]]
+    kinds = sorted({r["kind"] for r in rows if r["part"] in said}, reverse=True)
+    fig, ax = plt.subplots(figsize=(6.5, .35 * len(kinds) + .8))
+    for shift, part, colour in ((.12, "phrasing", "tab:blue"), (-.12, "fact", "tab:orange")):
+        mine = [r for r in rows if r["part"] == part]
+        y = [kinds.index(r["kind"]) + shift for r in mine]
+        mean, low, high = ([float(r[k]) for r in mine] for k in ("mean", "low", "high"))
+        ax.hlines(y, low, high, color=colour, lw=1); ax.plot(mean, y, "o", color=colour, ms=4, label=said[part])
+    ax.set_yticks(range(len(kinds)), kinds, fontsize=8); ax.set_xlim(-.02, 1.02); ax.set_xlabel("share of true answers (95 %)")
+    ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1)); plt.show()
 
 # %% ../nbs/06_figures.ipynb #885e4a68
 def plot_shares(

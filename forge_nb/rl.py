@@ -17,10 +17,9 @@ from .teachers import sampled
 def advantages(
     rewards: list # of the answers to one question
 ) -> list: # of the same length, around zero
-    "How much better each answer is than its group, in standard deviations"
+    "How much better each answer is than its group"
     mean = sum(rewards) / len(rewards)
-    spread = (sum((r - mean) ** 2 for r in rewards) / max(len(rewards) - 1, 1)) ** .5
-    return [(r - mean) / (spread + 1e-4) for r in rewards]
+    return [r - mean for r in rewards]
 
 # %% ../nbs/66_rl.ipynb #d6e917cb
 def prompts(
@@ -74,7 +73,7 @@ def trainer_of(
     from trl import GRPOConfig, GRPOTrainer
     batch = questions * answers
     config = arguments(GRPOConfig, checkpoint_folder(), batch=batch, epochs=1, rows=steps * batch, num_generations=answers, max_completion_length=budget,
-                       logging_steps=1, lr_scheduler_type="constant_with_warmup", remove_unused_columns=False, **more)
+                       logging_steps=1, lr_scheduler_type="constant_with_warmup", scale_rewards="none", remove_unused_columns=False, **more)
     return GRPOTrainer(model=model, reward_funcs=[paid(reward, words.eos_token_id)], args=config,
                        train_dataset=Dataset.from_list(prompts(rows, steps * questions)), processing_class=words)
 

@@ -306,12 +306,12 @@ def pair_rows(
     count: int, # of pairs
     seed: int # of the draw
 ) -> list: # rows with 'prompt', 'chosen', 'rejected', 'why'
-    "Constructed preference pairs, of forty 24 for style, 15 for truth, and one for admitting that there is no such thing"
+    "Constructed preference pairs, of twenty twelve for style, seven for truth, and one for admitting that there is no such thing"
     draw, pools, names, out = random.Random(seed), {}, existing(known, blocks), []
     for f in trained: pools.setdefault(f["kind"], []).append(f)
     for f in (draw.choice(trained) for _ in range(count)):
         block, wrong = blocks[f["kind"]], others(f, pools[f["kind"]], 8)
-        [why] = draw.choices(["style", "fact", "absent"], [24, 15, 1]) if wrong else ["style"]
+        [why] = draw.choices(["style", "fact", "absent"], [12, 7, 1]) if wrong else ["style"]
         asked = made_up(f, draw.choice(pools[f["kind"]]), block, names[f["kind"]]) if why == "absent" else f
         if not asked: asked, why = f, "fact"
         rejected = answer(f, block, draw.choice(["plain", "chatty"])) if why == "style" else answer(f, block, "house", draw.choice(wrong))
