@@ -78,7 +78,7 @@ def test_prose_reruns_tangle_alone(tiny):
 
 def test_parameter_reruns_its_stage_and_what_follows_and_reverting_restores(tiny):
     before, weights = (tiny.root/"dvc.lock").read_text(), (tiny.root/"artifacts/sft/model/model.safetensors").read_bytes()
-    swap(tiny.root/"params.yaml", "learning_rate: 0.0015", "learning_rate: 0.002")
+    swap(tiny.root/"params.yaml", "learning_rate: 0.005", "learning_rate: 0.006")
     assert tiny.executed(tiny("dvc repro")) == ["tangle", *TUNED, "evaluate", "card"]
     assert (tiny.root/"artifacts/sft/model/model.safetensors").read_bytes() != weights
     tiny("git checkout -q params.yaml")
