@@ -124,7 +124,7 @@ def weak_slices(
     scores: list, # rows of artifacts/evaluate/scores.jsonl
     checkpoint: str, # whose
     *,
-    least: int = 20, # items a kind must have
+    least: int = 10, # items a kind must have
     most: float = 4. # greatest weight
 ) -> dict: # kind → weight
     "The kinds that are answered worse than the average, beyond noise"

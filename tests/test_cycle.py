@@ -1,8 +1,9 @@
 "Rounds of refinement on a project in which the whole chain has run: driven by weak slices, recorded, taken up, refused"
-import json
+import inspect, json
 
 import pytest
-from forge_nb.project import load_params
+from forge_nb.project import ROOT, load_params
+from forge_nb.sieve import weak_slices
 from test_forge import FORGE, ask, refuse, sibling
 
 
@@ -46,6 +47,11 @@ def test_a_finished_round_is_not_run_again(cycled):
     experiments = cycled("dvc exp list --name-only")
     assert "cycle-test-1" in experiments
     assert ask(cycled, cycled.line) == cycled.answer and cycled("dvc exp list --name-only") == experiments
+
+
+def test_the_default_exam_asks_enough_of_each_kind():
+    each = load_params(ROOT/"params.yaml")["synth"]["exam_items"] // len(load_params(ROOT/"questions.yaml"))
+    assert each >= inspect.signature(weak_slices).parameters["least"].default, "no kind could ever be called weak"
 
 
 @pytest.mark.parametrize("line, words", [
