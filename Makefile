@@ -39,8 +39,8 @@ run: data  ## environment, data, the whole pipeline; ends with the results
 studies: data base  ## comparisons and extensions beside the pipeline: studies/dvc.yaml
 	@dvc repro studies/dvc.yaml
 
-test: data  ## every test
-	@python -m pytest
+test: data  ## every test, whole files at a time on as many cores as there are, four at most
+	@OMP_NUM_THREADS=1 python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: setup  ## quick checks: export fresh, notebooks clean, lint, lessons run
 	@.githooks/pre-commit
