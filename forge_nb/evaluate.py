@@ -166,7 +166,7 @@ def evaluate(
     *,
     context: int, # tokens in a window of a document
     budget: int, # tokens that an answer may have
-    thin: int, # every so-manieth document after pretraining
+    thin: int, # every n-th document after pretraining
     out: Path # folder to write to
 ) -> dict: # means by checkpoint, metric and slice
     "Judge every checkpoint, and compare each with the one before it"

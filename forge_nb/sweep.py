@@ -49,8 +49,11 @@ def objective(
 ) -> tuple: # stage, key, whether less is better
     "Which number a search is after"
     searched = [n.split(".")[0] for n in names if n.split(".")[0] in known]
-    last = max(searched or ["pretrain"], key=list(known).index)
-    if not metric: metric = f"evaluate:{last}.fact_written.all" if list(known).index(last) > list(known).index("pretrain") else "pretrain:bits_per_byte"
+    place = list(known).index
+    last = max(searched or ["pretrain"], key=place)
+    if not metric:
+        answering = next((s for s in ("sft", "dpo", "rlhf", "rl", "distill") if s in known and place(s) >= place(last)), "rl")
+        metric = f"evaluate:{answering}.fact_written.all" if place(last) > place("pretrain") else "pretrain:bits_per_byte"
     stage, _, key = metric.partition(":")
     if stage not in known or not key: raise Invalid(f"--metric {metric}: say STAGE:KEY, a number of artifacts/STAGE/metrics.json; the stages are {', '.join(known)}")
     return stage, key, bool(re.search("bits|loss", key))
