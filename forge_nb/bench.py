@@ -211,7 +211,8 @@ def tuning(
 ): # yields (what, figure, bound) as text
     "The pace of every stage of post-training"
     fresh(clone); timed(". .venv/bin/activate && dvc repro distill", clone)
-    said = lambda what: json.loads(timed(f". .venv/bin/activate && OMP_NUM_THREADS=2 HF_HUB_OFFLINE=1 python -m forge_nb.pace {what}", clone)[1].strip().splitlines()[-1])
+    pace = lambda what: timed(f". .venv/bin/activate && OMP_NUM_THREADS=2 HF_HUB_OFFLINE=1 python -m forge_nb.pace {what}", clone)[1].splitlines()
+    said = lambda what: json.loads(next(line for line in reversed(pace(what)) if line.startswith('{"') or line.replace(".", "").isdigit()))  # warnings may follow it
     p = load_params(clone/"params.yaml")
     for stage in ("sft", "dpo", "reward", "rlhf", "rl", "distill"):
         mine, plain = steps_a_second(read_jsonl(clone/"runs"/f"{stage}.jsonl")), said(stage)
