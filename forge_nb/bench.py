@@ -17,13 +17,13 @@ from .project import Invalid, ROOT, atomic, command, fingerprint, load_params, r
 def timed(
     line: str, # shell command
     cwd: Path # where to run it
-) -> tuple: # seconds, output
+) -> tuple: # seconds, standard output
     "Run a command to its end; stop the bench when it fails"
     env = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHONPATH")}
     start = time.monotonic()
     done = subprocess.run(["bash", "-c", line], cwd=cwd, env=env, capture_output=True, text=True)
     if done.returncode: raise SystemExit(f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}\nerror: `{line}` failed in {cwd}")
-    return time.monotonic() - start, done.stdout + done.stderr
+    return time.monotonic() - start, done.stdout
 
 # %% ../nbs/0y_bench.ipynb #b71cff9d
 def stage_figures(
@@ -211,8 +211,7 @@ def tuning(
 ): # yields (what, figure, bound) as text
     "The pace of every stage of post-training"
     fresh(clone); timed(". .venv/bin/activate && dvc repro distill", clone)
-    pace = lambda what: timed(f". .venv/bin/activate && OMP_NUM_THREADS=2 HF_HUB_OFFLINE=1 python -m forge_nb.pace {what}", clone)[1].splitlines()
-    said = lambda what: json.loads(next(line for line in reversed(pace(what)) if line.startswith('{"') or line.replace(".", "").isdigit()))  # warnings may follow it
+    said = lambda what: json.loads(timed(f". .venv/bin/activate && OMP_NUM_THREADS=2 HF_HUB_OFFLINE=1 python -m forge_nb.pace {what}", clone)[1].strip().splitlines()[-1])
     p = load_params(clone/"params.yaml")
     for stage in ("sft", "dpo", "reward", "rlhf", "rl", "distill"):
         mine, plain = steps_a_second(read_jsonl(clone/"runs"/f"{stage}.jsonl")), said(stage)
