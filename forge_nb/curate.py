@@ -110,7 +110,7 @@ def keeping(
 ):
     "Write a shard's good documents, its dropped ones, and an index of the good ones"
     with ExitStack() as stack:
-        files = {name: stack.enter_context(open(stack.enter_context(atomic(work/name/f"{rank:05d}.jsonl")), "w", newline="\n"))
+        files = {name: stack.enter_context(open(stack.enter_context(atomic(work/name/f"{rank:05d}.jsonl")), "w", newline="\n", encoding="utf-8"))
                  for name in ("kept", "dropped", "index")}
         line = lambda name, row: files[name].write(json.dumps(row, ensure_ascii=False) + "\n")
         for d in rows:
@@ -224,8 +224,8 @@ def route(
 ): # yields (document, split or '', times)
     "Every document with its way: kept ones with a split, dropped ones with a reason"
     for kept in sorted((work/"kept").glob("*.jsonl")):
-        for line in open(work/"dropped"/kept.name, newline="\n"): yield json.loads(line) | dict(cluster=""), "", 0
-        for line in open(kept, newline="\n"):
+        for line in open(work/"dropped"/kept.name, newline="\n", encoding="utf-8"): yield json.loads(line) | dict(cluster=""), "", 0
+        for line in open(kept, newline="\n", encoding="utf-8"):
             d = json.loads(line)
             d["cluster"] = clusters.get(d["id"], "")
             if d["source"] in plan: yield d, *plan[d["source"]]
@@ -264,7 +264,7 @@ def assemble(
     with (atomic(out/"documents") as texts, atomic(out/"dataset") as tables, atomic(out/"dropped.jsonl") as dropped,
           ExitStack() as stack):
         texts.mkdir(); tables.mkdir()
-        open_file = lambda path: stack.enter_context(open(path, "w", newline="\n"))
+        open_file = lambda path: stack.enter_context(open(path, "w", newline="\n", encoding="utf-8"))
         lost, files = open_file(dropped), {s: open_file(texts/f"{s}.jsonl") for s in SPLITS}
         rows = {s: stack.enter_context(parquet(tables/f"{s}.parquet")) for s in SPLITS}
         for d, split, often in routed:
@@ -390,7 +390,7 @@ def write_set(
     metrics = dict(files=files, rejects=len(rejects)) | summary(rows, plan, ledger)
     write_jsonl(out/"rejects.jsonl", rejects)
     write_csv(out/"ledger.csv", ledger)
-    with atomic(out/"dataset"/"README.md") as t: t.write_text(data_card(ledger, metrics, metrics["languages"], metrics["licences"]))
+    with atomic(out/"dataset"/"README.md") as t: t.write_text(data_card(ledger, metrics, metrics["languages"], metrics["licences"]), encoding="utf-8")
     write_json(out/"metrics.json", metrics)
     return metrics
 

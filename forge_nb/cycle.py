@@ -51,7 +51,7 @@ def scores_of(
 ) -> list | None: # rows of its scores; None where there is no such experiment
     "What the evaluation of an experiment found"
     import dvc.api
-    if name not in subprocess.run([sys.executable, "-m", "dvc", "exp", "list", "--name-only"], cwd=ROOT, capture_output=True, text=True).stdout.split(): return None
+    if name not in subprocess.run([sys.executable, "-m", "dvc", "exp", "list", "--name-only"], cwd=ROOT, capture_output=True, text=True, encoding="utf-8").stdout.split(): return None
     return [json.loads(line) for line in dvc.api.read("artifacts/evaluate/scores.jsonl", repo=str(ROOT), rev=name).splitlines()]
 
 # %% ../nbs/0t_cycle.ipynb #d3d26486
@@ -70,7 +70,7 @@ def cycle(
     if rounds < 1: raise Invalid("--rounds must be 1 or more")
     if variants < 1: raise Invalid("--variants must be 1 or more: with no new phrasing a round changes nothing")
     if not path.exists(): raise Invalid("nothing was evaluated yet, so nothing is known to be weak; `dvc repro` first")
-    kept, first = weak.read_text(), read_jsonl(path)
+    kept, first = weak.read_text(encoding="utf-8"), read_jsonl(path)
     scores, weights, told, why = first, read_weak(weak, kinds), [], f"{rounds} rounds were asked for"
     for number in range(1, rounds + 1):
         found, experiment_name = weak_slices(scores, checkpoint), f"cycle-{name}-{number}"
@@ -83,7 +83,7 @@ def cycle(
             try:
                 write_weak(weak, weights)
                 said = experiment(experiment_name, {"synth.variants": variants}, "evaluate", "sft", lambda *_: False)
-            finally: weak.write_text(kept)
+            finally: weak.write_text(kept, encoding="utf-8")
             if said != "done": raise Invalid(f"round {number} failed: {said}")
             write_json(record, about); write_weak(folder/f"{number}.yaml", weights)
             after = scores_of(experiment_name)

@@ -105,7 +105,7 @@ def seed_scores(
 def main():
     "`python -m forge_nb.effects 0 1 2` runs these seeds and writes results/effects.csv"
     seeds = [int(s) for s in sys.argv[1:]] or [0, 1, 2]
-    changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=ROOT, capture_output=True, text=True, encoding="utf-8").stdout.strip()
     if changed: raise Invalid("the working tree has changes; commit them first, so that the results have a commit")
     rows = effects([seed_scores(s) for s in seeds])
     write_csv(ROOT/"results"/"effects.csv", rows)

@@ -124,7 +124,7 @@ def turned(
     mine = [i | dict(chat=asked(words, i["question"])) for i in items]
     if mine == items: return items, exam
     write_jsonl(folder/"exam.jsonl", mine)
-    for task in exam.glob("facts_*.yaml"): (folder/task.name).write_text(task.read_text().replace((exam/"exam.jsonl").as_posix(), (folder/"exam.jsonl").as_posix()))
+    for task in exam.glob("facts_*.yaml"): (folder/task.name).write_text(task.read_text(encoding="utf-8").replace((exam/"exam.jsonl").as_posix(), (folder/"exam.jsonl").as_posix()), encoding="utf-8")
     return mine, folder
 
 # %% ../nbs/80_evaluate.ipynb #fe1bfaf7

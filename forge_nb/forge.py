@@ -84,7 +84,7 @@ def curated(
     kept = [(p, p.stem) for p in sorted((folder/"documents").glob("*.jsonl"))]
     for path, split in [*kept, (folder/"dropped.jsonl", "")]:
         if not path.exists(): continue
-        with open(path, newline="\n") as lines:
+        with open(path, newline="\n", encoding="utf-8") as lines:
             for row in map(json.loads, lines): yield dict(
                 id=row["id"] or "", source=row["source"], kind=row["kind"], split=split, cluster=str(row.get("cluster") or ""),
                 reason="" if split else row["reason"], detail="" if split else str(row.get("detail") or ""),
@@ -352,7 +352,7 @@ def rows_in(
     path: Path # file of an artifact
 ): # dicts, or None
     "The rows of a file, if it is one of rows"
-    if path.suffix == ".jsonl": return (row for row in map(json.loads, open(path, newline="\n")) if isinstance(row, dict))
+    if path.suffix == ".jsonl": return (row for row in map(json.loads, open(path, newline="\n", encoding="utf-8")) if isinstance(row, dict))
     if path.suffix != ".parquet": return None
     import pyarrow.parquet as parquet
     table = parquet.ParquetFile(path)
@@ -391,7 +391,7 @@ def git(
     *words: str # of the command
 ) -> str: # what it says, '' when it fails
     "Ask git"
-    done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True)
+    done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, encoding="utf-8")
     return done.stdout.strip() if not done.returncode else ""
 
 # %% ../nbs/0z_forge.ipynb #ae59638d
@@ -461,7 +461,7 @@ def trail(
     def reads(stage, dep, path):
         code, folder = root/"build"/f"{stage}.py", (root/path).parent
         told_apart = not overlap(path, "data") and not (folder/"config.json").exists() and folder.is_dir()
-        return not code.exists() or names(code.read_text(), dep, path, [p.name for p in folder.iterdir()] if told_apart else [])
+        return not code.exists() or names(code.read_text(encoding="utf-8"), dep, path, [p.name for p in folder.iterdir()] if told_apart else [])
 
     found = reach(graph, lock, [f"data/{what['file']}", *(f"data/facts/{t}" for t in facts)], reads=reads, holds=holds)
     reached = [dict(stage=s["stage"], **out) for s in found for out in s["outs"]]
@@ -564,9 +564,9 @@ def cached_rows(
     cache = Repo(root).cache.local
     place = lambda oid: Path(cache.oid_to_path(oid))
     if not digest or not place(digest).exists(): return None
-    files = [place(entry["md5"]) for entry in json.loads(place(digest).read_text()) if entry["relpath"].endswith(".jsonl")]
+    files = [place(entry["md5"]) for entry in json.loads(place(digest).read_text(encoding="utf-8")) if entry["relpath"].endswith(".jsonl")]
     if not all(f.exists() for f in files): return None
-    return (json.loads(line) for f in files for line in open(f, newline="\n"))
+    return (json.loads(line) for f in files for line in open(f, newline="\n", encoding="utf-8"))
 
 # %% ../nbs/0z_forge.ipynb #4bb30d89
 def history(
@@ -686,7 +686,7 @@ def small_files(
 ) -> dict: # path → text
     "What DVC's cache does not keep and an undo needs: the records themselves, metrics and curves"
     numbers = {p for stage in pipeline(graph, {}).values() for p in stage["numbers"]}
-    return {p: (root/p).read_text() for p in ("data.dvc", "dvc.lock", *sorted(numbers)) if (root/p).exists()}
+    return {p: (root/p).read_text(encoding="utf-8") for p in ("data.dvc", "dvc.lock", *sorted(numbers)) if (root/p).exists()}
 
 # %% ../nbs/0z_forge.ipynb #e8e3d131
 def data_hash(
@@ -757,7 +757,7 @@ def dvc(
     "Run DVC as a process of its own; a failure is told by the first line that says error"
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}", "DVC_NO_ANALYTICS": "1"}
     command, lines = [sys.executable, "-m", "dvc", *words], []
-    with subprocess.Popen(command, cwd=root, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
+    with subprocess.Popen(command, cwd=root, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8") as running:
         for line in running.stdout:
             lines.append(line)
             if each: each(line.rstrip("\n"))
@@ -811,8 +811,8 @@ def take_out(
         left = cut_rows(text, fact_rows(text, set(journal["sources"])))
         with atomic(data/"facts"/table) as t: t.write_bytes(left.encode("utf-8", "surrogateescape"))
         changed[f"facts/{table}"] = digest(data/"facts"/table)["sha256"]
-    sums = new_sums((data/"SHA256SUMS").read_text(), removed, changed)
-    with atomic(data/"SHA256SUMS") as t: t.write_text(sums)
+    sums = new_sums((data/"SHA256SUMS").read_text(encoding="utf-8"), removed, changed)
+    with atomic(data/"SHA256SUMS") as t: t.write_text(sums, encoding="utf-8")
 
 # %% ../nbs/0z_forge.ipynb #77ae7b84
 def rebuild(
@@ -840,7 +840,7 @@ def undo(
 ):
     "Bring data/, the lock and the artifacts back as the journal recorded them"
     for path, text in journal["small"].items():
-        with atomic(root/path) as t: t.write_text(text)
+        with atomic(root/path) as t: t.write_text(text, encoding="utf-8")
     tidy(root/"data")
     dvc(root, "checkout", "--force", "--quiet", "data.dvc")
     try: dvc(root, "checkout", "--force", "--quiet")
@@ -1011,7 +1011,7 @@ def not_forgotten(
 ) -> list: # what, how
     "What still holds old versions, and the commands that purge it"
     remotes = re.findall(r"""\['?remote "([^"]+)"'?\]""",
-                         "".join(p.read_text() for n in ("config", "config.local") if (p := root/".dvc"/n).exists()))
+                         "".join(p.read_text(encoding="utf-8") for n in ("config", "config.local") if (p := root/".dvc"/n).exists()))
     originals = [p.relative_to(root).as_posix() for p in sorted((root/".cache").glob("*")) if p.is_file()]
     place = lambda what, how, command = None: dict(what=what, how=how, command=command)
     return [
@@ -1112,10 +1112,10 @@ def check_recorded(
         if lock.stem != "forget":
             with locked(lock, lock.stem): pass
     check_data(root/"data")
-    said = (root/"data.dvc").read_text()
+    said = (root/"data.dvc").read_text(encoding="utf-8")
     dvc(root, "add", "--quiet", "data")
-    if (root/"data.dvc").read_text() == said: return
-    with atomic(root/"data.dvc") as t: t.write_text(said)
+    if (root/"data.dvc").read_text(encoding="utf-8") == said: return
+    with atomic(root/"data.dvc") as t: t.write_text(said, encoding="utf-8")
     raise Invalid("data/ is not what data.dvc records; `make adopt` records what is there, "
                   "`dvc checkout --force data.dvc` brings the recorded version back")
 
@@ -1154,7 +1154,7 @@ def file_receipt(
     path, n = root/paper["receipt"], 1
     while path.exists(): n += 1; path = (root/paper["receipt"]).with_stem(f"{Path(paper['receipt']).stem}-{n}")
     paper = paper | dict(receipt=path.relative_to(root).as_posix())
-    with atomic(path.with_suffix(".md")) as t: t.write_text(receipt_page(paper))
+    with atomic(path.with_suffix(".md")) as t: t.write_text(receipt_page(paper), encoding="utf-8")
     write_json(path, paper)
     for name in (".pending.json", ".pending.grams"): remove(root/"receipts"/name)
     return paper
@@ -1173,7 +1173,7 @@ def rehearsal(
                  if a["stage"] in may_run]
     return dict(verb="forget", state="dry-run", receipt=None, at=None, commit=git(root, "rev-parse", "HEAD"), **would, shared=[],
                 mentioned=[], stale=stale, may_run=may_run, ran=[],
-                restored=[], data=dict(old=data_hash((root/"data.dvc").read_text()), new=None), artifacts=artifacts, leftovers=[],
+                restored=[], data=dict(old=data_hash((root/"data.dvc").read_text(encoding="utf-8")), new=None), artifacts=artifacts, leftovers=[],
                 proof=None, evaluation=[], effects=[],
                 not_forgotten=not_forgotten(root))
 
@@ -1480,7 +1480,7 @@ def back(
     if not journal: raise Missing("no forget is unfinished; a finished one is taken back with git: "
                                   "`git checkout data.dvc dvc.lock artifacts && dvc checkout --force`")
     undo(ROOT, journal)
-    return dict(verb="forget", state="undone", data=data_hash((ROOT/"data.dvc").read_text()))
+    return dict(verb="forget", state="undone", data=data_hash((ROOT/"data.dvc").read_text(encoding="utf-8")))
 
 # %% ../nbs/0z_forge.ipynb #2bd693d7
 @app.command("snapshot", epilog="Example: forge snapshot SHOP_URL --name shop")

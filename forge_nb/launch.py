@@ -73,7 +73,7 @@ def launch(
     launcher = os.path.expandvars(os.environ.get("FORGE_LAUNCHER") or given["launcher"])
     line = [*shlex.split(launcher.replace("{processes}", str(given["processes"]))), "-m", f"forge_nb.{stage}", str(path)]
     env = os.environ | dict(PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}", OMP_NUM_THREADS=str(threads))
-    try: done = subprocess.run(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=with_parent)
+    try: done = subprocess.run(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=with_parent, encoding="utf-8")
     except FileNotFoundError: raise Invalid(f"params.yaml: the launcher `{line[0]}` is not installed; name another") from None
     if done.returncode: raise Invalid(f"stage {stage}, {given['processes']} processes: {why(done.stdout)}")
     return read_json(given["out"]/"metrics.json")

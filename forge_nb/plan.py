@@ -304,7 +304,7 @@ def remember(
 ):
     "Keep a prediction"
     past.mkdir(parents=True, exist_ok=True)
-    with open(past/"plans.jsonl", "a") as f: f.write(json.dumps(dict(time=time.time(), parameters=params, **{k: seen["here"][k] for k in ("seconds", "gib", "money")})) + "\n")
+    with open(past/"plans.jsonl", "a", encoding="utf-8") as f: f.write(json.dumps(dict(time=time.time(), parameters=params, **{k: seen["here"][k] for k in ("seconds", "gib", "money")})) + "\n")
 
 # %% ../nbs/0i_plan.ipynb #64bbf513
 def plot_predictions(

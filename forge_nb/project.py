@@ -60,14 +60,14 @@ def write_json(
     value # anything JSON can hold
 ):
     "Write `value` as indented JSON, whole or not at all"
-    with atomic(path) as t: t.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    with atomic(path) as t: t.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 # %% ../nbs/00_project.ipynb #4d35a532
 def read_json(
     path: Path # file to read
 ):
     "The value that `path` holds"
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 # %% ../nbs/00_project.ipynb #24b75278
 def write_jsonl(
@@ -75,7 +75,7 @@ def write_jsonl(
     rows # iterable of dicts, a line each
 ):
     "Write one JSON object a line, whole or not at all"
-    with atomic(path) as t, open(t, "w", newline="\n") as f:
+    with atomic(path) as t, open(t, "w", newline="\n", encoding="utf-8") as f:
         for row in rows: f.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
 
 # %% ../nbs/00_project.ipynb #5f493de2
@@ -84,7 +84,7 @@ def read_jsonl(
 ) -> list: # dicts, in the file's order
     "The rows of `path`; a line that is no JSON object is named"
     rows = []
-    with open(path, newline="\n") as f:
+    with open(path, newline="\n", encoding="utf-8") as f:
         for n, line in enumerate(f, 1):
             try: rows.append(json.loads(line))
             except json.JSONDecodeError as e: raise Invalid(
@@ -99,7 +99,7 @@ def write_csv(
     "Write `rows` as CSV with a header; floats keep six significant digits"
     import csv
     show = lambda v: f"{v:.6g}" if isinstance(v, float) else v
-    with atomic(path) as t, open(t, "w", newline="") as f:
+    with atomic(path) as t, open(t, "w", newline="", encoding="utf-8") as f:
         w = csv.DictWriter(f, list(rows[0]), lineterminator="\n")
         w.writeheader()
         w.writerows({k: show(v) for k, v in row.items()} for row in rows)
@@ -110,7 +110,7 @@ def read_csv(
 ) -> list: # a dict of strings for each row
     "The rows of a CSV file with a header, as text"
     import csv
-    with open(path, newline="") as f: return list(csv.DictReader(f))
+    with open(path, newline="", encoding="utf-8") as f: return list(csv.DictReader(f))
 
 # %% ../nbs/00_project.ipynb #5c1bba14
 def load_params(
@@ -119,7 +119,7 @@ def load_params(
     "The sections of a YAML 1.2 file, each a flat mapping"
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError
-    try: sections = YAML(typ="safe", pure=True).load(path.read_text())
+    try: sections = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except MarkedYAMLError as e: raise Invalid(
         f"{path.name}, line {e.problem_mark.line + 1}: {e.problem}; mend the YAML there") from None
     for name, section in (sections or {}).items():
@@ -147,7 +147,7 @@ def stages(
         mine = load_params(folder/"dvc.yaml")["stages"]
         here = lambda stage: all((root/out).exists() for out in stage["outs"])
         graph |= {k: v for k, v in mine.items() if folder == root or not made or here(v)}
-        if (folder/"dvc.lock").exists(): lock |= {k: v for k, v in read_lock((folder/"dvc.lock").read_text()).items() if k in graph}
+        if (folder/"dvc.lock").exists(): lock |= {k: v for k, v in read_lock((folder/"dvc.lock").read_text(encoding="utf-8")).items() if k in graph}
     return graph, lock
 
 # %% ../nbs/00_project.ipynb #8801cb11
@@ -177,8 +177,8 @@ def environment(
 # %% ../nbs/00_project.ipynb #82b0af95
 def fingerprint() -> dict: # commit, machine and versions
     "What decided the bits of this run, besides data and parameters"
-    git = lambda *a: subprocess.run(["git", *a], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    cpu = [row.split(":")[1].strip() for row in open("/proc/cpuinfo")
+    git = lambda *a: subprocess.run(["git", *a], cwd=ROOT, capture_output=True, text=True, encoding="utf-8").stdout.strip()
+    cpu = [row.split(":")[1].strip() for row in open("/proc/cpuinfo", encoding="utf-8")
            if row.startswith("model name")] if os.path.exists("/proc/cpuinfo") else []
     packages = "torch transformers trl peft accelerate datasets tokenizers lm-eval numpy".split()
     return dict(commit=git("rev-parse", "HEAD"), changed=bool(git("status", "--porcelain", "-uno")),
@@ -196,7 +196,7 @@ def say(
     if os.environ.get("RANK", "0") != "0": return  # of many processes, the first one speaks
     if not log: print(text, flush=True)
     else:
-        with open(log, "a") as f: f.write(json.dumps(dict(time=round(time.time(), 1), text=text, **figures)) + "\n")
+        with open(log, "a", encoding="utf-8") as f: f.write(json.dumps(dict(time=round(time.time(), 1), text=text, **figures)) + "\n")
 
 # %% ../nbs/00_project.ipynb #d49511e4
 class Progress:

@@ -1273,7 +1273,7 @@ def read_templates(
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError
     if not path.exists(): return {}
-    try: found = YAML(typ="safe", pure=True).load(path.read_text()) or {}
+    try: found = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")) or {}
     except MarkedYAMLError as e: raise Invalid(f"{path.name}, line {e.problem_mark.line + 1}: {e.problem}; mend the YAML there") from None
     for table, words in (found.items() if isinstance(found, dict) else [("", found)]):
         if not isinstance(words, str): raise Invalid(f"{path.name}: `{table}` holds {words!r}; write `table: \"a sentence with {{column}}\"`")

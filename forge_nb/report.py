@@ -67,7 +67,7 @@ def fill(
 # %% ../nbs/08_report.ipynb #8400cb60
 def readme() -> str: # README.md as it should be
     "README.md with its generated places filled from results and dvc.yaml"
-    text = (ROOT/"README.md").read_text()
+    text = (ROOT/"README.md").read_text(encoding="utf-8")
     rows = [r for r in read_csv(ROOT/"results"/"effects.csv") if r["slice"] == "all"]
     text = fill(text, "results", table(rows) + " By kind of document and question: [results/effects.csv](results/effects.csv), which `make effects` writes.")
     return fill(text, "graph", "```mermaid\n" + graph(load_params(ROOT/"dvc.yaml")["stages"]) + "\n```")
@@ -81,7 +81,7 @@ def pages() -> list: # paths written
                                      exclude_output_prompt=True), []
     for path in sorted((ROOT/"reports").glob("*.ipynb")):
         body, _ = exporter.from_notebook_node(nbformat.read(path, 4), resources=dict(metadata=dict(name=path.stem)))
-        with atomic(ROOT/"reports"/"html"/f"{path.stem}.html") as t: t.write_text(body)
+        with atomic(ROOT/"reports"/"html"/f"{path.stem}.html") as t: t.write_text(body, encoding="utf-8")
         written.append(ROOT/"reports"/"html"/f"{path.stem}.html")
     return written
 
@@ -90,7 +90,7 @@ def main():
     "`python -m forge_nb.report` prints the run's results, `… readme` fills the README, `… html` writes pages"
     verb = sys.argv[1] if len(sys.argv) > 1 else ""
     if verb == "readme":
-        with atomic(ROOT/"README.md") as t: t.write_text(readme())
+        with atomic(ROOT/"README.md") as t: t.write_text(readme(), encoding="utf-8")
     elif verb == "html": print("\n".join(str(p.relative_to(ROOT)) for p in pages()) or "no reports yet; run `dvc repro`")
     elif verb: raise Invalid(f"`{verb}` is unknown; say readme, html or nothing")
     else:

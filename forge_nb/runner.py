@@ -112,7 +112,7 @@ def check_data(
     "Stop with one sentence when a file is missing, altered or new"
     mend = "`git checkout data.dvc && dvc checkout --force data.dvc` brings the recorded version back, `make adopt` accepts what is there"
     if not (folder/"SHA256SUMS").exists(): raise Invalid(f"{folder.name}/SHA256SUMS is missing; {mend}")
-    said = {path: digest for digest, path in (line.split("  ", 1) for line in (folder/"SHA256SUMS").read_text().splitlines())}
+    said = {path: digest for digest, path in (line.split("  ", 1) for line in (folder/"SHA256SUMS").read_text(encoding="utf-8").splitlines())}
     found = sums(folder)
     for path in sorted(said.keys() | found.keys()):
         if said.get(path) == found.get(path): continue
@@ -124,7 +124,7 @@ def write_sums(
     folder: Path # of raw data
 ):
     "Accept what is in `folder`: write its SHA256SUMS"
-    with atomic(folder/"SHA256SUMS") as t: t.write_text("".join(f"{digest}  {path}\n" for path, digest in sums(folder).items()))
+    with atomic(folder/"SHA256SUMS") as t: t.write_text("".join(f"{digest}  {path}\n" for path, digest in sums(folder).items()), encoding="utf-8")
 
 # %% ../nbs/01_runner.ipynb #f28e81ef
 def notebooks() -> dict: # module name → path, in running order
@@ -148,7 +148,7 @@ def tangle():
     for path in notebooks().values(): nb_export(path, ROOT/"forge_nb")
     with atomic(ROOT/"build") as t:
         t.mkdir()
-        for name, nb in books.items(): (t/f"{name}.py").write_text(what_matters(nb))
+        for name, nb in books.items(): (t/f"{name}.py").write_text(what_matters(nb), encoding="utf-8")
 
 # %% ../nbs/01_runner.ipynb #190ee72c
 def imports(
@@ -181,7 +181,7 @@ def follow(
     "Print to the terminal what is appended to a run log"
     done = threading.Event()
     def tail():
-        with open(path) as f:
+        with open(path, encoding="utf-8") as f:
             while True:
                 over, line = done.is_set(), f.readline()
                 if line: print(f"  {json.loads(line)['text']}", flush=True)
@@ -264,7 +264,7 @@ def locked(
     name: str # stage, for the message
 ):
     "Hold an exclusive lock, or say that somebody else does"
-    with open(path, "w") as f:
+    with open(path, "w", encoding="utf-8") as f:
         try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError: raise Invalid(
             f"stage {name} is already running in another process; wait for it or end it") from None
@@ -294,10 +294,10 @@ def run_stage(
             seconds, peak = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
             figures = dict(total_seconds=round(seconds, 1), peak_gib=round(peak, 2))
             say(f"stage {name}: {seconds:.0f} s, {peak:.1f} GiB peak; report: reports/{name}.ipynb", **figures)
-        with open(log, "a") as f: f.writelines(json.dumps(dict(text=t.strip(), stream="stderr")) + "\n" for t in scrub(nb))
+        with open(log, "a", encoding="utf-8") as f: f.writelines(json.dumps(dict(text=t.strip(), stream="stderr")) + "\n" for t in scrub(nb))
         with atomic(ROOT/"reports"/f"{name}.ipynb") as t: nbformat.write(nb, t)
         remove(partial); remove(checkpoints)
-        with open(past/"stages.jsonl", "a") as f: f.write(json.dumps(dict(time=time.time(), stage=name, resumed=resumed, parameters=given, **figures)) + "\n")
+        with open(past/"stages.jsonl", "a", encoding="utf-8") as f: f.write(json.dumps(dict(time=time.time(), stage=name, resumed=resumed, parameters=given, **figures)) + "\n")
 
 # %% ../nbs/01_runner.ipynb #f74252a9
 def laid_over(
@@ -322,8 +322,8 @@ def use_profile(
     "Write the fields of profiles/`name`.yaml into params.yaml"
     from ruamel.yaml import YAML
     yaml = YAML(); yaml.width = 200
-    params = laid_over(yaml.load((ROOT/"params.yaml").read_text()), name)
-    with atomic(ROOT/"params.yaml") as t, open(t, "w") as f: yaml.dump(params, f)
+    params = laid_over(yaml.load((ROOT/"params.yaml").read_text(encoding="utf-8")), name)
+    with atomic(ROOT/"params.yaml") as t, open(t, "w", encoding="utf-8") as f: yaml.dump(params, f)
 
 # %% ../nbs/01_runner.ipynb #efa8d100
 def main():

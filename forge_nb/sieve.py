@@ -148,7 +148,7 @@ def write_weak(
     weights: dict # kind → weight
 ):
     "Write the weights"
-    with atomic(path) as t: t.write_text(HEADER + ("weights:\n" + "".join(f"  {k}: {float(w)}\n" for k, w in weights.items()) if weights else "weights: {}\n"))
+    with atomic(path) as t: t.write_text(HEADER + ("weights:\n" + "".join(f"  {k}: {float(w)}\n" for k, w in weights.items()) if weights else "weights: {}\n"), encoding="utf-8")
 
 # %% ../nbs/0r_sieve.ipynb #221fe675
 def read_weak(

@@ -28,7 +28,7 @@ def fetch(
     archive, package = folder/name, ARCHIVES[name][0]
     if not archive.exists():
         got = subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "-d", str(folder),
-                              package], capture_output=True, text=True)
+                              package], capture_output=True, text=True, encoding="utf-8")
         if got.returncode: raise Invalid(
             f"pip could not download {package}: {(got.stderr.strip().splitlines() or ['no reason given'])[-1]}; connect to a package index, or put the file at {archive.relative_to(ROOT)}")
     check(archive)
@@ -141,7 +141,7 @@ def bindings(
     path = path/"__init__.py" if path.is_dir() else path.with_suffix(".py")
     if not path.exists(): return frozenset()
     bound = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)): bound.add(node.name)
         elif isinstance(node, ast.Assign): bound |= {t.id for t in node.targets if isinstance(t, ast.Name)}
         elif isinstance(node, ast.ImportFrom) and node.names[0].name == "*": bound |= bindings(root, node.module or "")
@@ -155,7 +155,7 @@ def objects_table(
     "A row for each documented object; where two pages document one, the first in alphabetical order"
     rows = {}
     for page in sorted(root.glob("docs/**/*.txt")):
-        for row in documented(page.read_text()):
+        for row in documented(page.read_text(encoding="utf-8")):
             row |= dict(document=page.relative_to(root).as_posix(), verified="document")
             rows.setdefault((row["module"], row["name"]), row)
     known = lambda row: row["name"].split(".")[0] in bindings(root, row["module"])
@@ -243,7 +243,7 @@ def tables(
 ) -> dict: # table name → rows
     "Every table of facts"
     values, render = framework(root)
-    read = lambda p: (root/p).read_text()
+    read = lambda p: (root/p).read_text(encoding="utf-8")
     return dict(settings=settings_table(read("docs/ref/settings.txt"), values), checks=checks_table(read("docs/ref/checks.txt")),
                 objects=objects_table(root),
                 filters=filters_table(read("docs/ref/templates/builtins.txt"), render), translations=translations_table(root),
@@ -272,9 +272,9 @@ def write_general(
 ):
     "Write the pieces of each book, and the archive's licence"
     for name, begins in BOOKS.items():
-        text = (root/"tests"/"testdata"/f"{name}.txt").read_text()
+        text = (root/"tests"/"testdata"/f"{name}.txt").read_text(encoding="utf-8")
         (out/name).mkdir(parents=True)
-        for n, piece in enumerate(cut(text[text.index(begins):].split("\n*End of")[0].strip("\n"))): (out/name/f"{n:03d}.txt").write_text(piece)
+        for n, piece in enumerate(cut(text[text.index(begins):].split("\n*End of")[0].strip("\n"))): (out/name/f"{n:03d}.txt").write_text(piece, encoding="utf-8")
     shutil.copyfile(root/"LICENSE", out/"LICENSE")
 
 # %% ../nbs/02_source.ipynb #241dd0f7
@@ -314,10 +314,10 @@ def copy_data(
 # %% ../nbs/02_source.ipynb #4f9675d6
 def confirm():
     "Stop unless data/ is what data.dvc records; put it into DVC's cache"
-    said = (ROOT/"data.dvc").read_text()
+    said = (ROOT/"data.dvc").read_text(encoding="utf-8")
     subprocess.run([sys.executable, "-m", "dvc", "add", "--quiet", "data"], cwd=ROOT, check=True)
-    if (ROOT/"data.dvc").read_text() == said: return
-    (ROOT/"data.dvc").write_text(said)
+    if (ROOT/"data.dvc").read_text(encoding="utf-8") == said: return
+    (ROOT/"data.dvc").write_text(said, encoding="utf-8")
     raise Invalid("data/ is not what data.dvc records; `dvc pull` brings the recorded version if you share one, `make adopt` records what is there")
 
 # %% ../nbs/02_source.ipynb #3e2803c8
@@ -327,7 +327,7 @@ DEFAULT = "a3600aaf40a9a7274ed66b19f52f4e2a.dir"  # DVC's hash of the default da
 def ensure():
     "Make sure that data/ is there and is what data.dvc records"
     if (ROOT/"data").exists(): check_data(ROOT/"data")
-    elif DEFAULT not in (ROOT/"data.dvc").read_text(): raise Invalid(
+    elif DEFAULT not in (ROOT/"data.dvc").read_text(encoding="utf-8"): raise Invalid(
         "data/ is missing, and data.dvc records data of yours; `dvc checkout data.dvc` or `dvc pull` brings it back")
     else:
         (ROOT/".cache").mkdir(exist_ok=True)

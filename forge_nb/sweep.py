@@ -103,7 +103,7 @@ def experiment(
     dvc = [sys.executable, "-m", "dvc", "exp"]
     subprocess.run([*dvc, "remove", "--quiet", name], cwd=ROOT, capture_output=True)
     run = subprocess.Popen([*dvc, "run", "--temp", "-n", name, *(x for k, v in values.items() for x in ("-S", f"{k}={json.dumps(v)}")), stage], cwd=ROOT,
-                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, encoding="utf-8")
     tenths, lines = Tenths(searched), []
     try:
         for line in run.stdout:

@@ -433,7 +433,7 @@ def write_exam(
     forms = lambda i: {form: prompt.format(question=i["question"]) for form, prompt in PROMPTS.items()}
     with atomic(folder) as t:
         write_jsonl(t/"exam.jsonl", [i | forms(i) | dict(closed=[c + "`" for c in i["choices"]]) for i in items])
-        for form in PROMPTS: (t/f"facts_{form}.yaml").write_text(TASK.format(form=form, file=(folder/"exam.jsonl").as_posix()))
+        for form in PROMPTS: (t/f"facts_{form}.yaml").write_text(TASK.format(form=form, file=(folder/"exam.jsonl").as_posix()), encoding="utf-8")
 
 # %% ../nbs/40_synth.ipynb #5c3fcc7e
 def write_rows(

@@ -19,7 +19,7 @@ class Copy:
 
     def __init__(self, folder: Path):
         self.root = folder
-        files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+        files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True, check=True, encoding="utf-8").stdout.split("\0")
         for f in filter(None, files):
             if (ROOT/f).exists():
                 (folder/f).parent.mkdir(parents=True, exist_ok=True)
@@ -29,7 +29,7 @@ class Copy:
 
     def __call__(self, line: str, rc: int = 0) -> str:
         "Run a shell command in the copy; its output, with the exit code checked"
-        done = subprocess.run(["bash", "-c", line], cwd=self.root, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        done = subprocess.run(["bash", "-c", line], cwd=self.root, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8")
         assert (done.returncode == rc if rc is not None else done.returncode != 0), f"`{line}` exited with {done.returncode}:\n{done.stdout[-4000:]}"
         return done.stdout
 

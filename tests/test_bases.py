@@ -46,11 +46,11 @@ def made(tmp_path_factory) -> Path:
     model = shaped(dict(model_type="llama", vocab_size=len(words), hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1, max_position_embeddings=64,
                         tie_word_embeddings=True, bos_token_id=None, eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id))  # one matrix for both layers, as small bases have it
     save(model, words, here/"base")
-    (here/"base"/"README.md").write_text("---\nlicense: mit\n---\n")
+    (here/"base"/"README.md").write_text("---\nlicense: mit\n---\n", encoding="utf-8")
     documents(here/"documents")
     for book in ("first", "other"):
         (here/"general"/book).mkdir(parents=True)
-        (here/"general"/book/"0.txt").write_text(story("cat hat bat dog", 300, len(book)))
+        (here/"general"/book/"0.txt").write_text(story("cat hat bat dog", 300, len(book)), encoding="utf-8")
     tokenizer(here/"documents", base=str(here/"base"), vocabulary=300, extra=0, out=here/"tokenizer")
     return here
 
@@ -172,7 +172,7 @@ def test_what_the_study_cannot_do(made, kept, capsys, given, said):
 
 
 def test_the_command_names_what_it_cannot_fetch(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "forge_nb.bases", "no such base"], cwd=ROOT, env=ENV, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "forge_nb.bases", "no such base"], cwd=ROOT, env=ENV, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 2 and done.stderr.startswith("error: ") and "name of bases.yaml" in done.stderr and "Traceback" not in done.stderr
 
 

@@ -13,15 +13,15 @@ STAGES = ["assess", "curate", "tokenizer", "ngram", "pretrain", "synth", *TUNED,
 
 
 def swap(path: Path, old: str, new: str):
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     assert old in text, f"{old!r} is not in {path.name}"
-    path.write_text(text.replace(old, new, 1))
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
 
 
 def test_chain_leaves_everything(tiny):
     for name in STAGES:
         assert (tiny.root/"artifacts"/name/"metrics.json").exists() and (tiny.root/"reports"/f"{name}.ipynb").exists()
-        log = [json.loads(line) for line in (tiny.root/"runs"/f"{name}.jsonl").read_text().splitlines()]
+        log = [json.loads(line) for line in (tiny.root/"runs"/f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
         assert log[0]["versions"]["torch"].startswith("2.13") and any("total_seconds" in row for row in log)
     assert not list((tiny.root/".ckpt").glob("*/*")), "checkpoints outlive their run"
     assert "Data and pipelines are up to date." in tiny("dvc repro")
@@ -38,7 +38,7 @@ def test_models_load_with_plain_transformers_and_hold_no_pickle(tiny):
 
 def test_reports_hold_no_times_and_no_errors(tiny):
     for name in STAGES:
-        nb = json.loads((tiny.root/"reports"/f"{name}.ipynb").read_text())
+        nb = json.loads((tiny.root/"reports"/f"{name}.ipynb").read_text(encoding="utf-8"))
         assert "papermill" not in nb["metadata"]
         assert not [c for c in nb["cells"] if set(c["metadata"]) - {"tags"}]
         outputs = [o for c in nb["cells"] for o in c.get("outputs", [])]
@@ -46,16 +46,16 @@ def test_reports_hold_no_times_and_no_errors(tiny):
 
 
 def test_card_cites_every_number(tiny):
-    card = (tiny.root/"artifacts/card/README.md").read_text()
+    card = (tiny.root/"artifacts/card/README.md").read_text(encoding="utf-8")
     marks = set(re.findall(r"\[\^(\d+)\](?!:)", card))
     assert marks and marks == set(re.findall(r"^\[\^(\d+)\]:", card, re.M))
-    numbers = {name: json.loads((tiny.root/f"artifacts/{name}/metrics.json").read_text()) for name in ("pretrain", "synth", "curate")}
+    numbers = {name: json.loads((tiny.root/f"artifacts/{name}/metrics.json").read_text(encoding="utf-8")) for name in ("pretrain", "synth", "curate")}
     for value in (numbers["pretrain"]["parameters"], numbers["pretrain"]["tokens"], numbers["synth"]["rows"], numbers["curate"]["test"]["bytes"]): assert f"{value:,}[^" in card
     assert "artifacts/evaluate/effects.csv[^" in card and "params.yaml[^" in card
 
 
 def test_evaluation_is_held_out(tiny):
-    read = lambda p: [json.loads(line) for line in (tiny.root/p).read_text().splitlines()]
+    read = lambda p: [json.loads(line) for line in (tiny.root/p).read_text(encoding="utf-8").splitlines()]
     rows, exam = read("artifacts/synth/rows/sft.jsonl"), read("artifacts/synth/exam/exam.jsonl")
     trained = {r["fact"] for r in rows}
     assert not {r["messages"][0]["content"] for r in rows} & {i["question"] for i in exam}
@@ -66,25 +66,25 @@ def test_evaluation_is_held_out(tiny):
 
 
 def test_prose_reruns_tangle_alone(tiny):
-    before = (tiny.root/"dvc.lock").read_text()
+    before = (tiny.root/"dvc.lock").read_text(encoding="utf-8")
     swap(tiny.root/"nbs/50_sft.ipynb", "It costs a minute or two.", "It costs two minutes, or three.")
     said = tiny("dvc repro")
     assert tiny.executed(said) == ["tangle"]
     swap(tiny.root/"nbs/50_sft.ipynb", "Either is told with", "Either one is told with")
     assert tiny.executed(tiny("dvc repro")) == ["tangle"]
     tiny("git checkout -q nbs && dvc repro")
-    assert (tiny.root/"dvc.lock").read_text() == before
+    assert (tiny.root/"dvc.lock").read_text(encoding="utf-8") == before
 
 
 def test_parameter_reruns_its_stage_and_what_follows_and_reverting_restores(tiny):
-    before, weights = (tiny.root/"dvc.lock").read_text(), (tiny.root/"artifacts/sft/model/model.safetensors").read_bytes()
+    before, weights = (tiny.root/"dvc.lock").read_text(encoding="utf-8"), (tiny.root/"artifacts/sft/model/model.safetensors").read_bytes()
     swap(tiny.root/"params.yaml", "learning_rate: 0.005", "learning_rate: 0.006")
     assert tiny.executed(tiny("dvc repro")) == ["tangle", *TUNED, "evaluate", "card"]
     assert (tiny.root/"artifacts/sft/model/model.safetensors").read_bytes() != weights
     tiny("git checkout -q params.yaml")
     said = tiny("dvc repro")
     assert not set(tiny.executed(said)) - {"tangle"} and "Stage 'sft' is cached" in said
-    assert (tiny.root/"dvc.lock").read_text() == before and (tiny.root/"artifacts/sft/model/model.safetensors").read_bytes() == weights
+    assert (tiny.root/"dvc.lock").read_text(encoding="utf-8") == before and (tiny.root/"artifacts/sft/model/model.safetensors").read_bytes() == weights
     assert not tiny("git status --porcelain")
 
 
@@ -93,13 +93,13 @@ def test_second_run_killed_twice_gives_the_same_bytes(tiny, tmp_path_factory):
     copy("python -m forge_nb.runner profile tiny && dvc repro tokenizer ngram")
     copy.kill_when("dvc repro pretrain", ".ckpt/pretrain/*/last/state.json")
     copy("dvc repro pretrain")
-    assert "resumed at step" in (copy.root/"runs/pretrain.jsonl").read_text()
+    assert "resumed at step" in (copy.root/"runs/pretrain.jsonl").read_text(encoding="utf-8")
     for name in TUNED:
         copy.kill_when(f"dvc repro {name}", f".ckpt/{name}/**/checkpoint-*/trainer_state.json")
         copy(f"dvc repro {name}")
-        assert "resumed from checkpoint-" in (copy.root/f"runs/{name}.jsonl").read_text(), name
+        assert "resumed from checkpoint-" in (copy.root/f"runs/{name}.jsonl").read_text(encoding="utf-8"), name
     copy("dvc repro")
-    assert (copy.root/"dvc.lock").read_text() == (tiny.root/"dvc.lock").read_text(), copy(f"diff dvc.lock {tiny.root}/dvc.lock", rc=None)
+    assert (copy.root/"dvc.lock").read_text(encoding="utf-8") == (tiny.root/"dvc.lock").read_text(encoding="utf-8"), copy(f"diff dvc.lock {tiny.root}/dvc.lock", rc=None)
     for path in (tiny.root/"artifacts").glob("*/*.*"): assert path.read_bytes() == (copy.root/path.relative_to(tiny.root)).read_bytes(), path
 
 
@@ -122,7 +122,7 @@ def test_experiments_compare(tiny):
     ("a context longer than the validation text", "context: 1000000", ["pretrain.context", "do not fill one row"])])
 def test_a_failing_stage_names_its_cause(tiny, cause, line, words):
     field = line.split(":")[0]
-    old = next(row for row in (tiny.root/"params.yaml").read_text().splitlines() if row.strip().startswith(f"{field}:"))
+    old = next(row for row in (tiny.root/"params.yaml").read_text(encoding="utf-8").splitlines() if row.strip().startswith(f"{field}:"))
     swap(tiny.root/"params.yaml", old.strip(), line)
     said = tiny("dvc repro pretrain", rc=None)
     error = [row for row in said.splitlines() if row.startswith("error: ")]

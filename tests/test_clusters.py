@@ -21,21 +21,21 @@ def test_profiles_of_larger_machines_build_what_they_say(name, processes, millio
     run = described(section, Vocabulary(params["tokenizer"]["vocabulary"]), ROOT)
     assert round(counted(laid_out(run["make"]))["total"] / 1e6) == millions
     assert run["rows"] % processes == 0 and run["rows"] // processes % section["micro"] == 0, "every process gets as many rows, in whole parts"
-    head = (ROOT/"profiles"/f"{name}.yaml").read_text().splitlines()[0]
+    head = (ROOT/"profiles"/f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
     assert re.search(r"[\d.]+ (million|billion) parameters", head)
 
 
 @pytest.mark.parametrize("path", CLUSTERS, ids=lambda p: p.name)
 def test_job_files_are_whole(path):
-    text = path.read_text()
-    for target in re.findall(r"make (?:profile P=)?([a-z]+)", text): assert f"\n{target}:" in (ROOT/"Makefile").read_text() or (ROOT/"profiles"/f"{target}.yaml").exists(), target
+    text = path.read_text(encoding="utf-8")
+    for target in re.findall(r"make (?:profile P=)?([a-z]+)", text): assert f"\n{target}:" in (ROOT/"Makefile").read_text(encoding="utf-8") or (ROOT/"profiles"/f"{target}.yaml").exists(), target
     assert "dvc repro" in text
     if path.suffix == ".sbatch": subprocess.run(["bash", "-n", path], check=True)
     else: assert all(yaml.safe_load_all(text))
 
 
 def test_kubernetes_workers_join_what_pod_0_launches():
-    _, job = yaml.safe_load_all((ROOT/"clusters"/"kubernetes.yaml").read_text())
+    _, job = yaml.safe_load_all((ROOT/"clusters"/"kubernetes.yaml").read_text(encoding="utf-8"))
     [pod] = job["spec"]["template"]["spec"]["containers"]
     launcher = next(e["value"] for e in pod["env"] if e["name"] == "FORGE_LAUNCHER")
     joined = re.search(r"exec (torchrun .*?)\\?\n?\s*-m forge_nb\.pretrain runs/pretrain\.arguments\.json", pod["args"][0], re.S)[1]
@@ -47,5 +47,5 @@ def test_kubernetes_workers_join_what_pod_0_launches():
 def test_slurm_names_the_head_that_the_launcher_wants():
     launcher = load_params(ROOT/"profiles"/"nodes.yaml")["pretrain"]["launcher"]
     variables = set(re.findall(r"\$(\w+)", launcher))
-    assert variables and all(f"export {v}" in (ROOT/"clusters"/"slurm.sbatch").read_text() for v in variables)
+    assert variables and all(f"export {v}" in (ROOT/"clusters"/"slurm.sbatch").read_text(encoding="utf-8") for v in variables)
     assert os.path.expandvars(launcher) == launcher or variables <= set(os.environ)

@@ -24,8 +24,8 @@ def test_package_is_what_the_notebooks_export(tmp_path):
     shutil.copytree(ROOT/"nbs", tmp_path/"nbs")
     (tmp_path/"forge_nb").mkdir()
     for path in BOOKS.values(): nb_export(tmp_path/"nbs"/path.name, tmp_path/"forge_nb")
-    fresh = {p.name: p.read_text() for p in (tmp_path/"forge_nb").glob("*.py") if not p.name.startswith("_")}
-    committed = {p.name: p.read_text() for p in (ROOT/"forge_nb").glob("*.py") if not p.name.startswith("_")}
+    fresh = {p.name: p.read_text(encoding="utf-8") for p in (tmp_path/"forge_nb").glob("*.py") if not p.name.startswith("_")}
+    committed = {p.name: p.read_text(encoding="utf-8") for p in (ROOT/"forge_nb").glob("*.py") if not p.name.startswith("_")}
     assert fresh == committed, "run `make export`"
 
 
@@ -33,7 +33,7 @@ def test_notebooks_are_clean(tmp_path):
     shutil.copytree(ROOT/"nbs", tmp_path/"nbs")
     shutil.copy(ROOT/"pyproject.toml", tmp_path)
     subprocess.run([sys.executable, "-c", "from nbdev.clean import nbdev_clean; nbdev_clean('nbs')"], cwd=tmp_path, check=True)
-    for path in (ROOT/"nbs").glob("*.ipynb"): assert path.read_text() == (tmp_path/"nbs"/path.name).read_text(), f"{path.name}: run `make export`"
+    for path in (ROOT/"nbs").glob("*.ipynb"): assert path.read_text(encoding="utf-8") == (tmp_path/"nbs"/path.name).read_text(encoding="utf-8"), f"{path.name}: run `make export`"
 
 
 @pytest.mark.parametrize("name", BOOKS)
@@ -59,15 +59,15 @@ def test_lessons_run(name, monkeypatch):
 @pytest.mark.parametrize("name", BOOKS)
 def test_module_imports_alone_and_light(name):
     code = f"import sys, forge_nb.{name}; heavy = {{'trl', 'lm_eval', 'matplotlib.pyplot', 'papermill'}} & set(sys.modules); print(sorted(heavy))"
-    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, encoding="utf-8").stdout.strip()
     assert out == ("['matplotlib.pyplot']" if name == "figures" else "[]")
 
 
 def test_modules_form_a_dag():
-    assert {"project"} <= runner.imports((ROOT/"forge_nb"/"effects.py").read_text()), "imports are not seen"
+    assert {"project"} <= runner.imports((ROOT/"forge_nb"/"effects.py").read_text(encoding="utf-8")), "imports are not seen"
     number = {name: int(path.name[:2], 36) for name, path in BOOKS.items()}
     for name in BOOKS:
-        for other in runner.imports((ROOT/"forge_nb"/f"{name}.py").read_text()):
+        for other in runner.imports((ROOT/"forge_nb"/f"{name}.py").read_text(encoding="utf-8")):
             assert other in number, f"{name} imports {other}, which no notebook makes"
             assert number[other] < 36, f"{name} imports the stage module {other}; what two stages need belongs in the library"
             assert number[other] < number[name], f"{name} imports {other}, which comes after it"
@@ -94,7 +94,7 @@ def test_no_cell_writes_over_a_parameter(name):
 
 
 def test_yaml_dialects_agree():
-    assert yaml.safe_load((ROOT/"params.yaml").read_text()) == PARAMS, "a value reads differently in YAML 1.1 and 1.2; write 1.0e-3, not 1e-3"
+    assert yaml.safe_load((ROOT/"params.yaml").read_text(encoding="utf-8")) == PARAMS, "a value reads differently in YAML 1.1 and 1.2; write 1.0e-3, not 1e-3"
 
 
 def test_every_stage_has_its_place():
@@ -127,29 +127,29 @@ def test_pipeline_outputs_are_tidy():
 
 
 def test_lock_pins_everything():
-    lines = [line for line in (ROOT/"requirements.lock").read_text().splitlines() if line and not line.startswith("#")]
+    lines = [line for line in (ROOT/"requirements.lock").read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines), [x for x in lines if "==" not in x]
     pinned = {re.sub(r"[-_.]+", "-", line.split("==")[0]).lower() for line in lines}
     import tomllib
-    project = tomllib.loads((ROOT/"pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT/"pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
     assert {re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", d)[0]).lower() for d in wanted} <= pinned
     assert "torch==2.13.0" in lines
 
 
 def test_readme_is_what_its_sources_say():
-    assert report.readme() == (ROOT/"README.md").read_text(), "run `make report`"
+    assert report.readme() == (ROOT/"README.md").read_text(encoding="utf-8"), "run `make report`"
 
 
 def test_readme_commands_exist():
-    targets = set(re.findall(r"^([a-z]+):", (ROOT/"Makefile").read_text(), re.M))
+    targets = set(re.findall(r"^([a-z]+):", (ROOT/"Makefile").read_text(encoding="utf-8"), re.M))
     for page in ("README.md", "CONTRIBUTING.md"):
-        said = set(re.findall(r"\bmake ([a-z]+)", (ROOT/page).read_text()))
+        said = set(re.findall(r"\bmake ([a-z]+)", (ROOT/page).read_text(encoding="utf-8")))
         assert said <= targets, f"{page}: no such target: {said - targets}"
-        modules = set(re.findall(r"python -m forge_nb\.(\w+)", (ROOT/page).read_text()))
+        modules = set(re.findall(r"python -m forge_nb\.(\w+)", (ROOT/page).read_text(encoding="utf-8")))
         assert modules <= set(BOOKS)
     assert shutil.which("make")
-    helped = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    helped = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True, encoding="utf-8").stdout
     for habit in "run test check lab data bench report".split(): assert f"make {habit}" in helped
 
 

@@ -32,8 +32,8 @@ def corpus(folder: Path, order: int) -> dict:
     for name in names:
         (folder/name).parent.mkdir(parents=True, exist_ok=True)
         if files[name] is None: (folder/name).write_bytes(bytes(range(256)) * 8)
-        else: (folder/name).write_text(files[name], newline="")
-    (folder/"LICENSE").write_text("SPDX-License-Identifier: MIT\n")
+        else: (folder/name).write_text(files[name], newline="", encoding="utf-8")
+    (folder/"LICENSE").write_text("SPDX-License-Identifier: MIT\n", encoding="utf-8")
     return files
 
 

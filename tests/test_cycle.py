@@ -12,12 +12,12 @@ def cycled(tiny, tmp_path_factory):
     "One round, driven by an evaluation in which two kinds of question are weak beyond noise"
     copy = sibling(tiny, tmp_path_factory.mktemp("cycle")/"project")
     path = copy.root/"artifacts/evaluate/scores.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     weak = {"check_level", "setting_type"}
     for r in rows:  # the tiny model knows nothing; an evaluation of a better one stands in for its own
         if r["metric"] == "fact_written" and r["checkpoint"] == "rlhf": r["value"] = float(not any(k in r["item"] for k in weak))
     more = [r | dict(item=f"{r['item']} {n}") for r in rows if r["metric"] == "fact_written" and r["slice"].startswith("phrasing/") for n in range(20)]
-    path.unlink(); path.write_text("".join(json.dumps(r) + "\n" for r in rows + more))
+    path.unlink(); path.write_text("".join(json.dumps(r) + "\n" for r in rows + more), encoding="utf-8")
     copy.line = "cycle --rounds 1 --variants 1 --name test"
     copy.before = {f: (copy.root/f).read_bytes() for f in ("weak.yaml", "params.yaml", "dvc.lock")}
     copy.answer = ask(copy, copy.line)
@@ -30,7 +30,7 @@ def test_a_round_asks_for_more_of_what_is_weak_and_puts_everything_back(cycled):
     assert {f: (cycled.root/f).read_bytes() for f in cycled.before} == cycled.before, "the working tree is not as it was"
     more = cycled(f"python -c \"import dvc.api; print(dvc.api.read('artifacts/synth/rows/sft.jsonl', rev='{told['experiment']}'))\"")
     count = lambda text, kind: sum(json.loads(line)["kind"] == kind for line in text.splitlines() if line.startswith("{"))
-    had = (cycled.root/"artifacts/synth/rows/sft.jsonl").read_text()
+    had = (cycled.root/"artifacts/synth/rows/sft.jsonl").read_text(encoding="utf-8")
     grown = {k: count(more, k) - count(had, k) for k in ("check_level", "setting_type", "object_module")}
     assert grown["check_level"] > grown["object_module"] and grown["setting_type"] > grown["object_module"], grown
 

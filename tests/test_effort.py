@@ -45,14 +45,14 @@ def server(toy, tmp_path):
     with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
     (tmp_path/"home"/"hub").mkdir(parents=True)
     line = [str(Path(sys.executable).parent/"transformers"), "serve", str(tmp_path/"served"), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
-    with open(tmp_path/"log", "w") as log: running = subprocess.Popen(line, env=ENV | dict(HF_HOME=str(tmp_path/"home"), OMP_NUM_THREADS="1"), stdout=log, stderr=log)
+    with open(tmp_path/"log", "w", encoding="utf-8") as log: running = subprocess.Popen(line, env=ENV | dict(HF_HOME=str(tmp_path/"home"), OMP_NUM_THREADS="1"), stdout=log, stderr=log)
     def ask(**more):
         body = json.dumps(dict(messages=[dict(role="user", content=SUM)], max_tokens=80) | more).encode()
         return json.load(urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/v1/chat/completions", body, {"Content-Type": "application/json"}), timeout=60))
     try:
         for _ in range(300):
             try: urllib.request.urlopen(f"http://127.0.0.1:{port}/health"); break
-            except OSError: assert running.poll() is None, (tmp_path/"log").read_text(); time.sleep(.2)
+            except OSError: assert running.poll() is None, (tmp_path/"log").read_text(encoding="utf-8"); time.sleep(.2)
         yield ask
     finally: running.kill(); running.wait()
 

@@ -43,7 +43,7 @@ def digests(folder): return {p.relative_to(folder).as_posix(): hashlib.sha256(p.
 def test_a_run_again_and_a_run_that_was_interrupted_give_the_same_bytes(toy, tmp_path, monkeypatch):
     table = run(toy, tmp_path/"a", monkeypatch, tmp_path/"ca")
     assert [r["arm"] for r in table] == ["before", "window", "scaled", "short", "trained", "extended", "asked"]
-    config = json.loads((tmp_path/"a"/"model"/"config.json").read_text())
+    config = json.loads((tmp_path/"a"/"model"/"config.json").read_text(encoding="utf-8"))
     assert config["max_position_embeddings"] == 128 and config["rope_parameters"]["rope_type"] == "yarn" and config["rope_parameters"]["original_max_position_embeddings"] == 32
     again = page.loaded(tmp_path/"a"/"model", 128)
     assert not np.allclose(page.turning(again), page.turning(toy.model)), "the scale was lost on the way to disk"

@@ -29,9 +29,9 @@ def mend(bare):
     ("sft:\n", "sft: 3\nrest:\n", ["params.yaml", "`sft`"]),
     ("sft:\n", "sft: [\n", ["params.yaml, line"])])
 def test_parameters(mend, old, new, words):
-    text = (mend.root/"params.yaml").read_text()
+    text = (mend.root/"params.yaml").read_text(encoding="utf-8")
     assert old in text
-    (mend.root/"params.yaml").write_text(text.replace(old, new, 1))
+    (mend.root/"params.yaml").write_text(text.replace(old, new, 1), encoding="utf-8")
     refuse(mend, "python -m forge_nb.runner tangle; exit $?", *words)
     mend("python -m forge_nb.runner tangle", rc=2)
 
@@ -40,16 +40,16 @@ def test_altered_missing_and_new_data_stop_the_pipeline_and_leave_results(mend):
     mend("dvc repro curate")
     before = (mend.root/"artifacts/curate/documents/train.jsonl").read_bytes()
     page = mend.root/"data/docs/index.txt"
-    text = page.read_text()
-    page.write_text(text + "an afterthought\n")
+    text = page.read_text(encoding="utf-8")
+    page.write_text(text + "an afterthought\n", encoding="utf-8")
     refuse(mend, "dvc repro", "data/docs/index.txt was altered", "git checkout data.dvc && dvc checkout --force data.dvc", "make adopt")
     page.unlink()
     refuse(mend, "dvc repro", "data/docs/index.txt is missing", "dvc checkout")
-    page.write_text("again something else\n")
-    (mend.root/"data/docs/a new page.txt").write_text("new")
+    page.write_text("again something else\n", encoding="utf-8")
+    (mend.root/"data/docs/a new page.txt").write_text("new", encoding="utf-8")
     refuse(mend, "dvc repro", "data/docs/a new page.txt is new", "make adopt")
     mend("git checkout data.dvc && dvc checkout --force data.dvc")  # the remedy that the message names
-    assert page.read_text() == text and not (mend.root/"data/docs/a new page.txt").exists()
+    assert page.read_text(encoding="utf-8") == text and not (mend.root/"data/docs/a new page.txt").exists()
     assert (mend.root/"artifacts/curate/documents/train.jsonl").read_bytes() == before
     assert "Stage 'curate' didn't change" in mend("dvc repro curate")
     mend("git checkout -q data.dvc")
@@ -73,23 +73,23 @@ def test_your_own_folder(mend, tmp_path):
     refuse(mend, f"python -m forge_nb.source {tmp_path}/nowhere", "no such folder")
     refuse(mend, f"python -m forge_nb.source {tmp_path}", "holds no file")
     (tmp_path/"docs").mkdir()
-    for n in range(60): (tmp_path/"docs"/f"page {n} é.md").write_text(f"# Machine {n}\n\nMachine {n} is serviced every {n % 7 + 1} weeks by team {n % 5}.\n")
+    for n in range(60): (tmp_path/"docs"/f"page {n} é.md").write_text(f"# Machine {n}\n\nMachine {n} is serviced every {n % 7 + 1} weeks by team {n % 5}.\n", encoding="utf-8")
     (tmp_path/"docs"/"scan.md").write_bytes(bytes(range(256)) * 8)
     mend(f"python -m forge_nb.source {tmp_path}")
     refuse(mend, "dvc repro curate", "data/ is not ready", "megabytes of text", "section `assess`")
     params = mend.root/"params.yaml"
-    params.write_text(params.read_text().replace("min_megabytes: 0.5 ", "min_megabytes: 0.001 "))
+    params.write_text(params.read_text(encoding="utf-8").replace("min_megabytes: 0.5 ", "min_megabytes: 0.001 "), encoding="utf-8")
     mend("dvc repro curate")
     mine = mend.root/"data/docs/page 1 é.md"
-    mine.write_text("# Machine 1\n\nMended by hand, and not to be lost.\n")
+    mine.write_text("# Machine 1\n\nMended by hand, and not to be lost.\n", encoding="utf-8")
     refuse(mend, "python -m forge_nb.source", "data/docs/page 1 é.md was altered", "make adopt")
-    assert "Mended by hand" in mine.read_text()
+    assert "Mended by hand" in mine.read_text(encoding="utf-8")
     mend("python -m forge_nb.runner adopt && dvc add -q data && dvc repro curate")
     mend("rm -rf data")
     refuse(mend, "python -m forge_nb.source", "data.dvc records data of yours")
     mend("dvc checkout -q data.dvc")
-    assert "Mended by hand" in mine.read_text()
-    rejected = (mend.root/"artifacts/curate/rejects.jsonl").read_text()
+    assert "Mended by hand" in mine.read_text(encoding="utf-8")
+    rejected = (mend.root/"artifacts/curate/rejects.jsonl").read_text(encoding="utf-8")
     assert '"docs/scan.md"' in rejected and rejected.count("\n") == 1
     refuse(mend, "dvc repro synth", "questions.yaml", "setting_default.table", "does not exist")
     mend("git checkout -q . && dvc checkout -q --force data.dvc")
@@ -98,7 +98,7 @@ def test_your_own_folder(mend, tmp_path):
 def test_unknown_names(mend):
     refuse(mend, "python -m forge_nb.runner nosuch", "there is no stage `nosuch`")
     refuse(mend, "python -m forge_nb.runner profile nosuch", "there is no profile `nosuch`", "tiny")
-    (mend.root/"profiles/bad.yaml").write_text("sft: {epoch: 1}\n")
+    (mend.root/"profiles/bad.yaml").write_text("sft: {epoch: 1}\n", encoding="utf-8")
     refuse(mend, "python -m forge_nb.runner profile bad", "profiles/bad.yaml", "sft.epoch")
 
 
@@ -106,13 +106,13 @@ def test_nothing_calls_out():
     import forge_nb.project as project
     env = project.environment(1)
     assert env["HF_HUB_OFFLINE"] == env["HF_DATASETS_OFFLINE"] == env["DO_NOT_TRACK"] == "1"
-    config = (project.ROOT/".dvc/config").read_text()
+    config = (project.ROOT/".dvc/config").read_text(encoding="utf-8")
     assert "analytics = false" in config and "check_update = false" in config
 
 
 def test_a_crash_names_the_cell_and_keeps_the_partial_report(mend):
     book = mend.root/"nbs/15_curate.ipynb"
-    book.write_text(book.read_text().replace('plot_ledger(Path(\\"artifacts/curate/ledger.csv\\"))', 'plot_ledger(Path(\\"artifacts/curate/nosuch.csv\\"))'))
+    book.write_text(book.read_text(encoding="utf-8").replace('plot_ledger(Path(\\"artifacts/curate/ledger.csv\\"))', 'plot_ledger(Path(\\"artifacts/curate/nosuch.csv\\"))'), encoding="utf-8")
     said = mend("dvc repro curate", rc=None)
     assert "stage curate failed in cell" in said and "plot_ledger(Path" in said and "FileNotFoundError" in said and "reports/curate.failed.ipynb" in said
-    assert "FileNotFoundError" in (mend.root/"reports/curate.failed.ipynb").read_text()
+    assert "FileNotFoundError" in (mend.root/"reports/curate.failed.ipynb").read_text(encoding="utf-8")

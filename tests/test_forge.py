@@ -30,7 +30,7 @@ def refuse(copy: Copy, line: str, rc: int, *words: str):
 
 
 def rows(copy: Copy, path: str) -> list:
-    return [json.loads(line) for line in (copy.root/path).read_text().splitlines()]
+    return [json.loads(line) for line in (copy.root/path).read_text(encoding="utf-8").splitlines()]
 
 
 def fingerprints(copy: Copy) -> dict:
@@ -41,7 +41,7 @@ def fingerprints(copy: Copy) -> dict:
 
 
 def lock(copy: Copy) -> dict:
-    return read_lock((copy.root/"dvc.lock").read_text())
+    return read_lock((copy.root/"dvc.lock").read_text(encoding="utf-8"))
 
 
 def sibling(copy: Copy, folder: Path) -> Copy:
@@ -58,15 +58,15 @@ def asked(tiny, tmp_path_factory) -> Copy:
     copy = sibling(tiny, tmp_path_factory.mktemp("forge")/"project")
     page = next(d for d in rows(copy, "artifacts/curate/documents/train.jsonl") if d["kind"] == "docs" and len(d["text"]) > 3000)
     twin = copy.root/"data"/"docs"/"zz old copy.txt"
-    twin.write_text((copy.root/"data"/page["source"]).read_text().replace(" the ", " a ", 1))
+    twin.write_text((copy.root/"data"/page["source"]).read_text(encoding="utf-8").replace(" the ", " a ", 1), encoding="utf-8")
     table = copy.root/"data"/"facts"/"objects.csv"
-    first, *rest = table.read_text().splitlines(keepends=True)
+    first, *rest = table.read_text(encoding="utf-8").splitlines(keepends=True)
     mine = next(n for n, row in enumerate(rest) if ",class," in row and ",docs/" in row)
     old = next(cell for cell in rest[mine].split(",") if cell.startswith("docs/"))
     rest[mine] = rest[mine].replace(old, page["source"])
-    table.write_text("".join([first, *rest]))
+    table.write_text("".join([first, *rest]), encoding="utf-8")
     copy("python -m forge_nb.runner adopt && dvc add -q data && dvc repro && git add -A && git -c user.name=t -c user.email=t@localhost commit -qm twin && git tag shipped")
-    copy.page, copy.text, copy.row = page["source"], (copy.root/"data"/page["source"]).read_text(), mine + 2
+    copy.page, copy.text, copy.row = page["source"], (copy.root/"data"/page["source"]).read_text(encoding="utf-8"), mine + 2
     return copy
 
 
@@ -117,13 +117,13 @@ def test_bad_input_is_a_sentence(tiny, line, rc, words):
 
 def test_outside_a_project(tmp_path):
     env_path = str(Path(__file__).resolve().parents[1])
-    done = subprocess.run([sys.executable, "-m", "forge_nb.forge", "whereis", "x", "--json"], cwd=tmp_path, env={"PYTHONPATH": env_path, "PATH": "/usr/bin:/bin"}, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "forge_nb.forge", "whereis", "x", "--json"], cwd=tmp_path, env={"PYTHONPATH": env_path, "PATH": "/usr/bin:/bin"}, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 2 and "Traceback" not in done.stderr and "dvc.yaml" in json.loads(done.stdout)["error"]
 
 
 def test_import_is_light():
     code = "import sys, forge_nb.forge; print([m for m in ('dvc', 'torch', 'numpy', 'pyarrow', 'nbformat', 'papermill') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True, encoding="utf-8").stdout.strip() == "[]"
 
 
 def test_a_trained_document_reached_every_model(asked):
@@ -132,7 +132,7 @@ def test_a_trained_document_reached_every_model(asked):
     assert [m["path"] for m in d["models"]] == [*(f"artifacts/{m}/model" for m in ("pretrain", *TUNED)), "artifacts/distill/alone"] and d["says"].startswith("trained on")
     assert {r["stage"] for r in d["reached"]} >= {"curate", "tokenizer", "pretrain", *TUNED, "evaluate"}
     [out] = [r for r in d["reached"] if r["path"] == "artifacts/curate/documents"]
-    assert out["files"] == ["artifacts/curate/documents/train.jsonl"] and out["hash"] in (asked.root/"dvc.lock").read_text()
+    assert out["files"] == ["artifacts/curate/documents/train.jsonl"] and out["hash"] in (asked.root/"dvc.lock").read_text(encoding="utf-8")
     assert {"table": "objects.csv", "rows": [asked.row]} in [f | {"rows": [r for r in f["rows"] if r == asked.row]} for f in d["facts"]]
     assert any("zz old copy" in t["source"] for t in d["twins"])
     assert ask(asked, f"whereis {d['ids'][0][:9]}")["documents"] == [d]
@@ -140,7 +140,7 @@ def test_a_trained_document_reached_every_model(asked):
 
 
 def test_a_test_document_reached_evaluate_and_no_model(asked):
-    facts = "".join(p.read_text() for p in (asked.root/"data/facts").glob("*.csv"))
+    facts = "".join(p.read_text(encoding="utf-8") for p in (asked.root/"data/facts").glob("*.csv"))
     page = next(d for d in rows(asked, "artifacts/curate/documents/test.jsonl") if d["source"] not in facts)
     [d] = ask(asked, f"whereis {page['source']}")["documents"]
     assert d["splits"] == {"test": 1} and d["models"] == [] and "no model" in d["says"] and "held out" in d["says"]
@@ -149,7 +149,7 @@ def test_a_test_document_reached_evaluate_and_no_model(asked):
 
 def test_a_dropped_document_reached_nothing(asked):
     named = {d["source"] for s in ("train", "valid", "test") for d in rows(asked, f"artifacts/curate/documents/{s}.jsonl")}
-    facts = "".join(p.read_text() for p in (asked.root/"data/facts").glob("*.csv"))
+    facts = "".join(p.read_text(encoding="utf-8") for p in (asked.root/"data/facts").glob("*.csv"))
     page = next(p for p in sorted((asked.root/"data/docs/ref").rglob("*.txt")) if (s := p.relative_to(asked.root/"data").as_posix()) not in named and s not in facts)
     [d] = ask(asked, f"whereis {page.relative_to(asked.root)}")["documents"]
     assert d["dropped"] and not d["splits"] and not d["models"] and {r["stage"] for r in d["reached"]} <= {"assess", "curate"} and "dropped by curate" in d["says"]
@@ -158,7 +158,7 @@ def test_a_dropped_document_reached_nothing(asked):
 def test_training_rows_are_found_by_their_parents(asked):
     parent = rows(asked, "artifacts/synth/rows/sft.jsonl")
     numbers = sorted({int(p.split(":")[1]) for r in parent for p in r["parents"] if p.startswith("objects.csv:")})
-    lines = (asked.root/"data/facts/objects.csv").read_text().splitlines()
+    lines = (asked.root/"data/facts/objects.csv").read_text(encoding="utf-8").splitlines()
     number, source = next((n, cell) for n in numbers for cell in lines[n - 1].split(",") if cell.startswith("docs/"))
     [d] = ask(asked, f"whereis {source}")["documents"]
     mine = {n for f in d["facts"] if f["table"] == "objects.csv" for n in f["rows"]}
@@ -197,7 +197,7 @@ def test_dry_run_changes_nothing(asked):
 
 def test_dirty_data_is_refused(asked, tmp_path):
     copy = sibling(asked, tmp_path/"dirty")
-    (copy.root/"data/docs/index.txt").write_text("altered by hand\n")
+    (copy.root/"data/docs/index.txt").write_text("altered by hand\n", encoding="utf-8")
     refuse(copy, f"forget {asked.page} --yes", 2, "data/docs/index.txt was altered")
     copy("python -m forge_nb.runner adopt")
     refuse(copy, f"forget {asked.page} --yes", 2, "data/ is not what data.dvc records")
@@ -236,24 +236,24 @@ def test_forget_reruns_what_it_touched_and_proves_it(forgotten, asked):
     assert {"tangle", "curate", "tokenizer", "pretrain", *TUNED, "evaluate"} <= {*r["ran"], *r["restored"]}
     new = {o["path"]: o["md5"] for s in lock(copy).values() for o in s["outs"]}
     for a in r["artifacts"]: assert a["new"] == new[a["path"]] and (a["old"] != a["new"] or a["path"] != "artifacts/dpo/model")
-    assert r["data"]["new"] in (copy.root/"data.dvc").read_text() and r["data"]["old"] in asked("cat data.dvc")
+    assert r["data"]["new"] in (copy.root/"data.dvc").read_text(encoding="utf-8") and r["data"]["old"] in asked("cat data.dvc")
     assert r["evaluation"] and any(e["before"] != e["after"] for e in r["evaluation"]) and r["effects"]
 
 
 def test_the_receipt_is_complete_and_holds_no_text(forgotten, asked):
     copy, r = forgotten["copy"], forgotten["answer"]
     paper, page = (copy.root/r["receipt"]), (copy.root/r["receipt"]).with_suffix(".md")
-    assert json.loads(paper.read_text()) == r and len(paper.stem) == 12 and r["removed"][0]["ids"][0].startswith(paper.stem)
+    assert json.loads(paper.read_text(encoding="utf-8")) == r and len(paper.stem) == 12 and r["removed"][0]["ids"][0].startswith(paper.stem)
     validate(r, SCHEMAS["forget"]())
-    for words in (asked.page, "Not forgotten", "dvc gc --workspace", r["commit"], "artifacts/dpo/model"): assert words in page.read_text()
+    for words in (asked.page, "Not forgotten", "dvc gc --workspace", r["commit"], "artifacts/dpo/model"): assert words in page.read_text(encoding="utf-8")
     runs = [" ".join(asked.text.split()[n:n + 8]) for n in range(0, len(asked.text.split()) - 8, 5)]
-    assert not [w for w in runs if w in page.read_text() or w in paper.read_text()]
+    assert not [w for w in runs if w in page.read_text(encoding="utf-8") or w in paper.read_text(encoding="utf-8")]
     assert not list((copy.root/"receipts").glob(".pending*"))
 
 
 def test_the_facts_went_with_it_and_nothing_else(forgotten, asked):
-    copy, old = forgotten["copy"], (asked.root/"data/facts/objects.csv").read_text().splitlines()
-    new = (copy.root/"data/facts/objects.csv").read_text().splitlines()
+    copy, old = forgotten["copy"], (asked.root/"data/facts/objects.csv").read_text(encoding="utf-8").splitlines()
+    new = (copy.root/"data/facts/objects.csv").read_text(encoding="utf-8").splitlines()
     assert new == [line for line in old if asked.page not in line] and len(new) < len(old)
     gone = {"data/" + e["path"] for e in forgotten["answer"]["removed"]}
     before = {n: h for n, h in forgotten["before"].items() if n.startswith("data/")}
@@ -272,7 +272,7 @@ def test_forgetting_what_was_never_used_trains_nothing(forgotten):
     copy = sibling(forgotten["copy"], forgotten["copy"].root.parent/"unused")
     copy("git add -A && git -c user.name=t -c user.email=t@localhost commit -qm forgotten")
     named = {d["source"] for s in ("train", "valid", "test") for d in rows(copy, f"artifacts/curate/documents/{s}.jsonl")}
-    facts = "".join(p.read_text() for p in (copy.root/"data/facts").glob("*.csv"))
+    facts = "".join(p.read_text(encoding="utf-8") for p in (copy.root/"data/facts").glob("*.csv"))
     page = next(s for p in sorted((copy.root/"data/docs/releases").glob("*.txt")) if (s := p.relative_to(copy.root/"data").as_posix()) not in named and s not in facts)
     old = lock(copy)
     r = ask(copy, f"forget {page} --yes")
@@ -290,13 +290,13 @@ def test_the_proof_finds_what_was_planted(forgotten, asked):
     r, words = forgotten["answer"], " ".join(asked.text.split()[100:130])
     journal = dict(kept_twins=[], removed=r["removed"], mentioned={}, leftovers=[], before=dict(ids=0, paths=0, grams=0))
     (copy.root/"receipts"/".pending.grams").write_bytes(grams(words).astype("<u8").tobytes())
-    with open(copy.root/"artifacts/synth/rows/sft.jsonl", "a") as f: f.write(json.dumps(dict(id=r["removed"][0]["ids"][0], parents=[asked.page], said=words)) + "\n")
+    with open(copy.root/"artifacts/synth/rows/sft.jsonl", "a", encoding="utf-8") as f: f.write(json.dumps(dict(id=r["removed"][0]["ids"][0], parents=[asked.page], said=words)) + "\n")
     from safetensors.numpy import save_file
     from tokenizers import Tokenizer
     import numpy as np
     ids = Tokenizer.from_file(str(copy.root/"artifacts/tokenizer/tokenizer/tokenizer.json")).encode(words).ids
     save_file(dict(tokens=np.array(ids, "int32")), copy.root/"artifacts/tokenizer/tokens/planted.safetensors")
-    (copy.root/"reports/html").mkdir(exist_ok=True); (copy.root/"reports/html/old.html").write_text(f"<p>{words}</p>")
+    (copy.root/"reports/html").mkdir(exist_ok=True); (copy.root/"reports/html/old.html").write_text(f"<p>{words}</p>", encoding="utf-8")
     proof = prove(copy.root, journal)
     where = {w["file"]: w for w in proof["where"]}
     assert where["artifacts/synth/rows/sft.jsonl"] == dict(file="artifacts/synth/rows/sft.jsonl", ids=1, paths=1, grams=len(grams(words)))
@@ -310,8 +310,8 @@ def test_the_proof_finds_what_was_planted(forgotten, asked):
 def test_parts_of_files_are_refused(asked, tmp_path):
     "With the rows that curate writes for tables and archives"
     copy = sibling(asked, tmp_path/"parts")
-    (copy.root/"data/docs/parts.csv").write_text("name,price\nbolt,3 EUR\n")
-    with open(copy.root/"artifacts/curate/documents/train.jsonl", "a") as f:
+    (copy.root/"data/docs/parts.csv").write_text("name,price\nbolt,3 EUR\n", encoding="utf-8")
+    with open(copy.root/"artifacts/curate/documents/train.jsonl", "a", encoding="utf-8") as f:
         f.write(json.dumps(dict(id="ab" * 8, source="docs/parts.csv#1", kind="rows", cluster="", text="bolt costs 3 EUR\n")) + "\n")
     refuse(copy, "forget docs/parts.csv#1 --yes", 2, "part of data/docs/parts.csv", "make adopt")
     refuse(copy, f"forget {'ab' * 8} --yes", 2, "part of data/docs/parts.csv")
@@ -324,9 +324,9 @@ def test_clusters_and_drops_of_curate_count_as_twins(asked, tmp_path):
     path = copy.root/"artifacts/curate/documents/train.jsonl"
     kept = rows(copy, "artifacts/curate/documents/train.jsonl")
     one, two = [d for d in kept if d["kind"] == "code"][:2]
-    path.write_text("".join(json.dumps(d | dict(cluster="c7" if d["source"] in (one["source"], two["source"]) else "")) + "\n" for d in kept))
+    path.write_text("".join(json.dumps(d | dict(cluster="c7" if d["source"] in (one["source"], two["source"]) else "")) + "\n" for d in kept), encoding="utf-8")
     drop = dict(id="cd" * 8, source="docs/index.txt", kind="docs", reason="near twin", detail=one["source"], cluster="c7")
-    (copy.root/"artifacts/curate/dropped.jsonl").write_text(json.dumps(drop) + "\n")
+    (copy.root/"artifacts/curate/dropped.jsonl").write_text(json.dumps(drop) + "\n", encoding="utf-8")
     found = {r["path"]: r["why"] for r in ask(copy, f"forget {one['source']} --dry-run")["removed"]}
     assert found[two["source"]] == "same cluster" and found["docs/index.txt"] == "same cluster"
     [d] = ask(copy, f"whereis {'cd' * 8}")["documents"]
@@ -348,7 +348,7 @@ def test_a_run_is_compared_with_its_prediction(tiny, tmp_path):
     assert not ask(copy, "plan --seconds 1")["ledger"]
     copy("dvc repro -f -s pretrain")
     [row] = ask(copy, "plan --seconds 1 --plot law.png")["ledger"]
-    log = [json.loads(line) for line in (copy.root/"runs/pretrain.jsonl").read_text().splitlines()]
+    log = [json.loads(line) for line in (copy.root/"runs/pretrain.jsonl").read_text(encoding="utf-8").splitlines()]
     assert row["seconds"] == next(r["total_seconds"] for r in log if "total_seconds" in r) and .2 < row["seconds"] / row["predicted_seconds"] < 5
     assert (copy.root/"law.png").exists() and (copy.root/"law-ledger.png").exists()
 

@@ -121,7 +121,7 @@ def test_broken_utf16_and_mixed_encodings(tmp_path):
 def test_names_with_spaces_and_other_scripts(tmp_path):
     folder = tmp_path/"Über uns (alt)"/"ドキュメント"
     folder.mkdir(parents=True)
-    (folder/"größe & preis #3!.md").write_text("Größe: 3\n")
+    (folder/"größe & preis #3!.md").write_text("Größe: 3\n", encoding="utf-8")
     name = "Über uns (alt)/ドキュメント/größe & preis #3!.md"
     assert readers.sources(tmp_path) == [name]
     [document], _ = read(tmp_path, name)
@@ -130,7 +130,7 @@ def test_names_with_spaces_and_other_scripts(tmp_path):
 
 def test_a_name_that_is_not_utf8(tmp_path):
     "Such a file can be named in no JSON; it is shown with its bytes spelled out, and rejected"
-    with open(os.fsencode(tmp_path) + b"/caf\xe9.txt", "w") as f: f.write("x")
+    with open(os.fsencode(tmp_path) + b"/caf\xe9.txt", "w", encoding="utf-8") as f: f.write("x")
     assert readers.sources(tmp_path) == ["caf\\udce9.txt"]
     assert only(tmp_path, "caf\\udce9.txt", "rename it") == []
 
@@ -139,8 +139,8 @@ def test_links(tmp_path):
     "Links to files inside are followed, circles end, and what leads out of data/ is refused in public"
     data = tmp_path/"data"
     (data/"a"/"b").mkdir(parents=True)
-    (tmp_path/"secret.txt").write_text("not ours")
-    (data/"a"/"real.txt").write_text("real\n")
+    (tmp_path/"secret.txt").write_text("not ours", encoding="utf-8")
+    (data/"a"/"real.txt").write_text("real\n", encoding="utf-8")
     (data/"link.txt").symlink_to("a/real.txt")
     (data/"a"/"b"/"up").symlink_to(data)
     (data/"self").symlink_to("self")
@@ -160,7 +160,7 @@ def test_sources_leave_out_what_is_no_document(tmp_path):
     for name in ("a.txt", ".env", ".git/config", "LICENSE", "lib/COPYING.LESSER", "lib/NOTICE.txt", "lib/licences-explained.md", "SHA256SUMS",
                  "facts/a.csv", "facts/deep/b.csv", "licence.txt"):
         (tmp_path/name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path/name).write_text("x")
+        (tmp_path/name).write_text("x", encoding="utf-8")
     assert readers.sources(tmp_path, ["facts/*"]) == ["a.txt", "lib/licences-explained.md"]
     with pytest.raises(Invalid, match="expected a folder"): readers.sources(tmp_path/"no")
 
@@ -185,26 +185,26 @@ def test_five_gigabytes_in_one_line(tmp_path):
         assert "at most 16 MiB" in r["reason"] and r["line"] == 3, r
         [peak] = [line for line in open("/proc/self/status") if line.startswith("VmHWM:")]  # ru_maxrss would hold the parent's memory too
         print(int(peak.split()[1]) >> 10)"""
-    peak = int(subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+    peak = int(subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, encoding="utf-8").stdout)
     assert peak < 400, f"{peak} MiB"
 
 
 def test_limits_on_lines_and_files(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "LONGEST_LINE", 100)
     monkeypatch.setattr(readers, "LARGEST_FILE", 1000)
-    (tmp_path/"a.txt").write_text("short\n" + "x" * 101 + "\nshort\n")
+    (tmp_path/"a.txt").write_text("short\n" + "x" * 101 + "\nshort\n", encoding="utf-8")
     assert only(tmp_path, "a.txt", "break this one", line=2) == []
-    (tmp_path/"b.txt").write_text("short\n" * 200)
+    (tmp_path/"b.txt").write_text("short\n" * 200, encoding="utf-8")
     assert only(tmp_path, "b.txt", "split the file") == []
-    (tmp_path/"c.csv").write_text("a,b\n1,2\n" + "y" * 500 + ",2\n3,4\n")
+    (tmp_path/"c.csv").write_text("a,b\n1,2\n" + "y" * 500 + ",2\n3,4\n", encoding="utf-8")
     documents = only(tmp_path, "c.csv", "break this one", line=3)
     assert [d["record"]["values"]["a"] for d in documents] == ["1", "3"] and documents[1]["source"] == "c.csv#3"
     assert (documents[1]["start"], documents[1]["end"]) == (511, 515)
-    (tmp_path/"d.jsonl").write_text('{"text": "a"}\n{"text": "' + "z" * 500 + '"}\n{"text": "b"}\n')
+    (tmp_path/"d.jsonl").write_text('{"text": "a"}\n{"text": "' + "z" * 500 + '"}\n{"text": "b"}\n', encoding="utf-8")
     assert texts(only(tmp_path, "d.jsonl", "split this record", line=2)) == ["a\n", "b\n"]
-    (tmp_path/"e.json").write_text(json.dumps([{"text": "a" * 50}] * 50))
+    (tmp_path/"e.json").write_text(json.dumps([{"text": "a" * 50}] * 50), encoding="utf-8")
     assert only(tmp_path, "e.json", "split the file") == []
-    (tmp_path/"f.csv").write_text('a,b\n1,2\n"' + "never closed\n" * 30)
+    (tmp_path/"f.csv").write_text('a,b\n1,2\n"' + "never closed\n" * 30, encoding="utf-8")
     documents, rejects = read(tmp_path, "f.csv")
     assert len(documents) == 1 and rejects[0]["line"] == 3 and "quote" in rejects[0]["reason"]
 
@@ -212,7 +212,7 @@ def test_limits_on_lines_and_files(tmp_path, monkeypatch):
 # --- tables -------------------------------------------------------------------------------------------------------------------------
 
 def test_csv_with_ragged_rows(tmp_path):
-    (tmp_path/"parts.csv").write_text('name,price\nbolt,3\nnut\nM3, zinc,4\n\n"washer, thin",1\n')
+    (tmp_path/"parts.csv").write_text('name,price\nbolt,3\nnut\nM3, zinc,4\n\n"washer, thin",1\n', encoding="utf-8")
     documents, rejects = read(tmp_path, "parts.csv")
     assert texts(documents) == ["parts\nname: bolt\nprice: 3\n", "parts\nname: washer, thin\nprice: 1\n"]
     assert [(r["source"], r["line"]) for r in rejects] == [("parts.csv#2", 3), ("parts.csv#3", 4)]
@@ -223,15 +223,15 @@ def test_csv_with_ragged_rows(tmp_path):
 
 
 def test_csv_quotes_headers_and_encodings(tmp_path):
-    (tmp_path/"a.csv").write_text('a;b\n"x"y;1\n2;3\n')
+    (tmp_path/"a.csv").write_text('a;b\n"x"y;1\n2;3\n', encoding="utf-8")
     assert texts(only(tmp_path, "a.csv", "misplaced quote", line=2)) == ["a\na: 2\nb: 3\n"]
-    (tmp_path/"b.csv").write_text('a,b\n1,2\n3,"4\n5,6\n')
+    (tmp_path/"b.csv").write_text('a,b\n1,2\n3,"4\n5,6\n', encoding="utf-8")
     assert texts(only(tmp_path, "b.csv", "from this line to line 4", line=3)) == ["b\na: 1\nb: 2\n"]
-    (tmp_path/"c.csv").write_text("a,b,a\n1,2,3\n")
+    (tmp_path/"c.csv").write_text("a,b,a\n1,2,3\n", encoding="utf-8")
     assert only(tmp_path, "c.csv", "found `a` twice", line=1, field="a") == []
     (tmp_path/"d.csv").write_bytes(b"\0\1\2\3" * 99)
     assert only(tmp_path, "d.csv", "binary data") == []
-    (tmp_path/"empty.csv").write_text("")
+    (tmp_path/"empty.csv").write_text("", encoding="utf-8")
     assert read(tmp_path, "empty.csv") == ([], [])
     rows = [["größe", "preis"], ["groß, außen", "3 €"], ["klein und dünn", "2 €"]]
     for encoding in ("utf-8-sig", "utf-16", "cp1252"):
@@ -243,7 +243,7 @@ def test_csv_quotes_headers_and_encodings(tmp_path):
 
 
 def test_templates(tmp_path):
-    (tmp_path/"parts.csv").write_text("name,unit price,a.b\nbolt,3,x\n{nut},,y\n")
+    (tmp_path/"parts.csv").write_text("name,unit price,a.b\nbolt,3,x\n{nut},,y\n", encoding="utf-8")
     read_with = lambda **templates: texts(read(tmp_path, "parts.csv", templates=templates)[0])
     assert read_with(parts="{name} costs {unit price} EUR {{{a.b}}}") == ["bolt costs 3 EUR {x}\n", "{nut} costs  EUR {y}\n"]
     assert read_with(**{"*": "{name}", "other": "{no}"}) == ["bolt\n", "{nut}\n"]
@@ -285,8 +285,8 @@ def test_every_shape(tmp_path):
     import pyarrow as pa
     from pyarrow import parquet
     for name, record in shapes.items():
-        (tmp_path/f"{name}.jsonl").write_text(json.dumps(record | dict(note="left out")) + "\n")
-        (tmp_path/f"{name}.json").write_text(json.dumps([record]))
+        (tmp_path/f"{name}.jsonl").write_text(json.dumps(record | dict(note="left out")) + "\n", encoding="utf-8")
+        (tmp_path/f"{name}.json").write_text(json.dumps([record]), encoding="utf-8")
         parquet.write_table(pa.Table.from_pylist([record]), tmp_path/f"{name}.parquet")
         for ending in ("jsonl", "json", "parquet"):
             [document], rejects = read(tmp_path, f"{name}.{ending}")
@@ -299,28 +299,28 @@ def test_every_shape(tmp_path):
     (dict(chosen="a", rejected="b"), "prompt", "found null"), (dict(prompt="a", chosen=[dict(role="assistant", content="b")], rejected="b"), "chosen", "same way"),
     (dict(promtp="a", completions="b"), None, "rename the field"), (dict(text=dict(a=1)), "text", "found an object")])
 def test_records_of_no_shape(tmp_path, record, field, words):
-    (tmp_path/"x.jsonl").write_text(json.dumps(record))
+    (tmp_path/"x.jsonl").write_text(json.dumps(record), encoding="utf-8")
     _, [rejected] = read(tmp_path, "x.jsonl")
     assert words in rejected["reason"] and rejected["line"] == 1 and (rejected["field"] == field or field is None)
 
 
 def test_json(tmp_path):
-    (tmp_path/"a.json").write_text('[\n{"name": "bolt", "size": {"d": 3, "l": null}},\n {"name": "nut", "name": "x"},\n{"name": "ß", "price": null}\n]')
+    (tmp_path/"a.json").write_text('[\n{"name": "bolt", "size": {"d": 3, "l": null}},\n {"name": "nut", "name": "x"},\n{"name": "ß", "price": null}\n]', encoding="utf-8")
     documents = only(tmp_path, "a.json", "a.json#2", "twice", line=3, field="name")
     assert texts(documents) == ['a\nname: bolt\nsize: {"d": 3, "l": null}\n', "a\nname: ß\n"]
-    (tmp_path/"b.json").write_text('[{"a": 1},\n{"a": 2}\n{"a": 3}]')
+    (tmp_path/"b.json").write_text('[{"a": 1},\n{"a": 2}\n{"a": 3}]', encoding="utf-8")
     assert len(only(tmp_path, "b.json", "comma", line=3)) == 2
-    (tmp_path/"c.json").write_text('[{"a": 1}] x')
+    (tmp_path/"c.json").write_text('[{"a": 1}] x', encoding="utf-8")
     assert len(only(tmp_path, "c.json", "nothing after", line=1)) == 1
-    (tmp_path/"d.json").write_text("[1, 2, 3]")
+    (tmp_path/"d.json").write_text("[1, 2, 3]", encoding="utf-8")
     assert only(tmp_path, "d.json", "begins with a number", line=1) == []
-    (tmp_path/"e.json").write_text('{"name": "one", "parts": [1, 2]}')
+    (tmp_path/"e.json").write_text('{"name": "one", "parts": [1, 2]}', encoding="utf-8")
     assert texts(read(tmp_path, "e.json")[0]) == ["e\nname: one\nparts: [1, 2]\n"]
-    (tmp_path/"f.json").write_text(" ")
+    (tmp_path/"f.json").write_text(" ", encoding="utf-8")
     assert only(tmp_path, "f.json", "mistake", line=1) == []
-    (tmp_path/"g.json").write_text("[]")
+    (tmp_path/"g.json").write_text("[]", encoding="utf-8")
     assert read(tmp_path, "g.json") == ([], [])
-    (tmp_path/"h.json").write_text('[{"a": 1},]')
+    (tmp_path/"h.json").write_text('[{"a": 1},]', encoding="utf-8")
     assert len(only(tmp_path, "h.json", "mistake", line=1)) == 1
 
 
@@ -379,9 +379,9 @@ def test_html(tmp_path):
     (tmp_path/"a.html").write_bytes('<?xml version="1.0" encoding="iso-8859-1"?><html><head><meta charset="iso-8859-1"></head><h1>Größe</h1><p>a<br>b&nbsp;c</p>'.encode("latin-1"))
     [document], rejects = read(tmp_path, "a.html")
     assert document["text"] == "# Größe\n\na\nb c\n" and document["encoding"] == "iso8859-1" and not rejects
-    (tmp_path/"b.htm").write_text("")
+    (tmp_path/"b.htm").write_text("", encoding="utf-8")
     assert texts(read(tmp_path, "b.htm")[0]) == ["\n"]
-    (tmp_path/"c.html").write_text("<div>" * 100_000 + "deep")
+    (tmp_path/"c.html").write_text("<div>" * 100_000 + "deep", encoding="utf-8")
     assert len(read(tmp_path, "c.html")[0]) + len(read(tmp_path, "c.html")[1]) == 1
     (tmp_path/"d.html").write_bytes(b"\x89PNG\0\0")
     assert only(tmp_path, "d.html", "a PNG image") == []
@@ -512,13 +512,13 @@ def test_a_snapshot_loses_no_digit(tmp_path):
 
 def test_what_a_careless_export_holds(tmp_path):
     "Blank lines above a header, a last byte that opens a sequence, a mistake behind a NaN, a rich-text file named .txt, a link in a zip"
-    (tmp_path/"blank.csv").write_text("\n\nname;price\nbolt;3\n")
+    (tmp_path/"blank.csv").write_text("\n\nname;price\nbolt;3\n", encoding="utf-8")
     [d], rejects = read(tmp_path, "blank.csv")
     assert not rejects and d["record"]["values"] == {"name": "bolt", "price": "3"} and (tmp_path/"blank.csv").read_bytes()[d["start"]:d["end"]] == b"bolt;3\n"
     (tmp_path/"cut.csv").write_bytes(b"name;price\ncaf\xe9")
     documents, rejects = read(tmp_path, "cut.csv")
     assert len(rejects) == 1 and not documents or documents[0]["encoding"]
-    (tmp_path/"nan.jsonl").write_text('{"text": "one"}\n{"text": NaN, "b": }\n{"text": "three"}\n')
+    (tmp_path/"nan.jsonl").write_text('{"text": "one"}\n{"text": NaN, "b": }\n{"text": "three"}\n', encoding="utf-8")
     documents, [r] = read(tmp_path, "nan.jsonl")
     assert texts(documents) == ["one\n", "three\n"] and r["line"] == 2
     (tmp_path/"letter.txt").write_bytes(rb"{\rtf1\ansi Dear customer}")
@@ -655,9 +655,9 @@ def test_depth(tmp_path):
 
 def test_documents_of_a_mixed_folder_are_the_same_every_time(tmp_path):
     (tmp_path/"lib").mkdir()
-    (tmp_path/"lib"/"LICENSE").write_text("Mozilla Public License Version 2.0")
-    (tmp_path/"lib"/"a.c").write_text("int a;\n")
-    (tmp_path/"b.txt").write_text("Der Preis der Schraube beträgt drei Euro.\n")
+    (tmp_path/"lib"/"LICENSE").write_text("Mozilla Public License Version 2.0", encoding="utf-8")
+    (tmp_path/"lib"/"a.c").write_text("int a;\n", encoding="utf-8")
+    (tmp_path/"b.txt").write_text("Der Preis der Schraube beträgt drei Euro.\n", encoding="utf-8")
     zipped({"c.md": "# c"}, tmp_path/"c.zip")
     shop(tmp_path/"d.db")
     names = readers.sources(tmp_path)
@@ -683,7 +683,7 @@ def test_default_data_is_read_whole():
 def test_unreadable_file():
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
-        (Path(folder)/"a.txt").write_text("x")
+        (Path(folder)/"a.txt").write_text("x", encoding="utf-8")
         assert len(read(Path(folder), "a.txt")[0]) == 1  # and every module that reading needs is loaded
         (Path(folder)/"a.txt").chmod(0)
         root = not os.geteuid()  # root may read everything, so it stops being root

@@ -28,8 +28,8 @@ def test_the_best_trial_can_be_taken_over(searched):
     best = searched.answer["trials"][0]
     said = searched(f"dvc exp run -S sft.learning_rate={best['sft.learning_rate']} sft")
     assert set(searched.executed(said)) <= {"tangle"}, "a trial's work is done twice"
-    assert f"learning_rate: {best['sft.learning_rate']}" in (searched.root/"params.yaml").read_text()
-    assert json.loads((searched.root/"artifacts/sft/metrics.json").read_text())["loss_last"] == best["value"]
+    assert f"learning_rate: {best['sft.learning_rate']}" in (searched.root/"params.yaml").read_text(encoding="utf-8")
+    assert json.loads((searched.root/"artifacts/sft/metrics.json").read_text(encoding="utf-8"))["loss_last"] == best["value"]
     searched("git checkout -q . && dvc repro && git diff --exit-code")
 
 

@@ -75,7 +75,7 @@ def test_a_bad_answer_costs_its_row_alone_and_a_hiccup_nothing(tmp_path):
     with Server(lambda q, n: (503, "wait") if q == JOBS[9]["ask"] and n == 1 else bad.get(q) or good(q, n)) as server: replies = ask(server.url, tmp_path)
     assert {n: r["failed"] for n, r in enumerate(replies) if "failed" in r} == {3: "HTTP 400", 5: "no chat completion", 7: "no question: 'No.'"}
     assert replies[9]["question"] == f"Could you tell me: {JOBS[9]['ask']}" and server.keys == {f"Bearer {SECRET}"}
-    assert SECRET not in "".join(p.read_text() for p in tmp_path.iterdir())
+    assert SECRET not in "".join(p.read_text(encoding="utf-8") for p in tmp_path.iterdir())
 
 
 def test_killed_and_gone_on_asks_nothing_twice(tmp_path):
@@ -101,23 +101,23 @@ def test_killed_and_gone_on_asks_nothing_twice(tmp_path):
 def test_the_stage_refuses_and_leaves_earlier_rows_alone(mend):  # noqa: F811
     mend("python -m forge_nb.runner profile tiny && dvc repro synth")
     rows, params, weak = (mend.root/p for p in ("artifacts/synth/rows/sft.jsonl", "params.yaml", "weak.yaml"))
-    before, said = rows.read_bytes(), params.read_text()
+    before, said = rows.read_bytes(), params.read_text(encoding="utf-8")
     def teacher(**fields):
         text = said
         for k, v in fields.items():
             assert f"  {k}: " in text
             text = "".join(f"  {k}: {v}\n" if line.startswith(f"  {k}: ") else line for line in text.splitlines(keepends=True))
-        params.write_text(text)
+        params.write_text(text, encoding="utf-8")
     with Server(good) as server: url = server.url
     for fields, words in [(dict(teacher="oracle"), ["`synth.teacher` is 'oracle'", "templates, model, endpoint"]), (dict(teacher="model"), ["needs `synth.teacher_model`"]),
                           (dict(teacher="model", teacher_model="nbs"), ["nbs holds no *.safetensors"]),
                           (dict(teacher="endpoint", teacher_url=url, teacher_name="m"), [url, "no answer"])]:
         teacher(**fields); refuse(mend, "python -m forge_nb.runner synth", *words)
-    params.write_text(said)
+    params.write_text(said, encoding="utf-8")
     for text, words in {"weights: {check_levle: 2.0}": ["weak.yaml", "`weights.check_levle`", "did you mean `check_level`"], "weights: {check_level: many}": ["must be a number"]}.items():
-        weak.write_text(text); refuse(mend, "python -m forge_nb.runner synth", *words)
+        weak.write_text(text, encoding="utf-8"); refuse(mend, "python -m forge_nb.runner synth", *words)
     assert rows.read_bytes() == before
-    weak.write_text("weights: {check_level: 20.0}\n")
+    weak.write_text("weights: {check_level: 20.0}\n", encoding="utf-8")
     with Server(good) as server:
         teacher(teacher="endpoint", teacher_url=server.url, teacher_name="m", variants=.2)
         mend("dvc repro synth")

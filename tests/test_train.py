@@ -30,10 +30,10 @@ command(run)
 
 def start(tiny, folder, before=(), processes=1, **given) -> subprocess.Popen:
     "The loop on the tiny chain's tokens, as a process of its own, or as many"
-    (tiny.root/"runs"/"loop.py").write_text(RUN)
+    (tiny.root/"runs"/"loop.py").write_text(RUN, encoding="utf-8")
     how = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else ["-u"]
     line = [*before, sys.executable, *how, str(tiny.root/"runs"/"loop.py"), str(folder), json.dumps(given)]
-    return subprocess.Popen(line, cwd=tiny.root, env=ENV | dict(PYTHONPATH=str(tiny.root), OMP_NUM_THREADS="1"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(line, cwd=tiny.root, env=ENV | dict(PYTHONPATH=str(tiny.root), OMP_NUM_THREADS="1"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8")
 
 
 def result(process) -> str:
@@ -110,10 +110,10 @@ def test_rows_that_processes_cannot_share(tiny, tmp_path):
 
 
 def test_a_killed_worker_is_a_sentence_and_the_run_goes_on(tiny):
-    set_to = lambda old, new: (tiny.root/"params.yaml").write_text((tiny.root/"params.yaml").read_text().replace(old, new))
+    set_to = lambda old, new: (tiny.root/"params.yaml").write_text((tiny.root/"params.yaml").read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
     set_to("processes: 1", "processes: 2"); set_to("  steps: 30", "  steps: 300")
     try:
-        running = subprocess.Popen(["bash", "-c", "dvc repro pretrain"], cwd=tiny.root, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        running = subprocess.Popen(["bash", "-c", "dvc repro pretrain"], cwd=tiny.root, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8")
         end = time.monotonic() + 300
         while not list(tiny.root.glob(".ckpt/pretrain/*/last/state.json")): assert running.poll() is None and time.monotonic() < end; time.sleep(.05)
         mine = [p for p in psutil.Process(running.pid).children(recursive=True) if "forge_nb.pretrain" in p.cmdline() and p.environ().get("RANK") == "1"]

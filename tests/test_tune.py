@@ -76,7 +76,7 @@ def test_twice_and_killed_gives_the_same_bytes_of_a_plain_model(made, tmp_path, 
     (dict(id="q", messages=[turn("user", "cat?"), turn("assistant", "hat " * 90)]), ["row q", "more than the model's context of 64"]),
     (dict(id="q", messages=[turn("user", "cat?"), turn("assistant", "hat " * 45)]), ["row q", "more than `sft.longest` = 48"])], ids=lambda v: "")
 def test_bad_rows_are_refused_before_a_model_is_loaded(made, tmp_path, monkeypatch, capsys, row, said):
-    (tmp_path/"rows.jsonl").write_text((made/"rows.jsonl").read_text() + json.dumps(row) + "\n")
+    (tmp_path/"rows.jsonl").write_text((made/"rows.jsonl").read_text(encoding="utf-8") + json.dumps(row) + "\n", encoding="utf-8")
     shutil.copytree(made/"base", tmp_path/"base")
     (tmp_path/"base"/"model.safetensors").write_bytes(b"nothing that loads")
     with pytest.raises(SystemExit) as e: command(lambda: sft(tmp_path/"base", tmp_path/"rows.jsonl", made, **GIVEN, out=tmp_path/"out"))
@@ -115,7 +115,7 @@ def test_the_next_stage_asks_for_the_seal_and_stops_by_rule(made, tmp_path, monk
     assert list((tmp_path/"g"/"kept").glob("checkpoint-*")) and prefer(tmp_path/"model", tmp_path/"g", chosen_fall=-99.) == short
     assert weights(tmp_path/"g") == weights(tmp_path/"e") != weights(tmp_path/"d")
     template = tmp_path/"model"/"chat_template.jinja"
-    template.write_text(template.read_text().replace("<|end|>{% endgeneration %}", "{% endgeneration %}<|end|>"))
+    template.write_text(template.read_text(encoding="utf-8").replace("<|end|>{% endgeneration %}", "{% endgeneration %}<|end|>"), encoding="utf-8")
     with pytest.raises(Invalid, match="chat template and loss mask changed"): prefer(tmp_path/"model", tmp_path/"f")
 
 

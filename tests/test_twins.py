@@ -37,7 +37,7 @@ def pages():
     "Texts of the repository's own documents, at most 1,200 words of each"
     texts = []
     for path in sorted((ROOT/"data"/"docs").rglob("*.txt")):
-        words = path.read_text().split(" ")
+        words = path.read_text(encoding="utf-8").split(" ")
         if len(words) > 150: texts.append(" ".join(words[:1200]))
     assert len(texts) > 300
     return texts
@@ -60,7 +60,7 @@ def shards_of(documents, folder, count, seed=None):
     rows = list(documents)
     if seed is not None: random.Random(seed).shuffle(rows)
     folder.mkdir(parents=True, exist_ok=True)
-    for i in range(count): (folder/f"{i}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows[i::count]))
+    for i in range(count): (folder/f"{i}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows[i::count]), encoding="utf-8")
     return [folder/f"{i}.jsonl" for i in range(count)]
 
 
@@ -152,7 +152,7 @@ def test_a_failing_step_is_told(tmp_path, capfd, workers):
     "The exception arrives, the terminal stays quiet, the log has it, nothing is marked as done"
     with pytest.raises(ValueError, match="broken step"): twins.launch([fails], 2, "fails", tmp_path, executor="local", workers=workers)
     assert "broken step" not in "".join(capfd.readouterr())
-    assert any("broken step" in p.read_text() for p in (tmp_path/"fails"/"logs").iterdir())
+    assert any("broken step" in p.read_text(encoding="utf-8") for p in (tmp_path/"fails"/"logs").iterdir())
     assert not list(tmp_path.glob("fails/completions/*"))
 
 
@@ -172,7 +172,7 @@ def test_slurm_writes_its_job(planted, tmp_path, monkeypatch):
     shards = shards_of(planted[0], tmp_path/"in", 5)
     run = partial(twins.launch, executor="slurm", workers=2)
     with pytest.raises(Invalid, match="sbatch.*launch_script.slurm.*login node"): twins.near_twins(run, shards, tmp_path/"work", threshold=.8)
-    script = (tmp_path/"work"/"logs"/"sign"/"launch_script.slurm").read_text()
+    script = (tmp_path/"work"/"logs"/"sign"/"launch_script.slurm").read_text(encoding="utf-8")
     for line in ("--array=0-4%2", "--partition=cpu", "--time=24:00:00", "--wait", "--job-name=sign"): assert f"#SBATCH {line}\n" in script
     assert "--qos" not in script
     code = "import dill, sys; executor = dill.load(open(sys.argv[1], 'rb')); executor.pipeline[0](None, 3, executor.world_size)"
@@ -198,7 +198,7 @@ def test_kill_and_resume(pages, planted, tmp_path, marker, half, workers):
     "Killed anywhere, with half a file lying about, and run again: the same clusters, and finished tasks are not done twice"
     rows = planted[0] + [row(n, t) for n, t in enumerate(pages)]
     shards_of(rows, tmp_path/"in", 12)
-    (tmp_path/"run.py").write_text(SCRIPT)
+    (tmp_path/"run.py").write_text(SCRIPT, encoding="utf-8")
     command = [sys.executable, tmp_path/"run.py", tmp_path, str(workers)]
     running = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True)
     end = time.monotonic() + 60
@@ -214,7 +214,7 @@ def test_kill_and_resume(pages, planted, tmp_path, marker, half, workers):
     subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
     assert {p: p.stat().st_mtime_ns for p in done} == done
     whole = twins.near_twins(local, sorted(tmp_path.glob("in/*.jsonl")), tmp_path/"whole", threshold=.8)
-    assert json.loads((tmp_path/"found.json").read_text()) == [*whole]
+    assert json.loads((tmp_path/"found.json").read_text(encoding="utf-8")) == [*whole]
 
 
 def test_other_input_starts_afresh(planted, tmp_path):
@@ -230,7 +230,7 @@ def test_other_input_starts_afresh(planted, tmp_path):
                                   '{"id": "000000000000000a", "source": "a", "text": 3}', '{"id": "000000000000000a", "text": "a"}', '{"id": 7, "source": "a", "text": "a"}'])
 def test_a_bad_line_is_named(tmp_path, line):
     "What is no document is told with file and line"
-    (tmp_path/"a.jsonl").write_text('{"id": "000000000000000b", "source": "a", "text": "fine"}\n' + line + "\n")
+    (tmp_path/"a.jsonl").write_text('{"id": "000000000000000b", "source": "a", "text": "fine"}\n' + line + "\n", encoding="utf-8")
     with pytest.raises(Invalid, match=r"a\.jsonl, line 2: not a document"): twins.near_twins(local, [tmp_path/"a.jsonl"], tmp_path/"work", threshold=.8)
 
 
