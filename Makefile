@@ -7,10 +7,10 @@ PYTHON ?= python3
 BASE ?= smollm2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data base adopt run studies test check export lab profile effects scaling report bench
+.PHONY: help setup data base adopt run studies test test-slow check export lab profile effects scaling report bench
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## ?/  make \1\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## ?/  make \1\t/' | expand -t 18
 
 setup: $(VENV)/ready
 
@@ -41,6 +41,9 @@ studies: data base  ## comparisons and extensions beside the pipeline: studies/d
 
 test: data  ## every test, whole files at a time on as many cores as there are, four at most
 	@OMP_NUM_THREADS=1 python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+test-slow: data  ## what is too slow for every commit: long random walks, kills, browsers
+	@OMP_NUM_THREADS=1 python -m pytest -m slow -n auto --maxprocesses 4 --dist loadfile
 
 check: setup  ## quick checks: export fresh, notebooks clean, lint, lessons run
 	@.githooks/pre-commit

@@ -67,7 +67,7 @@ def watched(
     "Run a command to its end, and watch the memory of its whole family"
     import psutil
     start, peak = time.monotonic(), 0
-    with tempfile.TemporaryFile("w+") as said:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
         running = psutil.Popen(["bash", "-c", line], cwd=cwd, stdout=said, stderr=said)
         while running.poll() is None:
             total = 0

@@ -9,7 +9,7 @@ __all__ = ['ARCHIVES', 'LEVELS', 'OBJECT', 'EXAMPLE', 'LANGUAGES', 'BOOKS', 'DEF
            'write_general', 'write_data', 'copy_data', 'confirm', 'ensure', 'main']
 
 # %% ../nbs/02_source.ipynb #09332d48
-import ast, functools, gettext, hashlib, html, importlib, importlib.util, re, shutil, subprocess, sys, tarfile, tempfile
+import ast, functools, gettext, hashlib, html, importlib.util, re, shutil, subprocess, sys, tarfile, tempfile
 from pathlib import Path
 
 from .project import Invalid, ROOT, atomic, command, write_csv
