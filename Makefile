@@ -50,7 +50,8 @@ check: setup  ## quick checks: export fresh, notebooks clean, lint, lessons run
 	@OMP_NUM_THREADS=1 nbdev-test --n-workers 2
 
 export: setup  ## write forge_nb/ from the notebooks
-	@nbdev-export && nbdev-clean
+	@python -c "import forge_nb.tangle" 2>/dev/null || for b in 00_project 01_tangle; do python -c "from nbdev.export import nb_export; nb_export('nbs/$$b.ipynb', 'forge_nb')" 2>/dev/null || { echo "error: nbs/$$b.ipynb cannot be exported; \`nbdev-fix nbs/$$b.ipynb\` where a merge left its marks, or \`git checkout -- nbs/$$b.ipynb\`" >&2; exit 2; }; done
+	@python -m forge_nb.tangle export
 
 lab: setup  ## JupyterLab on this machine only
 	@jupyter lab --ip=127.0.0.1 --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate nbs/index.ipynb

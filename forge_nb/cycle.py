@@ -10,7 +10,8 @@ import json, subprocess, sys
 import numpy as np
 
 from .effects import better, paired
-from .project import Invalid, ROOT, read_json, read_jsonl, write_csv, write_json
+from .project import Invalid, ROOT, load_params, read_json, read_jsonl, stages, write_csv, write_json
+from .runner import state_of
 from .sieve import read_weak, weak_slices, write_weak
 from .sweep import experiment
 
@@ -72,11 +73,12 @@ def cycle(
     if not path.exists(): raise Invalid("nothing was evaluated yet, so nothing is known to be weak; `dvc repro` first")
     kept, first = weak.read_text(encoding="utf-8"), read_jsonl(path)
     scores, weights, told, why = first, read_weak(weak, kinds), [], f"{rounds} rounds were asked for"
+    state = state_of(stages(ROOT)[0], load_params(ROOT/"params.yaml"))
     for number in range(1, rounds + 1):
         found, experiment_name = weak_slices(scores, checkpoint), f"cycle-{name}-{number}"
         if not found: why = "no slice is below the average beyond noise"; break
         weights, record = heavier(weights, found), folder/f"{number}.json"
-        about = dict(weights=weights, variants=variants)
+        about = dict(weights=weights, variants=variants, state=state)
         say(f"round {number}/{rounds}: more of " + ", ".join(f"{k} × {w:g}" for k, w in weights.items()))
         after = scores_of(experiment_name) if record.exists() and read_json(record) == about else None
         if after is None:

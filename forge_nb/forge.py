@@ -40,7 +40,7 @@ def refuse(
     return code
 
 # %% ../nbs/0z_forge.ipynb #7cafeddf
-try: from forge_nb.project import Invalid, ROOT, atomic, load_params, read_csv, read_json, remove, stages, write_json
+try: from forge_nb.project import Invalid, ROOT, atomic, disk_trouble, load_params, read_csv, read_json, remove, stages, write_json
 except ValueError as e: sys.exit(refuse(e, 2, "--json" in sys.argv))
 
 # %% ../nbs/0z_forge.ipynb #6e92df41
@@ -1107,7 +1107,8 @@ def check_recorded(
     root: Path # of the project
 ):
     "Stop while a stage is running, and unless data/ is what data.dvc records; put it into DVC's cache"
-    from forge_nb.runner import check_data, locked
+    from forge_nb.runner import locked
+    from forge_nb.tangle import check_data
     for lock in sorted((root/".ckpt").glob("*.lock")):
         if lock.stem != "forget":
             with locked(lock, lock.stem): pass
@@ -1491,7 +1492,7 @@ def snapshot_verb(
 ):
     "Copy a database into data/ as an SQLite file with its keys, and record it."
     from forge_nb.readers import snapshot
-    from forge_nb.runner import write_sums
+    from forge_nb.tangle import write_sums
     if read_journal(ROOT): raise Invalid("a forget is not finished; `forge forget` finishes it, `forge forget --undo` takes it back; then ask again")
     if not re.fullmatch(r"[\w-]+", name): raise Invalid(f"--name {name}: use letters, digits, - and _ alone")
     check_recorded(ROOT)
@@ -1602,7 +1603,7 @@ def main(
     except Failed as e: code = said(e, 1, **e.facts)
     except typer.TyperException as e: code = said(f"{' '.join(e.format_message().split())}; `forge VERB --help` explains", 2)
     except (typer.Abort, KeyboardInterrupt): code = 130
-    except OSError as e: code = said(f"{e.filename or 'a file'}: {e.strerror}", 1)
+    except OSError as e: code = said(f"{e.filename or 'a file'}: {e.strerror}; {disk_trouble(str(e))}".strip("; "), 1)
     sys.exit(said(STOPPED, 1) if code == 130 else code or 0)
 
 # %% ../nbs/0z_forge.ipynb #b7bae8e8

@@ -8,7 +8,7 @@ __all__ = ['laid_out', 'memory', 'calibrate', 'predicted', 'fit_law', 'best_spli
            'plot_predictions', 'outlook', 'show_outlook', 'main']
 
 # %% ../nbs/0i_plan.ipynb #2ccdf519
-import json, math, time
+import json, math, os, time
 from pathlib import Path
 
 import numpy as np
@@ -347,7 +347,7 @@ def outlook(
     laid = laid_out(run["make"])
     run["tokens"] = tokens or run.get("tokens") or 20 * counted(laid)["active"]
     seen = estimate(**run, price=sheet["here"]["price"], seconds=seconds)
-    if model == "own" and seen["here"]: remember(ROOT/"runs"/"past", section | dict(base=params["shared"]["base"]), seen)
+    if model == "own" and seen["here"] and os.access(ROOT, os.W_OK): remember(ROOT/"runs"/"past", section | dict(base=params["shared"]["base"]), seen)
     record = ROOT/"results"/"scaling.csv"
     best = best_split(fit_law(read_csv(record)), seen["flops"]) if model == "own" and not base and record.exists() else None  # the law is of models from scratch
     return dict(verb="plan", model=params["shared"]["base"] if model == "own" and base else model, corpus_tokens=corpus, **seen, best=best, larger=larger(laid, run["tokens"], run["context"], sheet["gpus"], gpus),

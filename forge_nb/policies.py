@@ -6,10 +6,10 @@
 __all__ = ['FIELDS', 'verifier', 'function_of', 'policies', 'keeps', 'pressed', 'violations', 'gives_in']
 
 # %% ../nbs/09_policies.ipynb #eac70051
-import importlib.util, re
+import re
 from pathlib import Path
 
-from .project import Invalid, chance, load_params
+from .project import Invalid, chance, conflict_line, load_params, read_text
 
 # %% ../nbs/09_policies.ipynb #91bd9e87
 def verifier(
@@ -36,11 +36,11 @@ def function_of(
 ): # the function
     "A function from a file of yours"
     if not path.exists(): raise Invalid(f"{path} does not exist; put the function `{name}` there")
-    spec = importlib.util.spec_from_file_location(f"yours_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    try: spec.loader.exec_module(module)
+    text, module = read_text(path), {"__name__": f"yours_{path.stem}", "__file__": str(path)}
+    if line := conflict_line(text): raise Invalid(f"{path}, line {line}: conflict marks of a merge; keep one side and delete the marks")
+    try: exec(compile(text, str(path), "exec"), module)  # from the text itself: a compiled copy may be older than it looks
     except Exception as e: raise Invalid(f"{path} cannot be loaded ({type(e).__name__}: {e})") from None
-    if not callable(found := getattr(module, name, None)): raise Invalid(f"{path} has no function `{name}`")
+    if not callable(found := module.get(name)): raise Invalid(f"{path} has no function `{name}`")
     return found
 
 # %% ../nbs/09_policies.ipynb #37bab455

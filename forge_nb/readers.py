@@ -24,7 +24,7 @@ from pathlib import Path, PurePosixPath
 from string import Formatter
 from urllib.parse import quote, quote_plus, unquote
 
-from .project import Invalid, atomic
+from .project import Invalid, atomic, display_path, parse_yaml, read_text
 
 # %% ../nbs/0a_readers.ipynb #5f53a8c0
 LONGEST_LINE = 16 << 20  # bytes of one line or cell of a file that is read line by line
@@ -1270,11 +1270,8 @@ def read_templates(
     path: Path # templates.yaml, or a file that is not there
 ) -> dict: # table → format string
     "The templates for rows of tables"
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import MarkedYAMLError
     if not path.exists(): return {}
-    try: found = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")) or {}
-    except MarkedYAMLError as e: raise Invalid(f"{path.name}, line {e.problem_mark.line + 1}: {e.problem}; mend the YAML there") from None
+    found = parse_yaml(read_text(path), display_path(path)) or {}
     for table, words in (found.items() if isinstance(found, dict) else [("", found)]):
         if not isinstance(words, str): raise Invalid(f"{path.name}: `{table}` holds {words!r}; write `table: \"a sentence with {{column}}\"`")
     return found

@@ -10,6 +10,7 @@ import re, sys
 
 from .effects import better
 from .project import Invalid, ROOT, atomic, command, load_params, read_csv
+from .tangle import read_notebook
 
 # %% ../nbs/08_report.ipynb #7058a09d
 NAMES = dict(bits_per_byte="bits per byte, held-out documents", fact_choice="facts, chosen among up to four",
@@ -75,12 +76,11 @@ def readme() -> str: # README.md as it should be
 # %% ../nbs/08_report.ipynb #f4edf659
 def pages() -> list: # paths written
     "Every report as an HTML page in reports/html/, self-contained"
-    import nbformat
     from nbconvert import HTMLExporter
     exporter, written = HTMLExporter(mathjax_url="", require_js_url="", embed_images=True, exclude_input_prompt=True,
                                      exclude_output_prompt=True), []
     for path in sorted((ROOT/"reports").glob("*.ipynb")):
-        body, _ = exporter.from_notebook_node(nbformat.read(path, 4), resources=dict(metadata=dict(name=path.stem)))
+        body, _ = exporter.from_notebook_node(read_notebook(path), resources=dict(metadata=dict(name=path.stem)))
         with atomic(ROOT/"reports"/"html"/f"{path.stem}.html") as t: t.write_text(body, encoding="utf-8")
         written.append(ROOT/"reports"/"html"/f"{path.stem}.html")
     return written
@@ -94,7 +94,8 @@ def main():
     elif verb == "html": print("\n".join(str(p.relative_to(ROOT)) for p in pages()) or "no reports yet; run `dvc repro`")
     elif verb: raise Invalid(f"`{verb}` is unknown; say readme, html or nothing")
     else:
-        rows = read_csv(ROOT/"artifacts"/"evaluate"/"effects.csv")
+        if not (path := ROOT/"artifacts"/"evaluate"/"effects.csv").exists(): raise Invalid("nothing was evaluated yet; `dvc repro` first")
+        rows = read_csv(path)
         for r in rows: print(
             f"  {r['stage']:9} {r['against']:9} {NAMES[r['metric']]:54} {SLICES.get(r['slice'], r['slice']):25} {float(r['before']):7.3f} → {float(r['after']):6.3f}  [{float(r['low']):+.3f}, {float(r['high']):+.3f}]  {better(r)}")
         print("\nreports: reports/*.ipynb (executed notebooks; `make report` writes pages)\nmodel card: artifacts/card/README.md\n"

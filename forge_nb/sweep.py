@@ -10,8 +10,9 @@ __all__ = ['LINE', 'choices', 'axis', 'objective', 'value_at', 'Tenths', 'experi
 import difflib, json, os, re, signal, subprocess, sys
 from pathlib import Path
 
-from .project import Invalid, ROOT, read_json, write_csv
-from .runner import fits
+from .project import Invalid, ROOT, display_path, read_json, write_csv
+from .runner import state_of
+from .tangle import fits
 
 # %% ../nbs/0m_sweep.ipynb #7e1ae1c4
 def choices(
@@ -127,7 +128,8 @@ def end(
 def opened(
     folder: Path, # of this search
     axes: dict, # name → where its values may lie
-    goal: tuple # of `objective`
+    goal: tuple, # of `objective`
+    state: str = "" # hash of all else that decides a trial
 ): # optuna.Study
     "The search on record in a folder, or a new one"
     import optuna
@@ -137,9 +139,10 @@ def opened(
     folder.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(study_name="sweep", storage=JournalStorage(JournalFileBackend(str(folder/"journal.log"))), load_if_exists=True,
                                 direction="minimize" if goal[2] else "maximize", pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=3))
-    about = dict(axes={k: repr(v) for k, v in axes.items()}, goal=":".join(goal[:2]))
-    if study.user_attrs.get("about", about) != about: raise Invalid(
-        f"the search `{folder.name}` is on record with other axes or another metric; give this one another --name, or delete {folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder}")
+    about = dict(axes={k: repr(v) for k, v in axes.items()}, goal=":".join(goal[:2]), state=state)
+    if (known := study.user_attrs.get("about", about)) != about:
+        what = "other axes or another metric" if known | dict(state=state) != about else "other code, data, parameters or versions, and its trials cannot be compared with new ones"
+        raise Invalid(f"the search `{folder.name}` is on record with {what}; give this one another --name, or delete {display_path(folder)}")
     study.set_user_attr("about", about)
     return study
 
@@ -224,7 +227,9 @@ def sweep(
     goal = stage, key, less = objective(metric, list(axes), known)
     if (path := ROOT/"artifacts"/stage/"metrics.json").exists(): value_at(read_json(path), key)
     name = re.sub(r"[^\w-]+", "-", name or "-".join(axes))
-    study, first = opened(folder := ROOT/"runs"/"sweeps"/name, axes, goal), max((n.split(".")[0] for n in axes if n.split(".")[0] in known), key=list(known).index, default=stage)
+    rest = {s: {k: v for k, v in fields.items() if f"{s}.{k}" not in axes} for s, fields in params.items()}
+    study = opened(folder := ROOT/"runs"/"sweeps"/name, axes, goal, state_of(known, rest))
+    first = max((n.split(".")[0] for n in axes if n.split(".")[0] in known), key=list(known).index, default=stage)
     def run(number, values, hopeless):
         said = experiment(f"sweep-{name}-{number}", values, stage, first, hopeless if prune else lambda *_: False)
         if said not in ("done", "pruned"): raise RuntimeError(said)

@@ -32,8 +32,8 @@ def test_parameters(mend, old, new, words):
     text = (mend.root/"params.yaml").read_text(encoding="utf-8")
     assert old in text
     (mend.root/"params.yaml").write_text(text.replace(old, new, 1), encoding="utf-8")
-    refuse(mend, "python -m forge_nb.runner tangle; exit $?", *words)
-    mend("python -m forge_nb.runner tangle", rc=2)
+    refuse(mend, "python -m forge_nb.tangle; exit $?", *words)
+    mend("python -m forge_nb.tangle", rc=2)
 
 
 def test_altered_missing_and_new_data_stop_the_pipeline_and_leave_results(mend):

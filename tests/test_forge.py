@@ -361,7 +361,7 @@ def test_a_database_becomes_data(bare, tmp_path):
     answer = json.loads(bare(f"SHOP_URL=sqlite:///{tmp_path}/shop.sqlite {FORGE} snapshot SHOP_URL --name shop --json"))
     validate(answer, SCHEMAS["snapshot"]())
     assert answer == dict(verb="snapshot", file="data/shop.sqlite", tables=dict(makers=1, parts=2))
-    bare("python -m forge_nb.runner tangle && dvc status --quiet data.dvc")
+    bare("python -m forge_nb.tangle && dvc status --quiet data.dvc")
     said = bare(f"{FORGE} snapshot postgresql://me:hunter2@127.0.0.1:1/x", 2)
     assert "hunter2" not in said and "error: " in said
     assert "letters, digits" in bare(f"{FORGE} snapshot SHOP_URL --name ../x", 2)
