@@ -90,7 +90,7 @@ def conflict_line(
     text: str # of a file or cell
 ) -> int: # counted from 1, or 0
     "Line of the first conflict mark that a merge left"
-    found = re.search(r"(?m)^(?:<<<<<<<|>>>>>>>)(?: |$)", text)
+    found = re.search(r"(?m)^`?(?:<<<<<<<|>>>>>>>)(?: |`?$)", text)
     return text[:found.start()].count("\n") + 1 if found else 0
 
 # %% ../nbs/00_project.ipynb #8c768f0a

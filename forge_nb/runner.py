@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema would compile a grammar of addresses: a second of import for nothing
 import nbformat
 from .project import (Invalid, ROOT, atomic, command, disk_trouble, display_path, environment, fingerprint, load_params, machine, read_text,
                               remove, say, stages)

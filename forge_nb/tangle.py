@@ -15,6 +15,7 @@ import ast, difflib, hashlib, json, os, py_compile, re, shutil, subprocess, sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema would compile a grammar of addresses: a second of import for nothing
 import nbformat
 from nbformat.v4.rwbase import rejoin_lines
 from .project import Invalid, ROOT, atomic, command, conflict_line, display_path, load_params, read_json, read_text, remove, write_json
