@@ -53,8 +53,13 @@ export: setup  ## write forge_nb/ from the notebooks
 	@python -c "import forge_nb.tangle" 2>/dev/null || for b in 00_project 01_tangle; do python -c "from nbdev.export import nb_export; nb_export('nbs/$$b.ipynb', 'forge_nb')" 2>/dev/null || { echo "error: nbs/$$b.ipynb cannot be exported; \`nbdev-fix nbs/$$b.ipynb\` where a merge left its marks, or \`git checkout -- nbs/$$b.ipynb\`" >&2; exit 2; }; done
 	@python -m forge_nb.tangle export
 
-lab: setup  ## JupyterLab on this machine only
-	@jupyter lab --ip=127.0.0.1 --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate nbs/index.ipynb
+# what a kernel reads when it starts; the rest is in nbs/0l_lab.ipynb
+lab: export PYTHONPATH := $(CURDIR)
+lab: export PYTHONHASHSEED := 0
+lab: export HF_HUB_OFFLINE := 1
+lab: setup  ## JupyterLab on this machine only: the project, with the tour open
+	@jupyter lab --ip=127.0.0.1 --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/nbs/index.ipynb \
+	  --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
 
 profile: setup  ## write the fields of profiles/$(P).yaml into params.yaml
 	@python -m forge_nb.runner profile $(P) && git --no-pager diff --stat params.yaml

@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from .project import ROOT, read_csv, read_json, read_jsonl
+from .project import read_csv, read_json, read_jsonl
 
 # %% ../nbs/06_figures.ipynb #41e29add
 def plot_sources(
@@ -133,7 +133,7 @@ def plot_pretraining(
     "Training loss, and bits per byte on validation documents against the n-gram baseline there"
     kinds = tuple(c for c in read_csv(path)[0] if c.startswith("bits_per_byte_"))
     plot_curve(path, ["loss", "held_out_bits_per_byte", kinds],
-               {"held_out_bits_per_byte": read_json(ROOT/"artifacts/ngram/metrics.json")["valid_bits_per_byte"]})
+               {"held_out_bits_per_byte": read_json(Path("artifacts/ngram/metrics.json"))["valid_bits_per_byte"]})
 
 # %% ../nbs/06_figures.ipynb #3515cef8
 def show_samples(
@@ -230,9 +230,9 @@ def show_answers(
 ):
     "Ask the models of several stages the first questions of the exam"
     from forge_nb.model import load, write
-    questions = read_jsonl(ROOT/"artifacts/synth/exam/exam.jsonl")[:count]
+    questions = read_jsonl(Path("artifacts/synth/exam/exam.jsonl"))[:count]
     texts = []
-    for model, words in (load(ROOT/"artifacts"/s/"model") for s in stages):
+    for model, words in (load(Path("artifacts")/s/"model") for s in stages):
         ask = lambda q: words.apply_chat_template([dict(role="user", content=q["question"])], tokenize=False, add_generation_prompt=True)
         texts.append(write(model, words, [ask(q) for q in questions], budget=40))
     for i, q in enumerate(questions):
