@@ -49,7 +49,7 @@ check: setup  ## quick checks: export fresh, notebooks clean, lint, lessons run
 	@.githooks/pre-commit
 	@OMP_NUM_THREADS=1 nbdev-test --n-workers 2
 
-export: setup  ## write forge_nb/ from the notebooks
+export: setup  ## write forge_nb/ from the notebooks, and clean them: no outputs of a run by hand
 	@python -c "import forge_nb.tangle" 2>/dev/null || for b in 00_project 01_tangle; do python -c "from nbdev.export import nb_export; nb_export('nbs/$$b.ipynb', 'forge_nb')" 2>/dev/null || { echo "error: nbs/$$b.ipynb cannot be exported; \`nbdev-fix nbs/$$b.ipynb\` where a merge left its marks, or \`git checkout -- nbs/$$b.ipynb\`" >&2; exit 2; }; done
 	@python -m forge_nb.tangle export
 

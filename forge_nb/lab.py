@@ -9,7 +9,7 @@ __all__ = ['take_parameters', 'require_inputs', 'mirror_root', 'prepare_interact
 import os
 from pathlib import Path
 
-from .project import Invalid, ROOT, environment, load_params, remove, stages
+from .project import Invalid, ROOT, environment, remove, stages
 
 # %% ../nbs/0l_lab.ipynb #323fa18a
 def take_parameters(
@@ -55,14 +55,12 @@ def prepare_interactive_run(
 ):
     "By hand: take the parameters of params.yaml and go to a scratch folder; in the pipeline: nothing"
     if os.environ.get("FORGE_LOG"): return
-    import nbformat
-    from forge_nb.runner import check_parameters, declared, notebooks
-    nb, params, stage = nbformat.read(notebooks()[name], 4), load_params(ROOT/"params.yaml"), stages(ROOT)[0].get(name, {})
-    check_parameters(name, nb, params)
+    from forge_nb.runner import parameters_of
+    from forge_nb.tangle import notebooks, read_notebook
+    stage, given = stages(ROOT)[0].get(name, {}), parameters_of(name, read_notebook(notebooks()[name]))
     target = f"studies/dvc.yaml:{name}" if "wdir" in stage else name
     require_inputs(ROOT, stage.get("deps", []), target)
-    given = params.get("shared", {}) | params.get(name, {})
-    lines = take_parameters(namespace, {k: given[k] for k in declared(nb)})
+    lines = take_parameters(namespace, given)
     mirror_root(ROOT, name, folder := ROOT/"runs"/"lab"/name)
     os.chdir(folder)
     os.environ.update(environment(namespace.get("threads", 1)), FORGE_CKPT=str(folder/".ckpt"))

@@ -8,7 +8,7 @@ __all__ = ['NO_RESULT', 'directive', 'is_parameters', 'is_exported', 'what_matte
            'check_tag', 'fits', 'check_parameters', 'check_sections', 'sums', 'check_data', 'write_sums',
            'export_modules', 'text_sha256', 'in_git', 'keep_aside', 'compile_module', 'refresh_bytecode',
            'write_package', 'export_package', 'exported_source', 'tangle', 'imports', 'pages_of', 'reaches',
-           'check_code', 'main']
+           'check_code', 'clean_notebook', 'main']
 
 # %% ../nbs/01_tangle.ipynb #78b10605
 import ast, difflib, hashlib, json, os, py_compile, re, shutil, subprocess, sys
@@ -439,6 +439,19 @@ def check_code(
     refresh_bytecode()
     return used
 
+# %% ../nbs/01_tangle.ipynb #9ab5437d
+def clean_notebook(
+    path: Path # .ipynb
+):
+    "Drop outputs and what differs from run to run; the `parameters` tag stays"
+    from nbdev.clean import nbdev_clean
+    nbdev_clean(str(path))
+    nb = json.loads(read_text(path))
+    if not any(c.get("outputs") for c in nb["cells"]): return
+    for c in nb["cells"]:
+        if c["cell_type"] == "code": c["outputs"] = []
+    with atomic(path) as t: t.write_text(json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+
 # %% ../nbs/01_tangle.ipynb #52cda8de
 def main():
     "`python -m forge_nb.tangle` is the DVC stage; `… export` exports the package and cleans the notebooks"
@@ -449,8 +462,7 @@ def main():
         sys.stdout.flush()
         os.execv(sys.executable, [sys.executable, "-m", "forge_nb.tangle", *sys.argv[1:]])
     if not verb: return tangle(books, modules)
-    from nbdev.clean import nbdev_clean
-    for path in books: nbdev_clean(str(ROOT/path))
+    for path in books: clean_notebook(ROOT/path)
 
 # %% ../nbs/01_tangle.ipynb #ed634c74
 if __name__ == "__main__" and "__file__" in globals(): command(main)

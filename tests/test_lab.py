@@ -128,6 +128,12 @@ def test_make_lab_serves_the_project_with_the_tour_open(lab, begun):
     assert error is None and len(shown) == sum(c.cell_type == "code" for c in nbformat.read(begun.root/"nbs"/"index.ipynb", 4).cells)
 
 
+def test_kernels_run_this_tree_offline_whoever_is_installed(lab, begun):
+    code = "import sys, forge_nb, huggingface_hub.constants as hub; print(forge_nb.__file__, hub.HF_HUB_OFFLINE, sys.flags.hash_randomization)"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)]), begun.root/"runs"/"where.ipynb")
+    assert lab.run_all("runs/where.ipynb") == ([(code, f"{begun.root}/forge_nb/__init__.py True 0\n")], None)
+
+
 @pytest.mark.parametrize("name", "assess curate tokenizer ngram".split())
 def test_run_all_makes_what_the_pipeline_makes_and_touches_no_artifact(lab, begun, name):
     said = run_by_hand(lab, name)
@@ -181,6 +187,15 @@ def test_reports_show_nothing_of_it(begun):
     assert "reports/html/ngram.html" in begun("python -m forge_nb.report html")
     page = (begun.root/"reports/html/ngram.html").read_text(encoding="utf-8")
     assert "prepare_interactive_run" in page and "by hand: outputs" not in page
+
+
+def test_outputs_saved_in_jupyterlab_do_not_stay(begun):
+    path = begun.root/"nbs"/"25_ngram.ipynb"
+    nb, before = nbformat.read(path, 4), path.read_text(encoding="utf-8")
+    nb.cells[-2].outputs, nb.cells[-2].execution_count = [nbformat.v4.new_output("stream", text="1.5 bits")], 3
+    nbformat.write(nb, path)
+    begun("make -o setup export")
+    assert path.read_text(encoding="utf-8") == before and not begun("git status --porcelain")
 
 
 @pytest.mark.slow
