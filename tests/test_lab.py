@@ -1,5 +1,5 @@
 "JupyterLab as a door, driven through its own server: `make lab` serves the project, and Run All by hand touches no artifact"
-import ast, hashlib, json, os, socket, subprocess, time, uuid
+import ast, hashlib, json, socket, subprocess, time, uuid
 from pathlib import Path
 from urllib.request import Request, urlopen
 
@@ -75,9 +75,9 @@ def execute(socket, source: str) -> tuple:
 
 
 def digest(copy: Copy) -> dict:
-    "A hash of every file that is the pipeline's or the user's"
+    "Hash and date of every file that is the pipeline's or the user's: the same bytes written again would show"
     files = [p for top in KEPT for p in ([copy.root/top] if (copy.root/top).is_file() else (copy.root/top).rglob("*")) if p.is_file() and "__pycache__" not in p.parts]
-    return {p.relative_to(copy.root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+    return {p.relative_to(copy.root).as_posix(): (hashlib.sha256(p.read_bytes()).hexdigest(), p.stat().st_mtime_ns) for p in files}
 
 
 def files(folder: Path) -> dict: return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
