@@ -4,30 +4,40 @@ VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 PYTHON ?= python3
-BASE ?= smollm2
+export BASE ?= smollm2
+
+# An environment works where it was set up and with the Python it was set up with. In a moved, renamed or copied folder, and where that Python is gone, it is made anew.
+TAG := $(VENV)/bin/python -ISc 'import sys; print(sys.implementation.cache_tag)'
+ifneq ($(CURDIR) $(shell $(TAG) 2>/dev/null),$(shell cat $(VENV)/ready 2>/dev/null))
+ELSEWHERE := elsewhere
+endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data base adopt run studies test test-slow check export lab profile effects scaling report bench
+.PHONY: help setup elsewhere data base adopt run studies test test-slow check export lab profile effects scaling report bench
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## ?/  make \1\t/' | expand -t 18
 
-setup: $(VENV)/ready
+setup: $(VENV)/ready  ## environment, hooks and notebooks' merge driver; again after the folder was moved or copied
+	@bash .githooks/setup
 
-$(VENV)/ready: requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11, 5) <= sys.version_info < (3, 14) else "error: Python 3.11.5 to 3.13 is needed, %s is %s; name another with `make run PYTHON=python3.11`" % (sys.executable, sys.version.split()[0]))'
+elsewhere:
+	@test ! -e $(VENV)/ready || echo "$(VENV) was set up in another folder or for another Python; it is made anew"
+	@rm -rf $(VENV)
+
+$(VENV)/ready: requirements.lock pyproject.toml $(ELSEWHERE)
+	@"$(PYTHON)" -c 'import sys; sys.exit(0 if (3, 11, 5) <= sys.version_info < (3, 14) else "error: Python 3.11.5 to 3.13 is needed, %s is %s; name another with `make run PYTHON=python3.11`" % (sys.executable, sys.version.split()[0]))'
 	@echo "setting up $(VENV) (a few minutes, once)"
-	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(VENV)/bin/python || "$(PYTHON)" -m venv $(VENV)
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	@git config core.hooksPath .githooks 2>/dev/null || true
-	@touch $@
+	@{ pwd -P && $(TAG); } > $@
 
 data: setup  ## fetch and check the default data; FROM=folder takes a folder of yours
-	@python -m forge_nb.source $(FROM)
+	@python -m forge_nb.source $${FROM:+"$$FROM"}
 
 base: setup  ## fetch a base model, once: make base BASE=smollm2
-	@python -m forge_nb.bases $(BASE)
+	@python -m forge_nb.bases "$$BASE"
 
 adopt: setup  ## accept data/ as it is now
 	@python -m forge_nb.runner adopt && dvc add --quiet data
@@ -46,7 +56,7 @@ test-slow: data  ## what is too slow for every commit: long random walks, kills,
 	@OMP_NUM_THREADS=1 python -m pytest -m slow -n auto --maxprocesses 4 --dist loadfile
 
 check: setup  ## quick checks: export fresh, notebooks clean, lint, lessons run
-	@.githooks/pre-commit
+	@bash .githooks/pre-commit
 	@OMP_NUM_THREADS=1 nbdev-test --n-workers 2
 
 export: setup  ## write forge_nb/ from the notebooks, and clean them: no outputs of a run by hand
@@ -62,7 +72,7 @@ lab: setup  ## JupyterLab on this machine only: the project, with the tour open
 	  --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
 
 profile: setup  ## write the fields of profiles/$(P).yaml into params.yaml
-	@python -m forge_nb.runner profile $(P) && git --no-pager diff --stat params.yaml
+	@python -m forge_nb.runner profile $${P:+"$$P"} && { git --no-pager diff --stat -- params.yaml 2>/dev/null || true; }
 
 effects: data  ## the chain over three seeds, for releases; writes results/effects.csv
 	@python -m forge_nb.effects 0 1 2
@@ -76,4 +86,4 @@ report: setup  ## README's generated parts, and reports/ as HTML pages in report
 	@python -m forge_nb.report html
 
 bench: data  ## measure in a fresh clone, all or PART=chain|data|pretrain|tune; writes BENCH.md
-	@python -m forge_nb.bench $(PART)
+	@python -m forge_nb.bench $${PART:+"$$PART"}
