@@ -7,7 +7,7 @@ __all__ = ['PARTS', 'timed', 'stage_figures', 'grow', 'watched', 'plain', 'curat
            'tuning', 'page', 'main']
 
 # %% ../nbs/0y_bench.ipynb #7c92accc
-import json, os, random, re, subprocess, sys, tempfile, time
+import json, os, random, re, shlex, subprocess, sys, tempfile, time
 from pathlib import Path
 
 from .pace import steps_a_second
@@ -126,7 +126,7 @@ def curation(
     folder, raw = clone/".bench", sum(p.stat().st_size for k in ("docs", "code") for p in (clone/"data"/k).rglob("*.*")
                                       if p.is_file()) / 1e6
     act, pace = ". .venv/bin/activate && ", lambda megabytes, seconds, cores: f"{megabytes / seconds / cores:.1f} MB/s a core ({seconds:.0f} s)"
-    def python(code): return watched(f"{act}FORGE_CKPT={folder}/ckpt python -c \"{code}\" && rm -rf {folder}/ckpt {folder}/out",
+    def python(code): return watched(f"{act}FORGE_CKPT=.bench/ckpt python -c \"{code}\" && rm -rf .bench/ckpt .bench/out",
                                      clone)
     def ours(data, workers): return python(
         "from pathlib import Path; from forge_nb.curate import curate; from forge_nb.project import load_params; "
@@ -183,7 +183,7 @@ def fresh(
 ) -> float: # seconds of `make setup` and `make data`
     "Clone the repository as committed, with an environment and data of its own"
     remove(clone)
-    timed(f"git clone --quiet {ROOT} {clone}", ROOT)
+    timed(shlex.join(["git", "clone", "--quiet", str(ROOT), str(clone)]), ROOT)
     return sum(timed(line, clone)[0] for line in ("make setup", "make data"))
 
 # %% ../nbs/0y_bench.ipynb #204f4fdf

@@ -9,9 +9,14 @@ __all__ = ['changed', 'heavier', 'scores_of', 'cycle', 'show_cycle']
 import json, subprocess, sys
 import numpy as np
 
+<<<<<<< HEAD
 from .effects import better, paired
 from .project import Invalid, ROOT, load_params, read_json, read_jsonl, stages, write_csv, write_json
 from .runner import state_of
+=======
+from .effects import better, paired, place_in_git, read_result
+from .project import Invalid, ROOT, read_json, read_jsonl, write_csv, write_json
+>>>>>>> f1376ea (Experiments, lineage and the bench inside a larger repository; a sentence where no commit holds the project)
 from .sieve import read_weak, weak_slices, write_weak
 from .sweep import experiment
 
@@ -51,9 +56,8 @@ def scores_of(
     name: str # of an experiment
 ) -> list | None: # rows of its scores; None where there is no such experiment
     "What the evaluation of an experiment found"
-    import dvc.api
     if name not in subprocess.run([sys.executable, "-m", "dvc", "exp", "list", "--name-only"], cwd=ROOT, capture_output=True, text=True, encoding="utf-8").stdout.split(): return None
-    return [json.loads(line) for line in dvc.api.read("artifacts/evaluate/scores.jsonl", repo=str(ROOT), rev=name).splitlines()]
+    return [json.loads(line) for line in read_result("artifacts/evaluate/scores.jsonl", name).splitlines()]
 
 # %% ../nbs/0t_cycle.ipynb #d3d26486
 def cycle(
@@ -71,6 +75,7 @@ def cycle(
     if rounds < 1: raise Invalid("--rounds must be 1 or more")
     if variants < 1: raise Invalid("--variants must be 1 or more: with no new phrasing a round changes nothing")
     if not path.exists(): raise Invalid("nothing was evaluated yet, so nothing is known to be weak; `dvc repro` first")
+    place_in_git()
     kept, first = weak.read_text(encoding="utf-8"), read_jsonl(path)
     scores, weights, told, why = first, read_weak(weak, kinds), [], f"{rounds} rounds were asked for"
     state = state_of(stages(ROOT)[0], load_params(ROOT/"params.yaml"))

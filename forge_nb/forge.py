@@ -390,7 +390,7 @@ def git(
     root: Path, # of the project
     *words: str # of the command
 ) -> str: # what it says, '' when it fails
-    "Ask git"
+    "Ask git; the project may be a folder of a larger repository"
     done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, encoding="utf-8")
     return done.stdout.strip() if not done.returncode else ""
 
@@ -542,7 +542,7 @@ def whereis(
     if with_history:
         for entry, u in zip(found, units):
             entry["history"] = history(root, {d["id"] for d in u["documents"]} - {""}, {d["source"] for d in u["documents"]})
-    return dict(verb="whereis", commit=git(root, "rev-parse", "HEAD"), changed=bool(git(root, "status", "--porcelain", "-uno")),
+    return dict(verb="whereis", commit=git(root, "rev-parse", "HEAD"), changed=bool(git(root, "status", "--porcelain", "-uno", "--", ".")),
                 documents=found, tables=tables)
 
 # %% ../nbs/0z_forge.ipynb #00067808
@@ -578,7 +578,7 @@ def history(
     found, known = [], {}
     commits = git(root, "log", "--all", "--format=%H", "--", "dvc.lock").split() + git(root, "rev-list", "--tags", "--no-walk").split()
     for commit in dict.fromkeys(commits):
-        made = made_as(git(root, "show", f"{commit}:dvc.lock"), "artifacts/curate/documents")
+        made = made_as(git(root, "show", f"{commit}:./dvc.lock"), "artifacts/curate/documents")
         if not made: continue
         if made not in known:
             rows = cached_rows(root, made)
