@@ -9,14 +9,9 @@ __all__ = ['changed', 'heavier', 'scores_of', 'cycle', 'show_cycle']
 import json, subprocess, sys
 import numpy as np
 
-<<<<<<< HEAD
-from .effects import better, paired
+from .effects import better, paired, place_in_git, read_result
 from .project import Invalid, ROOT, load_params, read_json, read_jsonl, stages, write_csv, write_json
 from .runner import state_of
-=======
-from .effects import better, paired, place_in_git, read_result
-from .project import Invalid, ROOT, read_json, read_jsonl, write_csv, write_json
->>>>>>> f1376ea (Experiments, lineage and the bench inside a larger repository; a sentence where no commit holds the project)
 from .sieve import read_weak, weak_slices, write_weak
 from .sweep import experiment
 

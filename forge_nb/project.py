@@ -239,8 +239,8 @@ def machine() -> dict: # processor and versions
 # %% ../nbs/00_project.ipynb #82b0af95
 def fingerprint() -> dict: # commit, machine and versions
     "What decided the bits of this run, besides data and parameters"
-    git = lambda *a: subprocess.run(["git", *a], cwd=ROOT, capture_output=True, text=True, encoding="utf-8").stdout.strip()
-    return dict(commit=git("rev-parse", "HEAD"), changed=bool(git("status", "--porcelain", "-uno")), cpus=os.cpu_count(), **machine())
+    def git(*words): return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, encoding="utf-8").stdout.strip() if shutil.which("git") else ""
+    return dict(commit=git("rev-parse", "--verify", "--quiet", "HEAD"), changed=bool(git("status", "--porcelain", "-uno", "--", ".")), cpus=os.cpu_count(), **machine())
 
 # %% ../nbs/00_project.ipynb #217d98f3
 def say(

@@ -10,15 +10,10 @@ __all__ = ['LINE', 'choices', 'axis', 'objective', 'value_at', 'Tenths', 'experi
 import difflib, json, os, re, signal, subprocess, sys
 from pathlib import Path
 
-<<<<<<< HEAD
+from .effects import place_in_git, read_result
 from .project import Invalid, ROOT, display_path, read_json, write_csv
 from .runner import state_of
 from .tangle import fits
-=======
-from .effects import place_in_git, read_result
-from .project import Invalid, ROOT, read_json, write_csv
-from .runner import fits
->>>>>>> f1376ea (Experiments, lineage and the bench inside a larger repository; a sentence where no commit holds the project)
 
 # %% ../nbs/0m_sweep.ipynb #7e1ae1c4
 def choices(
@@ -232,14 +227,10 @@ def sweep(
     goal = stage, key, less = objective(metric, list(axes), known)
     if (path := ROOT/"artifacts"/stage/"metrics.json").exists(): value_at(read_json(path), key)
     name = re.sub(r"[^\w-]+", "-", name or "-".join(axes))
-<<<<<<< HEAD
+    place_in_git()
     rest = {s: {k: v for k, v in fields.items() if f"{s}.{k}" not in axes} for s, fields in params.items()}
     study = opened(folder := ROOT/"runs"/"sweeps"/name, axes, goal, state_of(known, rest))
     first = max((n.split(".")[0] for n in axes if n.split(".")[0] in known), key=list(known).index, default=stage)
-=======
-    place_in_git()
-    study, first = opened(folder := ROOT/"runs"/"sweeps"/name, axes, goal), max((n.split(".")[0] for n in axes if n.split(".")[0] in known), key=list(known).index, default=stage)
->>>>>>> f1376ea (Experiments, lineage and the bench inside a larger repository; a sentence where no commit holds the project)
     def run(number, values, hopeless):
         said = experiment(f"sweep-{name}-{number}", values, stage, first, hopeless if prune else lambda *_: False)
         if said not in ("done", "pruned"): raise RuntimeError(said)

@@ -283,8 +283,7 @@ def in_git(
 ) -> bool:
     "Whether git holds a file's very bytes in some version, so that they can be had back"
     git = lambda *words: subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
-    try: return not git("cat-file", "-e", git("hash-object", "--no-filters", str(path)).stdout.strip()).returncode
-    except FileNotFoundError: return False
+    return bool(shutil.which("git")) and not git("cat-file", "-e", git("hash-object", "--no-filters", str(path)).stdout.strip()).returncode
 
 # %% ../nbs/01_tangle.ipynb #890b3dab
 def keep_aside(

@@ -362,10 +362,11 @@ can_mount = pytest.mark.skipif(subprocess.run([*MOUNT.split(), "true"], capture_
 
 
 @can_mount
-def test_a_full_disk_is_one_sentence(mend, tmp_path):
+@pytest.mark.parametrize("where", ["reports", "artifacts/assess"])  # the runner's writing, and the stage's own
+def test_a_full_disk_is_one_sentence(mend, tmp_path, where):
     (disk := tmp_path/"disk").mkdir()
-    line = (f"mount -t tmpfs -o size=300k none {disk} && mkdir {disk}/reports {disk}/assess && mount --bind {disk}/reports reports && "
-            f"mount --bind {disk}/assess artifacts/assess && head -c 290000 /dev/zero > {disk}/ballast; python -m forge_nb.runner assess")
+    line = (f"mount -t tmpfs -o size=300k none {disk} && mkdir {disk}/here && mount --bind {disk}/here {where} && "
+            f"head -c 310000 /dev/zero > {disk}/ballast; python -m forge_nb.runner assess")
     refused(mend, f"{MOUNT} bash -c '{line}'", "No space left on device", "free some space and run again", rc=1)
     mend("dvc repro -q assess")
 
