@@ -69,7 +69,7 @@ lab: export PYTHONHASHSEED := 0
 lab: export HF_HUB_OFFLINE := 1
 lab: setup  ## JupyterLab on this machine only: the project, with the tour open
 	@jupyter lab --ip=127.0.0.1 --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/nbs/index.ipynb \
-	  --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
+	  --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --LabApp.extension_manager=readonly
 
 profile: setup  ## write the fields of profiles/$(P).yaml into params.yaml
 	@python -m forge_nb.runner profile $${P:+"$$P"} && { git --no-pager diff --stat -- params.yaml 2>/dev/null || true; }

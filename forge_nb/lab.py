@@ -64,4 +64,5 @@ def prepare_interactive_run(
     mirror_root(ROOT, name, folder := ROOT/"runs"/"lab"/name)
     os.chdir(folder)
     os.environ.update(environment(namespace.get("threads", 1)), FORGE_CKPT=str(folder/".ckpt"))
-    print(*lines, f"by hand: outputs go to {folder.relative_to(ROOT)}/, no artifact is touched; `dvc repro {target}` makes those that count", sep="\n")
+    print(*lines, f"by hand: outputs go to {folder.relative_to(ROOT)}/, no artifact is touched; "
+          f"`dvc repro {target}` makes those that count", sep="\n")

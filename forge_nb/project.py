@@ -17,6 +17,7 @@ from pathlib import Path
 # %% ../nbs/00_project.ipynb #027decbf
 class Invalid(ValueError):
     "Bad input; the message names the file or field and says what to do"
+    def _render_traceback_(self): return [f"error: {self}"]  # what a notebook shows: the sentence alone
 
 # %% ../nbs/00_project.ipynb #ae89a0e8
 def find_root(

@@ -7,11 +7,11 @@ import nbformat
 import pytest
 import websocket
 from conftest import ENV, Copy
-from forge_nb import runner
+from forge_nb import tangle
 
-BOOKS = runner.notebooks()
+BOOKS = tangle.notebooks()
 NB = {name: nbformat.read(path, 4) for name, path in BOOKS.items()}
-STAGES = [name for name, nb in NB.items() if any(map(runner.is_parameters, nb.cells))]
+STAGES = [name for name, nb in NB.items() if any(map(tangle.is_parameters, nb.cells))]
 KEPT = "artifacts reports data build nbs forge_nb dvc.lock params.yaml dvc.yaml".split()  # of which no byte may change
 
 
@@ -111,9 +111,9 @@ def lab(begun, tmp_path_factory):
 
 @pytest.mark.parametrize("name", STAGES)
 def test_first_run_cell_prepares_a_run_by_hand(name):
-    first = next(c for c in NB[name].cells if runner.directive(c) == "run")
+    first = next(c for c in NB[name].cells if tangle.directive(c) == "run")
     assert ast.unparse(ast.parse(first.source).body[-1]) == f"prepare_interactive_run('{name}', globals())"
-    assert not any("lab" in runner.imports(c.source) for c in NB[name].cells if runner.directive(c) == "export"), "a stage's result would depend on it"
+    assert not any("lab" in tangle.imports(c.source) for c in NB[name].cells if tangle.directive(c) == "export"), "a stage's result would depend on it"
 
 
 def test_make_lab_serves_the_project_with_the_tour_open(lab, begun):
