@@ -46,8 +46,8 @@ run: data  ## environment, data, the whole pipeline; ends with the results
 	@dvc repro
 	@python -m forge_nb.report
 
-studies: data base  ## comparisons and extensions beside the pipeline: studies/dvc.yaml
-	@dvc repro studies/dvc.yaml
+studies: data base  ## comparisons and extensions beside the pipeline, a DVC project of their own: studies/dvc.yaml
+	@dvc repro sft && cd studies && dvc repro
 
 test: data  ## every test, whole files at a time on as many cores as there are, four at most
 	@OMP_NUM_THREADS=1 python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder

@@ -9,14 +9,14 @@ __all__ = ['NAMED', 'KINDS', 'SCHEMAS', 'app', 'Documents', 'Query', 'AsJson', '
            'pipeline', 'reach', 'names', 'rows_in', 'sort_of', 'carried', 'git', 'unit', 'resolve', 'inside_data',
            'trail', 'models_in', 'sentence', 'digest', 'located', 'whereis', 'made_as', 'cached_rows', 'history',
            'show_whereis', 'refuse_parts', 'plan', 'journal_path', 'read_journal', 'hashes', 'small_files', 'data_hash',
-           'everything_but', 'path_pattern', 'begin', 'dvc', 'out_of_date', 'new_sums', 'tidy', 'take_out', 'rebuild',
-           'undo', 'strings', 'decoded', 'content', 'cells', 'occurrences', 'downstream', 'search', 'made_at_will',
-           'prove', 'numbers_in', 'change', 'effects_change', 'not_forgotten', 'receipt', 'receipt_page',
-           'receipt_tables', 'check_recorded', 'forget', 'file_receipt', 'rehearsal', 'show_forget', 'field', 'record',
-           'several', 'answer_schema', 'whereis_schema', 'proof_schema', 'forget_schema', 'snapshot_schema',
-           'plan_schema', 'sweep_schema', 'cycle_schema', 'verbs', 'tell', 'whereis_verb', 'belongs', 'consent',
-           'forget_verb', 'rehearse', 'back', 'snapshot_verb', 'outline', 'plan_verb', 'sweep_verb', 'cycle_verb',
-           'schema_verb', 'main']
+           'everything_but', 'path_pattern', 'begin', 'dvc', 'studies_made', 'out_of_date', 'new_sums', 'tidy',
+           'take_out', 'rebuild', 'undo', 'strings', 'decoded', 'content', 'cells', 'occurrences', 'downstream',
+           'search', 'made_at_will', 'prove', 'numbers_in', 'change', 'effects_change', 'not_forgotten', 'receipt',
+           'receipt_page', 'receipt_tables', 'check_recorded', 'forget', 'file_receipt', 'rehearsal', 'show_forget',
+           'field', 'record', 'several', 'answer_schema', 'whereis_schema', 'proof_schema', 'forget_schema',
+           'snapshot_schema', 'plan_schema', 'sweep_schema', 'cycle_schema', 'verbs', 'tell', 'whereis_verb', 'belongs',
+           'consent', 'forget_verb', 'rehearse', 'back', 'snapshot_verb', 'outline', 'plan_verb', 'sweep_verb',
+           'cycle_verb', 'schema_verb', 'main']
 
 # %% ../nbs/0z_forge.ipynb #0fb59690
 import csv, difflib, hashlib, io, json, os, re, subprocess, sys, time
@@ -686,7 +686,7 @@ def small_files(
 ) -> dict: # path → text
     "What DVC's cache does not keep and an undo needs: the records themselves, metrics and curves"
     numbers = {p for stage in pipeline(graph, {}).values() for p in stage["numbers"]}
-    return {p: (root/p).read_text(encoding="utf-8") for p in ("data.dvc", "dvc.lock", *sorted(numbers)) if (root/p).exists()}
+    return {p: (root/p).read_text(encoding="utf-8") for p in ("data.dvc", "dvc.lock", "studies/dvc.lock", *sorted(numbers)) if (root/p).exists()}
 
 # %% ../nbs/0z_forge.ipynb #e8e3d131
 def data_hash(
@@ -767,13 +767,23 @@ def dvc(
         raise Failed(f"`dvc {' '.join(words)}` failed: {re.sub('^(ERROR|error): ', '', told[0])}")
     return "".join(lines)
 
+# %% ../nbs/0z_forge.ipynb #b8a4f6d2
+def studies_made(
+    root: Path # of the project
+) -> list: # stages
+    "Studies that were made here; they are a DVC project of their own, which is asked apart"
+    return [name for name, stage in stages(root, made=True)[0].items() if "wdir" in stage]
+
 # %% ../nbs/0z_forge.ipynb #519494a0
 def out_of_date(
     root: Path # of the project
 ) -> list: # stages
     "Stages that DVC would run again"
-    told = next(line for line in reversed(dvc(root, "status", "--json").splitlines()) if line.startswith("{"))
-    return sorted({name.rpartition(":")[2] for name in json.loads(told)} & set(stages(root, made=True)[0]))
+    def ask(folder, *names):
+        told = next(line for line in reversed(dvc(folder, "status", "--json", *names).splitlines()) if line.startswith("{"))
+        return {name.rpartition(":")[2] for name in json.loads(told)}
+    graph, studies = stages(root, made=True)[0], studies_made(root)
+    return sorted((ask(root) | (ask(root/"studies", *studies) if studies else set())) & set(graph))
 
 # %% ../nbs/0z_forge.ipynb #47a7faa2
 def new_sums(
@@ -827,8 +837,10 @@ def rebuild(
             if not (m := re.match(pattern, line)) or (name := m[1].rpartition(":")[2]) in journal[key]: continue
             journal[key].append(name)
             write_json(journal_path(root), journal)
-    studies = [f"studies/dvc.yaml:{name}" for name, s in stages(root, made=True)[0].items() if "wdir" in s]
-    try: dvc(root, "repro", "dvc.yaml", *studies, each=note)
+    studies = studies_made(root)
+    try:
+        dvc(root, "repro", each=note)
+        if studies: dvc(root/"studies", "repro", *studies, each=note)
     except Failed as e: raise Failed(
         f"the documents are out of data/, but the pipeline did not run through: {e}; "
         "mend that and `forge forget` goes on, `forge forget --undo` takes it back") from None
@@ -843,7 +855,9 @@ def undo(
         with atomic(root/path) as t: t.write_text(text, encoding="utf-8")
     tidy(root/"data")
     dvc(root, "checkout", "--force", "--quiet", "data.dvc")
-    try: dvc(root, "checkout", "--force", "--quiet")
+    try:
+        dvc(root, "checkout", "--force", "--quiet")
+        if studies := studies_made(root): dvc(root/"studies", "checkout", "--force", "--quiet", *studies)
     except Failed: print("some artifacts are not in the cache; `dvc repro` makes them again", file=sys.stderr)
     for name in (".pending.json", ".pending.grams"): remove(root/"receipts"/name)
 
@@ -926,7 +940,7 @@ def downstream(
     graph: dict # stages of dvc.yaml
 ) -> list: # files
     "Every file that a stage made, or that lies where stages write: artifacts, reports, logs, caches, results"
-    tops = {path.split("/")[0] for stage in pipeline(graph, {}).values() for path in stage["outs"]} - {"build"}
+    tops = {re.match("(studies/)?[^/]+", path)[0] for stage in pipeline(graph, {}).values() for path in stage["outs"]} - {"build"}
     places = [root/t for t in sorted({*tops, "runs", "results", ".ckpt"})] + [root/".cache"/"huggingface"]
     files = [p for place in places for p in ([place] if place.is_file() else sorted(place.rglob("*")))]
     return [p for p in files if p.is_file() and p.suffix != ".lock" and p.name != ".gitignore"]
@@ -941,7 +955,7 @@ def search(
 ) -> dict: # ids, paths, grams: counts; files, bytes: what was searched; where something stands; what cannot be read
     "Search everything downstream"
     found = dict(ids=0, paths=0, grams=0, files=0, bytes=0, where=[], unreadable=[])
-    for path in downstream(root, stages(root, made=True)[0]):
+    for path in downstream(root, stages(root)[0]):
         name, text = path.relative_to(root).as_posix(), content(path)
         if text is None: found["unreadable"].append(name); continue
         seen = occurrences(text, ids, paths, runs, mentioned)
@@ -1017,6 +1031,8 @@ def not_forgotten(
     return [
         place("DVC's cache holds the old data, artifacts and models", "purge it, and with them every other version and experiment",
               "dvc gc --workspace --force"),
+        *(place("DVC's cache of the studies holds their old results", "purge it too", "cd studies && dvc gc --workspace --force")
+          for _ in studies_made(root)[:1]),
         *(place(f"the remote `{r}` holds them if they were pushed", "purge it", f"dvc gc --workspace --cloud --remote {r} --force")
           for r in remotes),
         place("git history names old versions by hash, and holds old metrics, curves and receipts, but no text of documents",
@@ -1203,7 +1219,7 @@ def show_forget(
     lines += [f"  receipt: {answer['receipt']}, and as a page: {answer['receipt'].removesuffix('.json')}.md",
               "  not forgotten by this:"]
     return "\n".join([*lines, *(f"    {n['what']}: {n['command'] or n['how']}" for n in answer["not_forgotten"]),
-                      "  now commit data.dvc, dvc.lock, artifacts/ and receipts/"])
+                      "  now commit data.dvc, dvc.lock, artifacts/, studies/ and receipts/"])
 
 # %% ../nbs/0z_forge.ipynb #a75c7c75
 def field(
@@ -1479,7 +1495,7 @@ def back(
 ) -> dict: # answer
     "Take an unfinished forget back"
     if not journal: raise Missing("no forget is unfinished; a finished one is taken back with git: "
-                                  "`git checkout data.dvc dvc.lock artifacts && dvc checkout --force`")
+                                  "`git checkout data.dvc dvc.lock artifacts studies && dvc checkout --force`")
     undo(ROOT, journal)
     return dict(verb="forget", state="undone", data=data_hash((ROOT/"data.dvc").read_text(encoding="utf-8")))
 
@@ -1553,8 +1569,9 @@ def sweep_verb(
     from forge_nb import sweep as page
     from forge_nb.runner import locked
     (ROOT/".ckpt").mkdir(exist_ok=True)
+    known = {name: stage for name, stage in stages(ROOT)[0].items() if "wdir" not in stage}  # a trial runs the pipeline, not its studies
     with locked(ROOT/".ckpt"/"sweep.lock", "sweep"):
-        answer = page.sweep(axes, load_params(ROOT/"params.yaml"), stages(ROOT)[0], trials=trials, metric=metric, name=name, prune=prune,
+        answer = page.sweep(axes, load_params(ROOT/"params.yaml"), known, trials=trials, metric=metric, name=name, prune=prune,
                             say=lambda line: print(line, file=sys.stderr if as_json else sys.stdout, flush=True))
     tell(answer, page.show_sweep, as_json)
 

@@ -43,7 +43,7 @@ def mirror_root(
     "Make a folder that looks like the project's root, where only the stage's own artifacts are no links"
     remove(folder)
     (folder/"artifacts"/name).mkdir(parents=True)
-    left_out = {"artifacts", "build", "dvc.yaml", "reports", "runs"}
+    left_out = {"artifacts", "build", "dvc.yaml", "reports", "runs", "studies"}
     top = [p for p in root.iterdir() if p.name not in left_out and not p.name.startswith(".")]
     for path in [*top, *(root/"artifacts").glob("*")]:
         if path != root/"artifacts"/name: (folder/path.relative_to(root)).symlink_to(path)
@@ -58,11 +58,10 @@ def prepare_interactive_run(
     from forge_nb.runner import parameters_of
     from forge_nb.tangle import notebooks, read_notebook
     stage, given = stages(ROOT)[0].get(name, {}), parameters_of(name, read_notebook(notebooks()[name]))
-    target = f"studies/dvc.yaml:{name}" if "wdir" in stage else name
-    require_inputs(ROOT, stage.get("deps", []), target)
+    study = "wdir" in stage  # it reads what `sft` and the stages before it made
+    require_inputs(ROOT, stage.get("deps", []), "sft" if study else name)
     lines = take_parameters(namespace, given)
     mirror_root(ROOT, name, folder := ROOT/"runs"/"lab"/name)
     os.chdir(folder)
     os.environ.update(environment(namespace.get("threads", 1)), FORGE_CKPT=str(folder/".ckpt"))
-    print(*lines, f"by hand: outputs go to {folder.relative_to(ROOT)}/, no artifact is touched; "
-          f"`dvc repro {target}` makes those that count", sep="\n")
+    print(*lines, f"by hand: outputs go to {folder.relative_to(ROOT)}/, no artifact is touched; `{'cd studies && ' if study else ''}dvc repro {name}` makes those that count", sep="\n")

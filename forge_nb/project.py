@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ROOT', 'Invalid', 'find_root', 'check_package', 'atomic', 'remove', 'display_path', 'read_text', 'conflict_line',
            'write_json', 'read_json', 'write_jsonl', 'read_jsonl', 'write_csv', 'read_csv', 'parse_yaml', 'load_params',
-           'read_lock', 'stages', 'pin', 'environment', 'machine', 'fingerprint', 'say', 'Progress',
+           'read_lock', 'seen_from_root', 'stages', 'pin', 'environment', 'machine', 'fingerprint', 'say', 'Progress',
            'checkpoint_folder', 'chance', 'disk_trouble', 'command']
 
 # %% ../nbs/00_project.ipynb #7d371df8
@@ -189,19 +189,32 @@ def read_lock(
     "The stages of a dvc.lock"
     return (parse_yaml(text, name) or {}).get("stages", {})
 
+# %% ../nbs/00_project.ipynb #c5d1a9e4
+def seen_from_root(
+    stage: dict, # of a dvc.yaml or a dvc.lock
+    folder: str # that holds it, from the root
+) -> dict: # the same
+    "A stage whose paths begin at the root"
+    path = lambda p: os.path.normpath(os.path.join(folder, p))
+    def entry(e):
+        if isinstance(e, str): return path(e)
+        return e | dict(path=path(e["path"])) if "path" in e else {path(k): v for k, v in e.items()}
+    return stage | {k: [entry(e) for e in stage[k]] for k in ("deps", "outs", "metrics", "plots") if k in stage}
+
 # %% ../nbs/00_project.ipynb #030f77bd
 def stages(
     root: Path, # of the project
     made: bool = False # leave out studies that were not made here
 ) -> tuple: # graph, lock
-    "What dvc.yaml and dvc.lock say of the stages, those of studies/ behind them"
+    "What dvc.yaml and dvc.lock say of the stages, those of studies/ behind them, with paths from the root"
     graph, lock = {}, {}
-    for folder in (root, root/"studies"):
-        if not (folder/"dvc.yaml").exists(): continue
-        mine = load_params(folder/"dvc.yaml")["stages"]
-        here = lambda stage: all((root/out).exists() for out in stage["outs"])
-        graph |= {k: v for k, v in mine.items() if folder == root or not made or here(v)}
-        if (folder/"dvc.lock").exists(): lock |= {k: v for k, v in read_lock(read_text(folder/"dvc.lock"), display_path(folder/"dvc.lock")).items() if k in graph}
+    for folder in ("", "studies"):
+        if not (root/folder/"dvc.yaml").exists(): continue
+        place, here = dict(wdir=folder) if folder else {}, lambda stage: all((root/out).exists() for out in stage["outs"])
+        mine = {k: seen_from_root(v, folder) | place for k, v in load_params(root/folder/"dvc.yaml")["stages"].items()}
+        graph |= {k: v for k, v in mine.items() if not folder or not made or here(v)}
+        if not (path := root/folder/"dvc.lock").exists(): continue
+        lock |= {k: seen_from_root(v, folder) for k, v in read_lock(read_text(path), display_path(path)).items() if k in graph}
     return graph, lock
 
 # %% ../nbs/00_project.ipynb #8801cb11

@@ -75,11 +75,11 @@ def readme() -> str: # README.md as it should be
 
 # %% ../nbs/08_report.ipynb #f4edf659
 def pages() -> list: # paths written
-    "Every report as an HTML page in reports/html/, self-contained"
+    "Every report, those of studies too, as an HTML page in reports/html/, self-contained"
     from nbconvert import HTMLExporter
     exporter, written = HTMLExporter(mathjax_url="", require_js_url="", embed_images=True, exclude_input_prompt=True,
                                      exclude_output_prompt=True), []
-    for path in sorted((ROOT/"reports").glob("*.ipynb")):
+    for path in sorted([*(ROOT/"reports").glob("*.ipynb"), *(ROOT/"studies"/"reports").glob("*.ipynb")]):
         body, _ = exporter.from_notebook_node(read_notebook(path), resources=dict(metadata=dict(name=path.stem)))
         with atomic(ROOT/"reports"/"html"/f"{path.stem}.html") as t: t.write_text(body, encoding="utf-8")
         written.append(ROOT/"reports"/"html"/f"{path.stem}.html")

@@ -188,13 +188,14 @@ def parameters_of(
 def keep_report(
     name: str, # stage
     nb, # executed notebook
+    report: Path, # where to write it
     log: Path, # run log
     **about # for runs/past/stages.jsonl
 ):
     "Write the report, scrubbed, and note the run"
     lines = [json.dumps(dict(text=t.strip(), stream="stderr")) + "\n" for t in scrub(nb)]
     with open(log, "a", encoding="utf-8") as f: f.writelines(lines)
-    with atomic(ROOT/"reports"/f"{name}.ipynb") as t: t.write_text(nbformat.writes(nb) + "\n", encoding="utf-8")
+    with atomic(report) as t: t.write_text(nbformat.writes(nb) + "\n", encoding="utf-8")
     past = log.parent/"past"/"stages.jsonl"
     past.parent.mkdir(exist_ok=True)
     with open(past, "a", encoding="utf-8") as f: f.write(json.dumps(dict(time=time.time(), stage=name, **about)) + "\n")
@@ -207,6 +208,7 @@ def run_stage(
     graph = stages(ROOT)[0]
     stage, code = stage_called(name, graph), check_code(name)
     given = parameters_of(name, read_notebook(notebooks()[name]))
+    report = next(o for o in stage["outs"] if o.endswith(f"/{name}.ipynb"))  # a study's lies in studies/
     log, partial, checkpoints = ROOT/"runs"/f"{name}.jsonl", ROOT/"reports"/f"{name}.failed.ipynb", ROOT/".ckpt"/name
     for folder in (log.parent, partial.parent, checkpoints): folder.mkdir(parents=True, exist_ok=True)
     with locked(checkpoints.parent/f"{name}.lock", name):
@@ -222,8 +224,8 @@ def run_stage(
                 f"{other[0]} changed while stage {name} ran, so its result belongs to neither version; run `dvc repro {name}` again")
             seconds, peak = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
             figures = dict(total_seconds=round(seconds, 1), peak_gib=round(peak, 2))
-            say(f"stage {name}: {seconds:.0f} s, {peak:.1f} GiB peak; report: reports/{name}.ipynb", **figures)
-        keep_report(name, nb, log, resumed=resumed, parameters=given, **figures)
+            say(f"stage {name}: {seconds:.0f} s, {peak:.1f} GiB peak; report: {report}", **figures)
+        keep_report(name, nb, ROOT/report, log, resumed=resumed, parameters=given, **figures)
         remove(partial); remove(checkpoints)
 
 # %% ../nbs/02_runner.ipynb #f74252a9

@@ -105,10 +105,10 @@ def test_every_stage_has_its_place():
 @pytest.mark.parametrize("name", STAGES)
 def test_pipeline_lists_what_a_stage_stands_on(name):
     stage, deps = DVC[name], set(DVC[name]["deps"])
-    assert stage["cmd"] == f"python -m forge_nb.runner {name}"
+    assert stage["cmd"] == ("cd .. && " if "wdir" in stage else "") + f"python -m forge_nb.runner {name}"
     assert {d for d in deps if d.startswith("build/")} == {f"build/{m}.py" for m in {name, *tangle.reaches(name)}}
     shared = {f"shared.{k}" for k in tangle.declared(NB[name]) if k in PARAMS["shared"] and k not in PARAMS[name]}
-    assert set(stage["params"]) == shared | {name}
+    assert set(stage["params"][0]["../params.yaml"] if "wdir" in stage else stage["params"]) == shared | {name}
     run = "\n".join(c.source for c in NB[name].cells if tangle.directive(c) == "run")
     named = set(re.findall(r'"(data(?:/[\w./]*)?|artifacts/[\w./]+|\w+\.yaml)"', run))
     assert named, "no paths found in the run cells"
@@ -123,7 +123,8 @@ def test_pipeline_outputs_are_tidy():
         assert name == "tangle" or not [o for o in stage.get("outs", []) if isinstance(o, dict)], "an out with options disables the run cache"
         assert not [p for p in [*outs, *small] if p.startswith("data")]
         assert not [d for d in stage["deps"] if d.endswith(".ipynb")]
-        if name != "tangle": assert f"reports/{name}.ipynb" in outs and f"artifacts/{name}/metrics.json" in small
+        folder = "studies/" if "wdir" in stage else ""
+        if name != "tangle": assert f"{folder}reports/{name}.ipynb" in outs and f"{folder}artifacts/{name}/metrics.json" in small
 
 
 def test_lock_pins_everything():
