@@ -13,8 +13,8 @@ __all__ = ['LONGEST_LINE', 'LARGEST_FILE', 'UNPACKED_LIMIT', 'BOMB_RATIO', 'DEPT
            'check_record', 'chat_text', 'unique', 'finite', 'where_infinite', 'parse_json', 'from_records',
            'from_jsonl', 'json_records', 'from_json', 'from_parquet', 'from_tables', 'open_sqlite', 'from_sqlite',
            'secrets_of', 'scrub', 'connect', 'plain_table', 'snapshot', 'unpack', 'unpack_one', 'from_packed',
-           'is_document', 'from_members', 'from_zip', 'from_tar', 'reader_of', 'from_file', 'sources', 'read',
-           'documents', 'read_templates', 'shards']
+           'is_document', 'from_members', 'from_zip', 'from_tar', 'reader_of', 'from_file', 'sources', 'dvc_cache',
+           'made_by_dvc', 'read', 'documents', 'read_templates', 'shards']
 
 # %% ../nbs/0a_readers.ipynb #3b82a9e8
 import bz2, codecs, csv, difflib, fnmatch, gzip, hashlib, io, json, lzma, math, os, re
@@ -1228,6 +1228,26 @@ def sources(
 # %% ../nbs/0a_readers.ipynb #2a3cd73e
 real_folder = lru_cache(maxsize=None)(os.path.realpath)  # asked for every file, so remembered
 
+# %% ../nbs/0a_readers.ipynb #f0c8d7b1
+@lru_cache(maxsize=None)
+def dvc_cache(
+    data: Path # folder
+) -> str: # real path; '' where no DVC project holds `data`
+    "Folder in which DVC keeps the content of the files below `data`"
+    from dvc.exceptions import NotDvcRepoError
+    from dvc.repo import Repo
+    try: return os.path.realpath(Repo(Repo.find_root(data)).cache.local.path)
+    except NotDvcRepoError: return ""
+
+# %% ../nbs/0a_readers.ipynb #9d21c6ea
+def made_by_dvc(
+    path: str, # link below `data`
+    data: Path # folder
+) -> bool: # whether its target is one of DVC's objects
+    "Tell a link that `dvc checkout` made from one that somebody else made"
+    cache = dvc_cache(data)
+    return bool(cache) and os.path.realpath(path).startswith(cache + os.sep)
+
 # %% ../nbs/0a_readers.ipynb #611ec49b
 def read(
     data: Path, # folder
@@ -1238,7 +1258,7 @@ def read(
 ): # (document, None) or (None, reject)
     "Everything in one file of `data`, one at a time"
     path = os.path.join(real_folder(os.path.dirname(data/source)), os.path.basename(source))
-    if os.path.islink(path): path = os.path.realpath(path)
+    if os.path.islink(path) and not made_by_dvc(path, data): path = os.path.realpath(path)
     context = dict(templates=templates, licence=folder_licence((data/source).parent, data), path=path, depth=0,
                    budget=dict(size=0, unpacked=0))
 
@@ -1283,7 +1303,7 @@ def shards(
     megabytes: float # of raw data in a shard
 ) -> list: # of lists of sources
     "Cut the files into runs of about equal size"
-    sizes = [(data/name).lstat().st_size for name in names]
+    sizes = [os.path.getsize(data/name) if (data/name).is_file() else 0 for name in names]  # of what a link points to
     total, before = max(sum(sizes), 1), 0
     out = [[] for _ in range(math.ceil(total / (megabytes * 1e6)))]
     for name, size in zip(names, sizes): out[min(before * len(out) // total, len(out) - 1)].append(name); before += size
