@@ -96,6 +96,8 @@ def place_in_git() -> str: # '' at the top of a repository, 'folder/' inside ano
     git = lambda *words: subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
     if git("cat-file", "-e", "HEAD:./dvc.yaml").returncode: raise Invalid(
         "an experiment starts from a commit, and none holds this folder; `git init` where there is no repository, then `git add -A` and `git commit`")
+    if git("rev-parse", "--is-shallow-repository").stdout.strip() == "true": raise Invalid(
+        "this clone is shallow, and DVC loses an experiment that runs beside it; `git fetch --unshallow` first")
     if Repo(str(ROOT)).config["core"].get("no_scm"): raise Invalid(
         "DVC is told to do without git, and experiments need it; `dvc config --local --unset core.no_scm`")
     return git("rev-parse", "--show-prefix").stdout.rstrip("\n")
