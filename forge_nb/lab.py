@@ -64,4 +64,6 @@ def prepare_interactive_run(
     mirror_root(ROOT, name, folder := ROOT/"runs"/"lab"/name)
     os.chdir(folder)
     os.environ.update(environment(namespace.get("threads", 1)), FORGE_CKPT=str(folder/".ckpt"))
-    print(*lines, f"by hand: outputs go to {folder.relative_to(ROOT)}/, no artifact is touched; `{'cd studies && ' if study else ''}dvc repro {name}` makes those that count", sep="\n")
+    command = f"{'cd studies && ' if study else ''}dvc repro {name}"
+    print(*lines, f"by hand: outputs go to {folder.relative_to(ROOT)}/, no artifact is touched; "
+          f"`{command}` makes those that count", sep="\n")

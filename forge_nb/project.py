@@ -108,7 +108,7 @@ def read_json(
 ):
     "The value that `path` holds; a file that is no JSON is named with its line"
     try: return json.loads(read_text(path))
-    except json.JSONDecodeError as e: raise Invalid(f"{display_path(path)}, line {e.lineno}: not JSON ({e.msg} at column {e.colno}); mend it, or make it again") from None
+    except json.JSONDecodeError as e: raise Invalid(f"{display_path(path)}, line {e.lineno}: not JSON ({e.msg.removesuffix(' at')} at column {e.colno}); mend it, or make it again") from None
 
 # %% ../nbs/00_project.ipynb #24b75278
 def write_jsonl(
@@ -129,7 +129,7 @@ def read_jsonl(
         for n, line in enumerate(f, 1):
             try: rows.append(json.loads(line))
             except json.JSONDecodeError as e: raise Invalid(
-                f"{path}, line {n}: not a JSON object ({e.msg} at column {e.colno}); mend or remove that line") from None
+                f"{path}, line {n}: not a JSON object ({e.msg.removesuffix(' at')} at column {e.colno}); mend or remove that line") from None
     return rows
 
 # %% ../nbs/00_project.ipynb #2c850b60

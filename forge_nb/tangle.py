@@ -61,7 +61,7 @@ def read_notebook(
     if line := conflict_line(text): raise Invalid(
         f"{name}, line {line}: conflict marks of a merge; `nbdev-fix {name}` turns them into cells to choose from, then `make export`")
     try: nb = nbformat.from_dict(json.loads(text))
-    except json.JSONDecodeError as e: raise Invalid(f"{name}, line {e.lineno}: not a notebook ({e.msg} at column {e.colno}); {back}") from None
+    except json.JSONDecodeError as e: raise Invalid(f"{name}, line {e.lineno}: not a notebook ({e.msg.removesuffix(' at')} at column {e.colno}); {back}") from None
     if not isinstance(nb, dict) or not isinstance(nb.get("cells"), list) or nb.get("nbformat") != 4: raise Invalid(f"{name}: not a notebook of format 4; {back}")
     for number, c in enumerate(nb.cells):
         c.setdefault("metadata", nbformat.NotebookNode())
