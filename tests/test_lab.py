@@ -8,6 +8,7 @@ import pytest
 import websocket
 from conftest import ENV, Copy
 from forge_nb import tangle
+from forge_nb.project import stages
 
 BOOKS = tangle.notebooks()
 NB = {name: nbformat.read(path, 4) for name, path in BOOKS.items()}
@@ -173,6 +174,12 @@ def test_any_kernel_inside_the_project_serves(begun, folder):
     assert said.splitlines()[-1] == "{'order': 4} runs/lab/ngram False"
 
 
+def test_a_study_by_hand_writes_beside_its_artifacts_too(begun):
+    code = "from pathlib import Path; from forge_nb.lab import prepare_interactive_run as go; go('moe', {}); print(Path('studies').resolve())"
+    said = begun(f'python -c "{code}"')
+    assert said.splitlines()[-1] == f"{begun.root}/runs/lab/moe/studies" and "`cd studies && dvc repro moe` makes those that count" in said
+
+
 def test_forget_searches_what_was_made_by_hand(begun):
     begun("python -c \"from forge_nb.lab import prepare_interactive_run as go; go('ngram', {}); open('artifacts/ngram/text', 'w').close()\"")
     code = "from forge_nb.forge import downstream, made_at_will, ROOT; from forge_nb.project import stages; " \
@@ -205,7 +212,7 @@ def test_run_all_on_every_stage_of_the_chain(tiny, tmp_path_factory):
         for name in STAGES:
             if name == "continued": continue  # needs `make base`
             run_by_hand(running, name)
-            made = tiny.root/"runs"/"lab"/name/"artifacts"/name
+            made = tiny.root/"runs"/"lab"/name/("studies" if "wdir" in stages(tiny.root)[0][name] else "")/"artifacts"/name
             assert (made/"metrics.json").exists()
             if (tiny.root/"reports"/f"{name}.ipynb").exists() and files(made) != files(tiny.root/"artifacts"/name): differ.append(name)
     finally: running.close()
