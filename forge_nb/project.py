@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ROOT', 'Invalid', 'find_root', 'check_package', 'atomic', 'remove', 'display_path', 'read_text', 'conflict_line',
-           'write_json', 'read_json', 'write_jsonl', 'read_jsonl', 'write_csv', 'read_csv', 'parse_yaml', 'load_params',
-           'read_lock', 'seen_from_root', 'stages', 'pin', 'environment', 'machine', 'fingerprint', 'say', 'Progress',
-           'checkpoint_folder', 'chance', 'disk_trouble', 'command']
+           'write_json', 'json_fault', 'read_json', 'write_jsonl', 'read_jsonl', 'write_csv', 'read_csv', 'parse_yaml',
+           'load_params', 'read_lock', 'seen_from_root', 'stages', 'pin', 'environment', 'machine', 'fingerprint',
+           'say', 'Progress', 'checkpoint_folder', 'chance', 'disk_trouble', 'command']
 
 # %% ../nbs/00_project.ipynb #7d371df8
 import errno, hashlib, json, os, platform, random, re, shutil, subprocess, sys, time
@@ -57,7 +57,7 @@ def atomic(
         remove(temporary)
         raise
     aside = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
-    if path.is_dir(): os.replace(path, aside)  # a folder cannot be replaced in one step; it is whole under one name or the other
+    if path.is_dir(): os.replace(path, aside)  # a folder takes two steps, and is whole under one name or the other
     os.replace(temporary, path)
     remove(aside)
 
@@ -82,9 +82,11 @@ def read_text(
 ) -> str: # text
     "The text of a UTF-8 file; another encoding is named with its line"
     raw = path.read_bytes()
-    try: return raw.decode("utf-8")
-    except UnicodeDecodeError as e: raise Invalid(
-        f"{display_path(path)}, line {raw[:e.start].count(10) + 1}: the byte 0x{raw[e.start]:02x} is not UTF-8; save the file as UTF-8") from None
+    try: return raw.decode("utf-8-sig")  # some editors begin a file with a mark of its encoding
+    except UnicodeDecodeError as e:
+        line, byte = raw[:e.start].count(10) + 1, raw[e.start]
+        raise Invalid(f"{display_path(path)}, line {line}: the byte 0x{byte:02x} is not UTF-8; "
+                      "save the file as UTF-8") from None
 
 # %% ../nbs/00_project.ipynb #b893e08a
 def conflict_line(
@@ -100,7 +102,17 @@ def write_json(
     value # anything JSON can hold
 ):
     "Write `value` as indented JSON, whole or not at all"
-    with atomic(path) as t: t.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    with atomic(path) as t: t.write_text(text, encoding="utf-8")
+
+# %% ../nbs/00_project.ipynb #b4e81063
+def json_fault(
+    error: json.JSONDecodeError, # of json.loads
+    what: str, # that the text was to be
+    line: int = 0 # where the text stands in its file; 0: it is the file
+) -> str: # for a message
+    "Where and why a text is no JSON"
+    return f"line {line or error.lineno}: not {what} ({error.msg.removesuffix(' at')} at column {error.colno})"
 
 # %% ../nbs/00_project.ipynb #4d35a532
 def read_json(
@@ -108,7 +120,8 @@ def read_json(
 ):
     "The value that `path` holds; a file that is no JSON is named with its line"
     try: return json.loads(read_text(path))
-    except json.JSONDecodeError as e: raise Invalid(f"{display_path(path)}, line {e.lineno}: not JSON ({e.msg.removesuffix(' at')} at column {e.colno}); mend it, or make it again") from None
+    except json.JSONDecodeError as e:
+        raise Invalid(f"{display_path(path)}, {json_fault(e, 'JSON')}; mend it, or make it again") from None
 
 # %% ../nbs/00_project.ipynb #24b75278
 def write_jsonl(
@@ -128,8 +141,8 @@ def read_jsonl(
     with open(path, newline="\n", encoding="utf-8") as f:
         for n, line in enumerate(f, 1):
             try: rows.append(json.loads(line))
-            except json.JSONDecodeError as e: raise Invalid(
-                f"{path}, line {n}: not a JSON object ({e.msg.removesuffix(' at')} at column {e.colno}); mend or remove that line") from None
+            except json.JSONDecodeError as e:
+                raise Invalid(f"{path}, {json_fault(e, 'a JSON object', n)}; mend or remove that line") from None
     return rows
 
 # %% ../nbs/00_project.ipynb #2c850b60
@@ -161,8 +174,9 @@ def parse_yaml(
     "What a YAML text holds, read with DVC's library; what is wrong with it is one sentence with its line"
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
-    if line := conflict_line(text): raise Invalid(f"{name}, line {line}: conflict marks of a merge; " + (
-        "keep either side and delete the marks, then `dvc repro`, which writes it anew" if name.endswith("dvc.lock") else "keep one side and delete the marks"))
+    if line := conflict_line(text):
+        then = ", then `dvc repro`, which writes it anew" if name.endswith("dvc.lock") else ""
+        raise Invalid(f"{name}, line {line}: conflict marks of a merge; keep one side and delete the marks{then}")
     try: return YAML(typ="safe", pure=True).load(text)
     except MarkedYAMLError as e:
         hint = "YAML is indented with blanks, not tabs" if "'\\t'" in str(e.problem) else "mend the YAML there"
@@ -176,9 +190,11 @@ def load_params(
     "The sections of a YAML 1.2 file, each a mapping"
     name = display_path(path)
     sections = parse_yaml(read_text(path), name) or {}
-    if not isinstance(sections, dict): raise Invalid(f"{name} holds {sections!r}; write sections, each a name and a colon with its fields below")
+    if not isinstance(sections, dict):
+        raise Invalid(f"{name} holds {sections!r}; write sections, each a name and a colon with its fields below")
     for section, fields in sections.items():
-        if not isinstance(fields, dict): raise Invalid(f"{name}: section `{section}` holds {fields!r}; write its fields below it, a line each")
+        if not isinstance(fields, dict):
+            raise Invalid(f"{name}: section `{section}` holds {fields!r}; write its fields below it, a line each")
     return sections
 
 # %% ../nbs/00_project.ipynb #47c2d0b2
@@ -210,11 +226,13 @@ def stages(
     graph, lock = {}, {}
     for folder in ("", "studies"):
         if not (root/folder/"dvc.yaml").exists(): continue
-        place, here = dict(wdir=folder) if folder else {}, lambda stage: all((root/out).exists() for out in stage["outs"])
+        place = dict(wdir=folder) if folder else {}
+        here = lambda stage: all((root/out).exists() for out in stage["outs"])
         mine = {k: seen_from_root(v, folder) | place for k, v in load_params(root/folder/"dvc.yaml")["stages"].items()}
         graph |= {k: v for k, v in mine.items() if not folder or not made or here(v)}
         if not (path := root/folder/"dvc.lock").exists(): continue
-        lock |= {k: seen_from_root(v, folder) for k, v in read_lock(read_text(path), display_path(path)).items() if k in graph}
+        ran = read_lock(read_text(path), display_path(path))
+        lock |= {k: seen_from_root(v, folder) for k, v in ran.items() if k in graph}
     return graph, lock
 
 # %% ../nbs/00_project.ipynb #8801cb11
@@ -234,8 +252,9 @@ def environment(
     threads: int # of OpenMP
 ) -> dict: # names → values for os.environ
     "Environment of a stage's process: offline, quiet and deterministic"
-    return dict(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads), TOKENIZERS_PARALLELISM="false", PYTHONHASHSEED="0",
-                HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1",
+    return dict(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads), TOKENIZERS_PARALLELISM="false",
+                PYTHONHASHSEED="0", HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1",
+                HF_HUB_DISABLE_TELEMETRY="1",
                 DO_NOT_TRACK="1", PYTHONUTF8="1", IPYTHONDIR=str(ROOT/".cache"/"ipython"),
                 HF_HOME=str(ROOT/".cache"/"huggingface"), TRANSFORMERS_VERBOSITY="error", DATASETS_VERBOSITY="error",
                 TQDM_DISABLE="1",
@@ -247,14 +266,19 @@ def machine() -> dict: # processor and versions
     cpu = [row.split(":")[1].strip() for row in open("/proc/cpuinfo", encoding="utf-8")
            if row.startswith("model name")] if os.path.exists("/proc/cpuinfo") else []
     packages = "torch transformers trl peft accelerate datasets tokenizers lm-eval numpy".split()
-    return dict(python=platform.python_version(), machine=platform.machine(), cpu=cpu[0] if cpu else platform.processor(),
-                threads=os.environ.get("OMP_NUM_THREADS", ""), versions={p: version(p) for p in packages})
+    return dict(python=platform.python_version(), machine=platform.machine(),
+                cpu=cpu[0] if cpu else platform.processor(), threads=os.environ.get("OMP_NUM_THREADS", ""),
+                versions={p: version(p) for p in packages})
 
 # %% ../nbs/00_project.ipynb #82b0af95
 def fingerprint() -> dict: # commit, machine and versions
     "What decided the bits of this run, besides data and parameters"
-    def git(*words): return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, encoding="utf-8").stdout.strip() if shutil.which("git") else ""
-    return dict(commit=git("rev-parse", "--verify", "--quiet", "HEAD"), changed=bool(git("status", "--porcelain", "-uno", "--", ".")), cpus=os.cpu_count(), **machine())
+    def git(*words):
+        if not shutil.which("git"): return ""
+        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
+        return done.stdout.strip()
+    return dict(commit=git("rev-parse", "--verify", "--quiet", "HEAD"), cpus=os.cpu_count(),
+                changed=bool(git("status", "--porcelain", "-uno", "--", ".")), **machine())
 
 # %% ../nbs/00_project.ipynb #217d98f3
 def say(
@@ -266,7 +290,8 @@ def say(
     if os.environ.get("RANK", "0") != "0": return  # of many processes, the first one speaks
     if not log: print(text, flush=True)
     else:
-        with open(log, "a", encoding="utf-8") as f: f.write(json.dumps(dict(time=round(time.time(), 1), text=text, **figures)) + "\n")
+        line = json.dumps(dict(time=round(time.time(), 1), text=text, **figures))
+        with open(log, "a", encoding="utf-8") as f: f.write(line + "\n")
 
 # %% ../nbs/00_project.ipynb #d49511e4
 class Progress:
@@ -313,10 +338,10 @@ def disk_trouble(
     error: str # text of an exception
 ) -> str: # what to do, or '' for any other trouble
     "The remedy when an error says that nothing can be written"
-    for number, remedy in {errno.ENOSPC: "free some space and run again", errno.EDQUOT: "free some of your quota and run again",
-                           errno.EROFS: "work in a clone that you may write to", errno.EACCES: "work in a clone that you may write to"}.items():
-        if os.strerror(number) in error: return f"{remedy}; what was finished is kept"
-    return ""
+    space, elsewhere = "free some space and run again", "work in a clone that you may write to"
+    remedies = {errno.ENOSPC: space, errno.EDQUOT: space, errno.EROFS: elsewhere, errno.EACCES: elsewhere}
+    found = [remedy for number, remedy in remedies.items() if os.strerror(number) in error]
+    return f"{found[0]}; what was finished is kept" if found else ""
 
 # %% ../nbs/00_project.ipynb #1e39a98b
 def command(

@@ -13,8 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import nbformat
-from .project import (Invalid, ROOT, atomic, command, disk_trouble, display_path, environment, fingerprint, load_params, machine, read_text,
-                              remove, say, stages)
+from .project import (Invalid, ROOT, atomic, command, disk_trouble, display_path, environment, fingerprint,
+                              load_params, machine, read_text, remove, say, stages)
 from .tangle import (check_code, check_parameters, declared, notebooks, read_notebook, text_sha256, what_matters,
                              write_sums)
 
@@ -64,7 +64,8 @@ def contents(
     found = {}
     for dep in sorted(map(str, paths)):
         path = ROOT/dep
-        if not path.exists(): raise Invalid(f"{display_path(path)} is missing; `dvc repro` makes it, or `dvc checkout` brings it back")
+        if not path.exists():
+            raise Invalid(f"{display_path(path)} is missing; `dvc repro` makes it, or `dvc checkout` brings it back")
         for p in sorted(path.rglob("*")) if path.is_dir() else [path]:
             link = f" -> {os.readlink(p)}" if p.is_symlink() else ""
             if p.is_file(): found[display_path(p)] = hashlib.sha256(p.read_bytes()).hexdigest() + link
@@ -96,8 +97,9 @@ def state_of(
 ) -> str: # 16 hex digits
     "Hash of all that decides what the pipeline makes"
     code = {name: text_sha256(what_matters(read_notebook(path))) for name, path in notebooks().items()}
-    named = {d for s in graph.values() for d in s["deps"] if not d.startswith(("build", "artifacts/", "nbs", "data", "params.yaml", ".."))}
-    return run_hash(params, code | contents([*named, "data.dvc"]))
+    made = ("build", "artifacts/", "nbs", "data", "params.yaml", "..")
+    files = {d for s in graph.values() for d in s["deps"] if not d.startswith(made)}
+    return run_hash(params, code | contents([*files, "data.dvc"]))
 
 # %% ../nbs/02_runner.ipynb #3d258b2f
 def explain(
@@ -106,7 +108,9 @@ def explain(
 ) -> str:
     "Which cell failed and why, in two lines"
     line = next((row for row in error.source.splitlines() if row.strip() and not row.startswith("#|")), "")
-    return f"stage {name} failed in cell {error.cell_index} (`{line.strip()[:80]}`)\n  {error.ename}: {error.evalue.splitlines()[0] if error.evalue else ''}\n  partial report: reports/{name}.failed.ipynb"
+    last = error.evalue.splitlines()[0] if error.evalue else ""
+    return (f"stage {name} failed in cell {error.cell_index} (`{line.strip()[:80]}`)\n  {error.ename}: {last}\n"
+            f"  partial report: reports/{name}.failed.ipynb")
 
 # %% ../nbs/02_runner.ipynb #35793a80
 @contextmanager
@@ -140,15 +144,16 @@ def execute(
     try:
         with short_tmpdir(), TemporaryDirectory() as sockets:
             local = Config(KernelManager=dict(transport="ipc", ip=f"{sockets}/kernel"))
-            return pm.execute_notebook(path, partial, parameters=given, kernel_name="python3", progress_bar=False, cwd=ROOT,
-                                       config=local)
+            return pm.execute_notebook(path, partial, parameters=given, kernel_name="python3", progress_bar=False,
+                                       cwd=ROOT, config=local)
     except pm.PapermillExecutionError as e:
         if e.ename == "Invalid": raise Invalid(e.evalue) from None
         if disk_trouble(e.evalue): raise OSError(f"stage {name}: {e.evalue}") from None
         say(explain(name, e))
         sys.exit(print(explain(name, e), file=sys.stderr) or 1)
     except DeadKernelError:
-        raise Invalid(f"stage {name}: its kernel was killed, most likely for want of memory; run again to go on from the last checkpoint, or lower the stage's batch") from None
+        raise Invalid(f"stage {name}: its kernel was killed, most likely for want of memory; "
+                      "run again to go on from the last checkpoint, or lower the stage's batch") from None
 
 # %% ../nbs/02_runner.ipynb #2f8747bb
 @contextmanager
@@ -172,7 +177,8 @@ def stage_called(
     known = [k for k in graph if k != "tangle"]
     if name in known: return graph[name]
     near = difflib.get_close_matches(name, known, 1)
-    raise Invalid(f"there is no stage `{name}`; " + (f"did you mean `{near[0]}`? " if near else "") + f"the stages are {', '.join(known)}")
+    guess = f"did you mean `{near[0]}`? " if near else ""
+    raise Invalid(f"there is no stage `{name}`; {guess}the stages are {', '.join(known)}")
 
 # %% ../nbs/02_runner.ipynb #cb45f382
 def parameters_of(
@@ -220,8 +226,9 @@ def run_stage(
         with follow(log):
             say(f"stage {name} ({list(graph).index(name) + 1} of {len(graph)})", parameters=given, **fingerprint())
             nb = execute(name, notebooks()[name], given, partial)
-            if other := changed_since(inputs, since): raise Invalid(
-                f"{other[0]} changed while stage {name} ran, so its result belongs to neither version; run `dvc repro {name}` again")
+            if other := changed_since(inputs, since):
+                raise Invalid(f"{other[0]} changed while stage {name} ran, so its result belongs to neither version; "
+                              f"run `dvc repro {name}` again")
             seconds, peak = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
             figures = dict(total_seconds=round(seconds, 1), peak_gib=round(peak, 2))
             say(f"stage {name}: {seconds:.0f} s, {peak:.1f} GiB peak; report: {report}", **figures)
@@ -235,8 +242,9 @@ def laid_over(
 ) -> dict: # the same
     "Parameters with a profile's fields in place of theirs"
     path = ROOT/"profiles"/f"{name}.yaml"
-    if not path.exists(): raise Invalid(
-        f"there is no profile `{name}`; the profiles are {', '.join(sorted(p.stem for p in path.parent.glob('*.yaml')))}")
+    if not path.exists():
+        known = sorted(p.stem for p in path.parent.glob("*.yaml"))
+        raise Invalid(f"there is no profile `{name}`; the profiles are {', '.join(known)}")
     for section, fields in load_params(path).items():
         for field, value in fields.items():
             if field not in params.get(section, {}): raise Invalid(

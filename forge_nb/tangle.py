@@ -15,10 +15,11 @@ import ast, difflib, hashlib, json, os, py_compile, re, shutil, subprocess, sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema would compile a grammar of addresses: a second of import for nothing
+sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema would compile a grammar of addresses: a second for nothing
 import nbformat
 from nbformat.v4.rwbase import rejoin_lines
-from .project import Invalid, ROOT, atomic, command, conflict_line, display_path, load_params, read_json, read_text, remove, write_json
+from .project import (Invalid, ROOT, atomic, command, conflict_line, display_path, json_fault, load_params,
+                              read_json, read_text, remove, write_json)
 
 # %% ../nbs/01_tangle.ipynb #068eb1e7
 def directive(
@@ -47,7 +48,8 @@ def what_matters(
     nb # notebook
 ) -> str: # source of the cells that can change a result
     "Exported, parameters and run cells of `nb`, joined"
-    kept = [c.source for c in nb.cells if c.cell_type == "code" and (is_exported(c) or directive(c) == "run" or is_parameters(c))]
+    code = [c for c in nb.cells if c.cell_type == "code"]
+    kept = [c.source for c in code if is_exported(c) or directive(c) == "run" or is_parameters(c)]
     return "\n\n".join(kept) + "\n"
 
 # %% ../nbs/01_tangle.ipynb #d92532a3
@@ -56,13 +58,16 @@ def read_notebook(
 ): # notebook
     "The notebook in a file; one that cannot be read is one sentence with its name and line"
     name, text = display_path(path), read_text(path)
-    back = f"`{'dvc checkout --force' if name.startswith('reports/') else 'git checkout --'} {name}` brings the recorded one back"
+    command = "dvc checkout --force" if "reports/" in name else "git checkout --"
+    back = f"`{command} {name}` brings the recorded one back"
     if not text.strip(): raise Invalid(f"{name} is empty ({path.stat().st_size} bytes); {back}, or delete it")
-    if line := conflict_line(text): raise Invalid(
-        f"{name}, line {line}: conflict marks of a merge; `nbdev-fix {name}` turns them into cells to choose from, then `make export`")
+    if line := conflict_line(text):
+        raise Invalid(f"{name}, line {line}: conflict marks of a merge; "
+                      f"`nbdev-fix {name}` turns them into cells to choose from, then `make export`")
     try: nb = nbformat.from_dict(json.loads(text))
-    except json.JSONDecodeError as e: raise Invalid(f"{name}, line {e.lineno}: not a notebook ({e.msg.removesuffix(' at')} at column {e.colno}); {back}") from None
-    if not isinstance(nb, dict) or not isinstance(nb.get("cells"), list) or nb.get("nbformat") != 4: raise Invalid(f"{name}: not a notebook of format 4; {back}")
+    except json.JSONDecodeError as e: raise Invalid(f"{name}, {json_fault(e, 'a notebook')}; {back}") from None
+    if not isinstance(nb, dict) or not isinstance(nb.get("cells"), list) or nb.get("nbformat") != 4:
+        raise Invalid(f"{name}: not a notebook of format 4; {back}")
     for number, c in enumerate(nb.cells):
         c.setdefault("metadata", nbformat.NotebookNode())
         c.setdefault("id", f"cell-{number}")  # older notebooks have none, and nbformat would draw one
@@ -94,12 +99,16 @@ def check_cell(
     source = cell.source if is_exported(cell) or parses(cell.source) else kernel_source(cell.source)
     try: tree = ast.parse(source)
     except (SyntaxError, ValueError) as e:
-        number, line = getattr(e, "lineno", 0) or 1, (source.splitlines() or [""])[(getattr(e, "lineno", 0) or 1) - 1].strip()
-        if is_exported(cell) and parses(kernel_source(source)): raise Invalid(
-            f"{place}, line {number}: `{line}` is a notebook command, and a module cannot hold it; move it to a cell without `#| export`") from None
+        number = getattr(e, "lineno", 0) or 1
+        line = (source.splitlines() or [""])[number - 1].strip()
+        if is_exported(cell) and parses(kernel_source(source)):
+            raise Invalid(f"{place}, line {number}: `{line}` is a notebook command, and a module cannot hold it; "
+                          "move it to a cell without `#| export`") from None
         raise Invalid(f"{place}, line {number}: {getattr(e, 'msg', e)} (`{line[:80]}`); mend the cell") from None
-    relative = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level]
-    if relative: raise Invalid(f"{place}, line {relative[0].lineno}: a notebook cannot import relative to itself; write `from forge_nb.… import`")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            raise Invalid(f"{place}, line {node.lineno}: a notebook cannot import relative to itself; "
+                          "write `from forge_nb.… import`")
 
 # %% ../nbs/01_tangle.ipynb #5bfb167c
 def notebooks() -> dict: # module name → path, in running order
@@ -111,7 +120,8 @@ def exports_to(
     nb # notebook
 ) -> str: # module name, or '' for a notebook that exports nothing
     "What a notebook's `#| default_exp` names"
-    return next((found[1] for c in nb.cells if c.cell_type == "code" and (found := re.match(r"#\|\s*default_exp:?\s+(\S+)", c.source))), "")
+    found = (re.match(r"#\|\s*default_exp:?\s+(\S+)", c.source) for c in nb.cells if c.cell_type == "code")
+    return next((match[1] for match in found if match), "")
 
 # %% ../nbs/01_tangle.ipynb #d16e1ba2
 def check_names(
@@ -121,13 +131,19 @@ def check_names(
     makers = {}
     for path, nb in books.items():
         stem, module = Path(path).stem, exports_to(nb)
-        if copy := re.fullmatch(r"(.+?)(-Copy\d+| copy(?: \d+)?| \(\d+\))", stem): raise Invalid(
-            f"{path} is a copy of {copy[1]}.ipynb; delete it, or give it a name and a `#| default_exp` of its own")
-        if module in makers: raise Invalid(f"{path} and {makers[module]} both make forge_nb/{module}.py; delete one of them, or change its `#| default_exp`")
-        numbered = re.fullmatch(r"[0-9][0-9a-z]_(.+)", stem)
-        if module and not numbered: raise Invalid(f"{path} makes the module `{module}` and has no number; call it NN_{module}.ipynb, NN being its place in the order")
-        if numbered and not module: raise Invalid(f"{path} says nowhere which module it makes; let its first code cell be `#| default_exp {numbered[1]}`")
-        if module and module != numbered[1]: raise Invalid(f"{path} makes the module `{module}`, but its name says `{numbered[1]}`; make the two agree")
+        copy = re.fullmatch(r"(.+?)(-Copy\d+| copy(?: \d+)?| \(\d+\))", stem)
+        name = re.fullmatch(r"([0-9][0-9a-z]_)?(.+)", stem)
+        why = ""
+        if copy: why = f"is a copy of {copy[1]}.ipynb; delete it, or give it a name and a `#| default_exp` of its own"
+        elif module in makers: why = (f"and {makers[module]} both make forge_nb/{module}.py; "
+                                      "delete one of them, or change its `#| default_exp`")
+        elif module and not name[1]: why = (f"makes the module `{module}` and has no number; "
+                                            f"call it NN_{module}.ipynb, NN being its place in the order")
+        elif name[1] and not module: why = ("says nowhere which module it makes; "
+                                            f"let its first code cell be `#| default_exp {name[2]}`")
+        elif module and module != name[2]: why = (f"makes the module `{module}`, but its name says `{name[2]}`; "
+                                                  "make the two agree")
+        if why: raise Invalid(f"{path} {why}")
         if module: makers[module] = path
 
 # %% ../nbs/01_tangle.ipynb #659bd81e
@@ -169,11 +185,14 @@ def check_tag(
 ):
     "Stop with one sentence unless a stage has exactly one `parameters` cell, each line of it `name: type = value`"
     tagged, stage = [i for i, c in enumerate(nb.cells) if is_parameters(c)], not Path(path).name.startswith("0")
-    if len(tagged) > 1: raise Invalid(f"{path}: cells {tagged[0] + 1} and {tagged[1] + 1} are both tagged `parameters`; leave the tag on one")
+    if len(tagged) > 1: raise Invalid(
+        f"{path}: cells {tagged[0] + 1} and {tagged[1] + 1} are both tagged `parameters`; leave the tag on one")
     if not tagged and stage: raise Invalid(
-        f"{path}: no cell is tagged `parameters`, so papermill cannot hand it any; tag the cell that declares them (in JupyterLab: the gear at the right, Cell Tags)")
+        f"{path}: no cell is tagged `parameters`, so papermill cannot hand it any; tag the cell that declares them "
+        "(in JupyterLab: the gear at the right, Cell Tags)")
     for s in ast.parse(nb.cells[tagged[0]].source).body if tagged else []:
-        if not (isinstance(s, ast.AnnAssign) and isinstance(s.target, ast.Name) and isinstance(s.annotation, ast.Name) and s.value): raise Invalid(
+        names = isinstance(s, ast.AnnAssign) and isinstance(s.target, ast.Name) and isinstance(s.annotation, ast.Name)
+        if not names or not s.value: raise Invalid(
             f"{path}, cell {tagged[0] + 1}, line {s.lineno}: a parameter is written `name: type = value  # meaning`")
 
 # %% ../nbs/01_tangle.ipynb #e0a0a96a
@@ -203,13 +222,16 @@ def check_parameters(
                           + (f"did you mean `{close[0]}`?" if close else f"it knows {', '.join(cell)}"))
     for field, kind in cell.items():
         if field not in section and field not in shared: raise Invalid(
-            f"params.yaml: field `{name}.{field}` (or `shared.{field}`, if it is common to stages) is missing; add it, as {kind}")
+            f"params.yaml: field `{name}.{field}` (or `shared.{field}`, if it is common to stages) is missing; "
+            f"add it, as {kind}")
         value = section.get(field, shared.get(field))
-        if not fits(value, kind): raise Invalid(f"params.yaml: `{name}.{field}` is {value!r}; it must be of type {kind}")
+        if not fits(value, kind):
+            raise Invalid(f"params.yaml: `{name}.{field}` is {value!r}; it must be of type {kind}")
     entry = {k: v for k, v in keywords(nb, name).items() if v != "Path"}
     for field in sorted({*section, *entry}):
-        if entry.get(field) != cell.get(field): raise Invalid(
-            f"notebook {name}: parameter `{field}` is {cell.get(field, 'missing')} in the parameters cell and {entry.get(field, 'missing')} in the function {name}(); make them agree")
+        here, there = (place.get(field, "missing") for place in (cell, entry))
+        if here != there: raise Invalid(f"notebook {name}: parameter `{field}` is {here} in the parameters cell "
+                                        f"and {there} in the function {name}(); make them agree")
 
 # %% ../nbs/01_tangle.ipynb #bf3c7218
 def check_sections(
@@ -220,7 +242,8 @@ def check_sections(
     if unknown := sorted(set(params) - set(stages) - {"shared"}): raise Invalid(
         f"params.yaml: section `{unknown[0]}` belongs to no notebook; the stages are {', '.join(sorted(stages))}")
     for field in params.get("shared", {}):
-        if not any(field in declared(nb) for nb in stages.values()): raise Invalid(f"params.yaml: unknown field `shared.{field}`; no notebook declares it")
+        if not any(field in declared(nb) for nb in stages.values()):
+            raise Invalid(f"params.yaml: unknown field `shared.{field}`; no notebook declares it")
     for name, nb in stages.items(): check_parameters(name, nb, params)
 
 # %% ../nbs/01_tangle.ipynb #def3576f
@@ -236,9 +259,11 @@ def check_data(
     folder: Path # data/, with its SHA256SUMS
 ):
     "Stop with one sentence when a file is missing, altered or new"
-    mend = "`git checkout data.dvc && dvc checkout --force data.dvc` brings the recorded version back, `make adopt` accepts what is there"
+    mend = ("`git checkout data.dvc && dvc checkout --force data.dvc` brings the recorded version back, "
+            "`make adopt` accepts what is there")
     if not (folder/"SHA256SUMS").exists(): raise Invalid(f"{folder.name}/SHA256SUMS is missing; {mend}")
-    recorded = {path: digest for digest, path in (line.split("  ", 1) for line in read_text(folder/"SHA256SUMS").splitlines())}
+    lines = read_text(folder/"SHA256SUMS").splitlines()
+    recorded = {path: digest for digest, path in (line.split("  ", 1) for line in lines)}
     found = sums(folder)
     for path in sorted(recorded.keys() | found.keys()):
         if recorded.get(path) == found.get(path): continue
@@ -282,8 +307,10 @@ def in_git(
     path: Path # file
 ) -> bool:
     "Whether git holds a file's very bytes in some version, so that they can be had back"
+    if not shutil.which("git"): return False
     git = lambda *words: subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
-    return bool(shutil.which("git")) and not git("cat-file", "-e", git("hash-object", "--no-filters", str(path)).stdout.strip()).returncode
+    blob = git("hash-object", "--no-filters", str(path)).stdout.strip()
+    return not git("cat-file", "-e", blob).returncode
 
 # %% ../nbs/01_tangle.ipynb #890b3dab
 def keep_aside(
@@ -295,15 +322,16 @@ def keep_aside(
     kept = ROOT/".cache"/"overwritten"/path.name
     kept.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(path, kept)
-    print(f"forge_nb/{path.name} was neither the last export nor a committed version. It is written anew from its notebook; "
-          f"what stood there is kept in {display_path(kept)}, in case you edited it by hand", flush=True)
+    print(f"forge_nb/{path.name} was neither the last export nor a committed version. It is written anew from its "
+          f"notebook; what stood there is kept in {display_path(kept)}, in case you edited it by hand", flush=True)
 
 # %% ../nbs/01_tangle.ipynb #8b06ef44
 def compile_module(
     path: Path # module
 ):
     "Compile a module so that Python compares contents, not times"
-    if not sys.dont_write_bytecode: py_compile.compile(str(path), doraise=True, invalidation_mode=py_compile.PycInvalidationMode.CHECKED_HASH)
+    by_contents = py_compile.PycInvalidationMode.CHECKED_HASH
+    if not sys.dont_write_bytecode: py_compile.compile(str(path), doraise=True, invalidation_mode=by_contents)
 
 # %% ../nbs/01_tangle.ipynb #ad460dee
 def refresh_bytecode():
@@ -343,8 +371,9 @@ def export_package() -> tuple: # notebooks by path, module texts, names of the m
     check_names(books)
     for path, nb in books.items():
         for number, c in enumerate(nb.cells, 1):
-            if line := conflict_line(c.source): raise Invalid(
-                f"{path}, cell {number}, line {line}: conflict marks of a merge; keep one side, delete the marks, then `make export`")
+            if line := conflict_line(c.source):
+                raise Invalid(f"{path}, cell {number}, line {line}: conflict marks of a merge; "
+                              "keep one side, delete the marks, then `make export`")
             run = is_exported(c) or exports_to(nb) and not Path(path).name.startswith("0")
             if c.cell_type == "code" and run: check_cell(f"{path}, cell {number}", c)
         if exports_to(nb): check_tag(path, nb)
@@ -376,7 +405,8 @@ def tangle(
         for path, nb in books.items():
             if not (name := exports_to(nb)): continue
             (t/f"{name}.py").write_text(what_matters(nb), encoding="utf-8")
-            manifest[name] = dict(notebook=path, source=text_sha256(exported_source(path, nb)), module=text_sha256(modules[name]))
+            source, module = text_sha256(exported_source(path, nb)), text_sha256(modules[name])
+            manifest[name] = dict(notebook=path, source=source, module=module)
         write_json(t/"manifest.json", manifest)
 
 # %% ../nbs/01_tangle.ipynb #80440acf
@@ -389,7 +419,8 @@ def imports(
     "Modules of this project that `source` imports; none where it is not Python"
     found = set()
     for node in ast.walk(ast.parse(source)) if parses(source) else ():
-        if isinstance(node, ast.Import): found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("forge_nb.")}
+        if isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("forge_nb.")}
         if not isinstance(node, ast.ImportFrom): continue
         if node.level == 1 and node.module: found.add(node.module)  # as nbdev exports it
         elif node.module == "forge_nb" or node.level == 1: found |= {a.name for a in node.names}
@@ -425,7 +456,8 @@ def check_code(
 ) -> list: # paths of the notebooks, modules and build files that the stage runs
     "Stop with one sentence unless the code that a stage will run is what its notebooks export and `build/` records"
     books, package, build, used = notebooks(), ROOT/"forge_nb", ROOT/"build", []
-    if not (build/"manifest.json").exists(): raise Invalid(f"build/manifest.json is missing; `dvc repro {name}` makes it")
+    if not (build/"manifest.json").exists():
+        raise Invalid(f"build/manifest.json is missing; `dvc repro {name}` makes it")
     manifest = read_json(build/"manifest.json")
     for m, nb in pages_of(name, run=True).items():
         path, module, kept = f"nbs/{books[m].name}", package/f"{m}.py", manifest.get(m, {})
@@ -449,7 +481,8 @@ def clean_notebook(
     if not any(c.get("outputs") for c in nb["cells"]): return
     for c in nb["cells"]:
         if c["cell_type"] == "code": c["outputs"] = []
-    with atomic(path) as t: t.write_text(json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+    text = json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+    with atomic(path) as t: t.write_text(text, encoding="utf-8")
 
 # %% ../nbs/01_tangle.ipynb #52cda8de
 def main():
