@@ -224,7 +224,8 @@ def run_stage(
         os.environ["FORGE_CKPT"] = str(checkpoints/run_hash(given, inputs))
         resumed = Path(os.environ["FORGE_CKPT"]).exists()
         with follow(log):
-            say(f"stage {name} ({list(graph).index(name) + 1} of {len(graph)})", parameters=given, **fingerprint())
+            of = [k for k, s in graph.items() if s.get("wdir") == stage.get("wdir")]  # studies are counted apart
+            say(f"stage {name} ({of.index(name) + 1} of {len(of)})", parameters=given, **fingerprint())
             nb = execute(name, notebooks()[name], given, partial)
             if other := changed_since(inputs, since):
                 raise Invalid(f"{other[0]} changed while stage {name} ran, so its result belongs to neither version; "
