@@ -25,7 +25,10 @@ def find_root(
 ) -> Path: # absolute
     "The nearest folder from `start` upwards that holds dvc.yaml and params.yaml"
     for folder in (start.resolve(), *start.resolve().parents):
-        if (folder/"dvc.yaml").exists() and (folder/"params.yaml").exists(): return folder
+        there = [name for name in ("dvc.yaml", "params.yaml") if (folder/name).exists()]
+        if len(there) == 2: return folder
+        if there == ["dvc.yaml"] and (folder/"nbs").is_dir(): raise Invalid(
+            f"{folder}/params.yaml is missing; `git checkout -- params.yaml` brings it back")
     raise Invalid(f"{start}: neither this folder nor one above it holds dvc.yaml; run from inside the project")
 
 # %% ../nbs/00_project.ipynb #0a7e2a37

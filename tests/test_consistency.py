@@ -40,10 +40,10 @@ def test_notebooks_are_clean(tmp_path):
 def test_notebook_keeps_its_grammar(name):
     for cell in NB[name].cells:
         if cell.cell_type != "code": continue
-        assert not (tangle.directive(cell) == "run" and cell.outputs), f"a run cell carries outputs: {cell.source[:60]}"
+        assert not ("run" in tangle.directives(cell) and cell.outputs), f"a run cell carries outputs: {cell.source[:60]}"
         assert len([line for line in cell.source.splitlines() if line.strip()]) <= 40, f"a cell is too long to read: {cell.source[:60]}"
         assert "nbdev_export(" not in cell.source
-    exported = [c.source for c in NB[name].cells if tangle.directive(c) == "export"]
+    exported = [c.source for c in NB[name].cells if tangle.is_exported(c)]
     for node in [n for source in exported for n in ast.parse(source).body if isinstance(n, (ast.FunctionDef, ast.ClassDef))]:
         assert ast.get_docstring(node), f"{name}.{node.name} has no docstring"
 
@@ -109,7 +109,7 @@ def test_pipeline_lists_what_a_stage_stands_on(name):
     assert {d for d in deps if d.startswith("build/")} == {f"build/{m}.py" for m in {name, *tangle.reaches(name)}}
     shared = {f"shared.{k}" for k in tangle.declared(NB[name]) if k in PARAMS["shared"] and k not in PARAMS[name]}
     assert set(stage["params"][0]["../params.yaml"] if "wdir" in stage else stage["params"]) == shared | {name}
-    run = "\n".join(c.source for c in NB[name].cells if tangle.directive(c) == "run")
+    run = "\n".join(c.source for c in NB[name].cells if "run" in tangle.directives(c))
     named = set(re.findall(r'"(data(?:/[\w./]*)?|artifacts/[\w./]+|\w+\.yaml)"', run))
     assert named, "no paths found in the run cells"
     undeclared = [p for p in named if p != f"artifacts/{name}" and not p.startswith(f"artifacts/{name}/") and not any(p == d or p.startswith(d + "/") for d in deps)]

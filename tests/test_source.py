@@ -7,7 +7,7 @@ import pytest
 from conftest import Copy
 from nbdev.export import nb_export
 
-from forge_nb.policies import policies
+from forge_nb.policies import function_of, policies
 from forge_nb.project import Invalid, load_params
 from forge_nb.readers import read_templates
 from forge_nb.sieve import read_weak
@@ -113,6 +113,18 @@ def test_an_edit_taken_back_is_taken_back_in_the_package_too(mend):
     assert results(mend) == before and (mend.root/"dvc.lock").read_bytes() == lock
 
 
+def test_code_that_nbdev_exports_is_code_that_counts(mend):
+    "nbdev takes a directive on any leading line, and in a cell's metadata: what it exports must rerun stages"
+    for source, metadata in (("#| hide\n#| export\nHIDDEN = 1", {}), ("\n#| export\nHIDDEN = 2", {}), ("HIDDEN = 3", {"nbdev": {"export": "true"}})):
+        add_cell(page(mend, "pii"), source)
+        nb = json.loads(page(mend, "pii").read_text(encoding="utf-8"))
+        nb["cells"][-1]["metadata"] = metadata
+        page(mend, "pii").write_text(json.dumps(nb), encoding="utf-8")
+        mend(TANGLE)
+        assert source in (mend.root/"build/pii.py").read_text(encoding="utf-8") and source.splitlines()[-1] in (mend.root/"forge_nb/pii.py").read_text(encoding="utf-8")
+        mend("git checkout -q nbs")
+
+
 def test_an_edit_made_twice_gives_the_same_twice(mend, tmp_path):
     kept = page(mend, "pii").read_bytes()
     for _ in range(2):
@@ -180,6 +192,10 @@ def test_compiled_code_of_the_same_second_and_size_is_not_believed(mend):
     ("conflict marks in a cell", "sft", "#| export\ndef sft(", "#| export\n<<<<<<< local\ndef sft(", ["nbs/50_sft.ipynb, cell ", "conflict marks"]),
     ("conflict marks in prose", "sft", "It costs", "<<<<<<< local\nIt costs", ["nbs/50_sft.ipynb, cell 2", "conflict marks"]),
     ("an import relative to a notebook", "sft", "#| export\ndef sft(", "#| export\nfrom .pii import find\ndef sft(", ["cannot import relative"]),
+    ("a command of the kernel above the directive", "sft", "#| export\ndef sft(", "%%time\n#| export\ndef sft(", ["nbs/50_sft.ipynb, cell ", "is a notebook command"]),
+    ("an export into another module", "sft", "#| export\ndef sft(", "#| export dpo\ndef sft(", ["nbs/50_sft.ipynb, cell ", "exports to the module `dpo`"]),
+    ("a run cell that leans on a lesson", "sft", "pin(seed, threads)", "pin(seed, threads); print(words)", ["nbs/50_sft.ipynb, cell ", "uses `words`, which the lesson in cell"]),
+    ("a name that Python cannot import", "sft", "#| default_exp sft", "#| default_exp s-ft", ["`s-ft`, which Python cannot import"]),
     ("a parameter without a type", "sft", "threads: int = 2", "threads = 2", ["nbs/50_sft.ipynb, cell ", "`name: type = value"]),
     ("a name that is not the notebook's", "sft", "#| default_exp sft", "#| default_exp sfft", ["nbs/50_sft.ipynb makes the module `sfft`, but its name says `sft`"]),
     ("no module's name", "sft", "#| default_exp sft", "# nothing", ["nbs/50_sft.ipynb says nowhere which module it makes"])])
@@ -188,6 +204,13 @@ def test_a_notebook_that_cannot_be_exported_is_one_sentence(pages, kind, page_na
     edit(page(pages, page_name), old, new)
     refused(pages, TANGLE, *words)
     assert package(pages.root) == before, "nothing is written before all is well"
+
+
+def test_an_import_that_the_pipeline_does_not_list_stops_before_anything_runs(mend):
+    before = results(mend)
+    edit(page(mend, "assess"), "#| export\n", "#| export\nimport forge_nb.policies as more\n")
+    refused(mend, "dvc repro assess", "dvc.yaml: the stage `assess` runs build/policies.py", "add it there")
+    assert results(mend) == before
 
 
 def test_a_syntax_error_taken_back_is_over(mend):
@@ -203,7 +226,9 @@ def test_tags_that_papermill_needs(pages):
     nb = json.loads(path.read_text(encoding="utf-8"))
     tagged = next(c for c in nb["cells"] if "parameters" in c["metadata"].get("tags", []))
     for change, words in [(lambda: tagged["metadata"].clear(), ["nbs/50_sft.ipynb: no cell is tagged `parameters`", "Cell Tags"]),
-                          (lambda: [tagged["metadata"].update(tags=["parameters"]), nb["cells"][3]["metadata"].update(tags=["parameters"])], ["nbs/50_sft.ipynb: cells 4 and", "both tagged"])]:
+                          (lambda: nb["cells"][1]["metadata"].update(tags=["parameters"]), ["nbs/50_sft.ipynb, cell 2: the tag `parameters` stands on prose"]),
+                          (lambda: nb["cells"][1]["metadata"].update(tags=["injected-parameters"]), ["nbs/50_sft.ipynb, cell 2: papermill put this cell"]),
+                          (lambda: nb["cells"][1]["metadata"].clear() or [tagged["metadata"].update(tags=["parameters"]), nb["cells"][3]["metadata"].update(tags=["parameters"])], ["nbs/50_sft.ipynb: cells 4 and", "both tagged"])]:
         change()
         path.write_text(json.dumps(nb), encoding="utf-8")
         refused(pages, TANGLE, *words)
@@ -215,9 +240,10 @@ def test_tags_that_papermill_needs(pages):
     ("an unnumbered copy", "Untitled.ipynb", None, ["both make forge_nb/sft.py"]),
     ("no bytes", "50_sft.ipynb", "", ["nbs/50_sft.ipynb is empty (0 bytes)", "git checkout -- nbs/50_sft.ipynb"]),
     ("half a file", "50_sft.ipynb", '{"cells": [{"cell_type"', ["nbs/50_sft.ipynb, line 1: not a notebook", "git checkout"]),
+    ("another encoding", "50_sft.ipynb", "f\xfcnf", ["nbs/50_sft.ipynb, line 1: the byte 0xfc is not UTF-8"]),
     ("another kind of file", "50_sft.ipynb", "[1, 2]", ["nbs/50_sft.ipynb: not a notebook"])])
 def test_a_notebook_file_that_is_none(pages, kind, name, content, words):
-    shutil.copy(page(pages, "sft"), pages.root/"nbs"/name) if content is None else (pages.root/"nbs"/name).write_text(content, encoding="utf-8")
+    shutil.copy(page(pages, "sft"), pages.root/"nbs"/name) if content is None else (pages.root/"nbs"/name).write_bytes(content.encode("latin-1"))
     refused(pages, TANGLE, *words)
     refused(pages, f"{TANGLE} export", *words)
 
@@ -272,9 +298,10 @@ def test_marks_in_the_harness_itself_are_one_sentence_and_make_export_mends_them
     ("params.yaml", "sft:\n<<<<<<< HEAD\n", ["params.yaml, line 2: conflict marks"]),
     ("params.yaml", "sft:\n\tepochs: 1\n", ["params.yaml, line 2", "blanks, not tabs"]),
     ("params.yaml", "# f\xfcnf\nsft: {}\n", ["params.yaml, line 1: the byte 0xfc is not UTF-8"]),
+    ("params.yaml", None, ["params.yaml is missing", "git checkout -- params.yaml"]), ("params.yaml", "", ["params.yaml: no section"]),
     ("params.yaml", "sft: [\n", ["params.yaml, line "]), ("params.yaml", "- sft\n", ["params.yaml holds ", "sections"])])
 def test_yaml_that_people_edit_is_one_sentence(pages, name, content, words):
-    (pages.root/name).write_bytes(content.encode("latin-1"))
+    (pages.root/name).unlink() if content is None else (pages.root/name).write_bytes(content.encode("latin-1"))
     for line in ("python -m forge_nb.runner assess", "python -m forge_nb.forge whereis 'docs/page 1.md'") if name == "dvc.lock" else (TANGLE, ): refused(pages, line, *words)
 
 
@@ -336,6 +363,18 @@ def test_what_a_search_has_on_record_counts_for_its_own_code_alone(small):
            "d = Path(tempfile.mkdtemp()); a = {'sft.learning_rate': F(.1, 1)}; sweep.opened(d, a, ('sft', 'loss', True), 'one'); sweep.opened(d, a, ('sft', 'loss', True), 'one')\n" \
            "from forge_nb.project import command; command(lambda: sweep.opened(d, a, ('sft', 'loss', True), 'two'))"
     refused(small, f"python -c \"{code}\"", "other code, data, parameters or versions", "--name")
+
+
+def test_a_function_of_the_user_is_read_as_it_stands(tmp_path):
+    "kpi.py: marks and encoding are one sentence, and a compiled copy of an older text is not believed"
+    path = tmp_path/"kpi.py"
+    for content, words in ((b"<<<<<<< HEAD\n", "line 1: conflict marks"), (b"# f\xfcnf\n", "line 1: the byte 0xfc is not UTF-8"), (b"def def\n", "cannot be loaded (SyntaxError")):
+        path.write_bytes(content)
+        with pytest.raises(Invalid, match=re.escape(words)): function_of(path, "near")
+    for number in (1, 2):
+        path.write_text(f"def near(): return {number}\n", encoding="utf-8")
+        os.utime(path, (1e9, 1e9))
+        assert function_of(path, "near")() == number
 
 
 def test_files_are_utf8_whatever_the_locale(mend, tmp_path):
