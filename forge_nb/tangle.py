@@ -516,15 +516,15 @@ def check_code(
     "Stop with one sentence unless the code that a stage will run is what its notebooks export and `build/` records"
     books, package, build, used = notebooks(), ROOT/"forge_nb", ROOT/"build", []
     if not (build/"manifest.json").exists():
-        raise Invalid("build/manifest.json is missing; `dvc repro tangle` makes it")
+        raise Invalid("build/manifest.json is missing; `dvc repro --force tangle` makes it")
     manifest = read_json(build/"manifest.json")
     for m, nb in pages_of(name, run=True).items():
         path, module, kept = f"nbs/{books[m].name}", package/f"{m}.py", manifest.get(m, {})
         matters = read_text(build/f"{m}.py") if (build/f"{m}.py").exists() else ""
         if kept.get("source") != text_sha256(exported_source(path, nb)) or matters != what_matters(nb): raise Invalid(
-            f"{path} is not what build/ was made from; `dvc repro tangle` exports it, then run {name} again")
+            f"{path} is not what build/ was made from; `dvc repro --force tangle` exports it, then run {name} again")
         if not module.exists() or text_sha256(read_text(module)) != kept["module"]: raise Invalid(
-            f"forge_nb/{m}.py is not what {path} exports; `dvc repro tangle` exports it, then run {name} again")
+            f"forge_nb/{m}.py is not what {path} exports; `dvc repro --force tangle` exports it, then run {name} again")
         used += [books[m], module, build/f"{m}.py"]
     refresh_bytecode()
     return used

@@ -139,17 +139,22 @@ def test_an_edit_made_twice_gives_the_same_twice(mend, tmp_path):
 def test_a_stage_called_by_hand_refuses_code_that_is_not_exported(mend):
     before = results(mend)
     add_cell(page(mend, "pii"), f"#| export\n{ADDED}")
-    refused(mend, "python -m forge_nb.runner assess", "nbs/0b_pii.ipynb is not what build/ was made from", "dvc repro tangle")
+    refused(mend, "python -m forge_nb.runner assess", "nbs/0b_pii.ipynb is not what build/ was made from", "dvc repro --force tangle")
     mend("git checkout -q nbs")
     with open(mend.root/"forge_nb/pii.py", "a", encoding="utf-8") as f: f.write(f"\n{ADDED}\n")
-    refused(mend, "python -m forge_nb.runner assess", "forge_nb/pii.py is not what nbs/0b_pii.ipynb exports", "dvc repro tangle")
+    refused(mend, "python -m forge_nb.runner assess", "forge_nb/pii.py is not what nbs/0b_pii.ipynb exports", "dvc repro --force tangle")
     mend("git checkout -q forge_nb")
     with open(mend.root/"build/pii.py", "a", encoding="utf-8") as f: f.write(f"\n{ADDED}\n")
     refused(mend, "python -m forge_nb.runner assess", "nbs/0b_pii.ipynb is not what build/ was made from")
     assert "Running stage 'assess'" not in mend("dvc repro assess")
     mend("rm -r build")
-    refused(mend, "python -m forge_nb.runner assess", "build/manifest.json is missing", "dvc repro tangle")
-    mend("dvc repro -q assess")  # the remedy
+    refused(mend, "python -m forge_nb.runner assess", "build/manifest.json is missing", "dvc repro --force tangle")
+    mend("dvc repro -q --force tangle && python -m forge_nb.runner assess")  # the remedy
+    assert results(mend) == before
+    with open(mend.root/"forge_nb/pii.py", "a", encoding="utf-8") as f: f.write(f"\n{ADDED}\n")
+    mend("dvc commit -q -f tangle")  # the edit is on record now, and DVC finds nothing to do
+    refused(mend, "python -m forge_nb.runner assess", "forge_nb/pii.py is not what nbs/0b_pii.ipynb exports")
+    mend("dvc repro -q --force tangle && python -m forge_nb.runner assess")
     assert results(mend) == before
 
 
