@@ -6,11 +6,11 @@
 __all__ = ['NAMED', 'KINDS', 'SCHEMAS', 'app', 'Documents', 'Query', 'AsJson', 'STOPPED', 'refuse', 'Missing', 'Failed',
            'raw_files', 'file_of', 'curated', 'stock', 'matches', 'texts', 'holding', 'grams', 'among', 'unique_grams',
            'near', 'related', 'twins', 'page_of', 'fact_rows', 'cut_rows', 'read_table', 'facts_from', 'overlap',
-           'pipeline', 'reach', 'names', 'rows_in', 'sort_of', 'carried', 'git', 'unit', 'resolve', 'inside_data',
-           'trail', 'models_in', 'sentence', 'digest', 'located', 'whereis', 'made_as', 'cached_rows', 'history',
-           'show_whereis', 'refuse_parts', 'plan', 'journal_path', 'read_journal', 'hashes', 'small_files', 'data_hash',
-           'everything_but', 'path_pattern', 'begin', 'dvc', 'studies_made', 'out_of_date', 'new_sums', 'tidy',
-           'take_out', 'rebuild', 'undo', 'strings', 'decoded', 'content', 'cells', 'occurrences', 'downstream',
+           'is_code', 'pipeline', 'reach', 'names', 'rows_in', 'sort_of', 'carried', 'git', 'unit', 'resolve',
+           'inside_data', 'trail', 'models_in', 'sentence', 'digest', 'located', 'whereis', 'made_as', 'cached_rows',
+           'history', 'show_whereis', 'refuse_parts', 'plan', 'journal_path', 'read_journal', 'hashes', 'small_files',
+           'data_hash', 'everything_but', 'path_pattern', 'begin', 'dvc', 'studies_made', 'out_of_date', 'new_sums',
+           'tidy', 'take_out', 'rebuild', 'undo', 'strings', 'decoded', 'content', 'cells', 'occurrences', 'downstream',
            'search', 'made_at_will', 'prove', 'numbers_in', 'change', 'effects_change', 'not_forgotten', 'receipt',
            'receipt_page', 'receipt_tables', 'check_recorded', 'forget', 'file_receipt', 'rehearsal', 'show_forget',
            'field', 'record', 'several', 'answer_schema', 'whereis_schema', 'proof_schema', 'forget_schema',
@@ -289,6 +289,13 @@ def overlap(
     "Whether two paths are the same, or one lies below the other"
     return a == b or a.startswith(f"{b}/") or b.startswith(f"{a}/")
 
+# %% ../nbs/0z_forge.ipynb #cc8c6a30
+def is_code(
+    path: str # of an out, from the root
+) -> bool:
+    "Whether an out is code that `tangle` writes, which holds nothing of any document"
+    return overlap(path, "build") or overlap(path, "forge_nb")
+
 # %% ../nbs/0z_forge.ipynb #bcfdddf9
 def pipeline(
     graph: dict, # stages of dvc.yaml
@@ -321,7 +328,7 @@ def reach(
         if not by: continue
         outs = []
         for out, digest in stage["outs"].items():
-            if overlap(out, "build") or out in stage["numbers"] and not numbers: continue
+            if is_code(out) or out in stage["numbers"] and not numbers: continue
             if files := holds(out): outs.append(dict(path=out, hash=digest, files=files))
         held |= {f for out in outs for f in out["files"]}
         found.append(dict(stage=name, by=by, outs=outs))
@@ -677,7 +684,7 @@ def hashes(
     "The hash of every artifact"
     return {path: dict(stage=name, hash=digest) for name, stage in pipeline(graph, lock).items()
             for path, digest in stage["outs"].items()
-            if not overlap(path, "build")}
+            if not is_code(path)}
 
 # %% ../nbs/0z_forge.ipynb #b3ea43af
 def small_files(
@@ -940,7 +947,7 @@ def downstream(
     graph: dict # stages of dvc.yaml
 ) -> list: # files
     "Every file that a stage made, or that lies where stages write: artifacts, reports, logs, caches, results"
-    tops = {re.match("(studies/)?[^/]+", path)[0] for stage in pipeline(graph, {}).values() for path in stage["outs"]} - {"build"}
+    tops = {re.match("(studies/)?[^/]+", path)[0] for stage in pipeline(graph, {}).values() for path in stage["outs"] if not is_code(path)}
     places = [root/t for t in sorted({*tops, "runs", "results", ".ckpt"})] + [root/".cache"/"huggingface"]
     files = [p for place in places for p in ([place] if place.is_file() else sorted(place.rglob("*")))]
     return [p for p in files if p.is_file() and p.suffix != ".lock" and p.name != ".gitignore"]

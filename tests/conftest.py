@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ENV = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-ENV.pop("FORGE_LOG", None); ENV.pop("FORGE_CKPT", None)
+for name in ("FORGE_LOG", "FORGE_CKPT", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"): ENV.pop(name, None)  # of the run that tests us
 
 
 CUT = "unshare --map-root-user --net"  # runs a command without any network, where the system allows it
