@@ -103,16 +103,20 @@ def experiment(
 ) -> str: # 'done', 'pruned', or the last lines of what failed
     "Run one trial as a DVC experiment, beside the working tree"
     dvc = [sys.executable, "-m", "dvc", "exp"]
-    subprocess.run([*dvc, "remove", "--quiet", name], cwd=ROOT, capture_output=True)
+    forget = lambda: subprocess.run([*dvc, "remove", "--quiet", name], cwd=ROOT, capture_output=True)
+    forget()
     run = subprocess.Popen([*dvc, "run", "--temp", "-n", name, *(x for k, v in values.items() for x in ("-S", f"{k}={json.dumps(v)}")), stage], cwd=ROOT,
                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, encoding="utf-8")
-    tenths, lines = Tenths(searched), []
+    tenths, lines, outcome = Tenths(searched), [], ""
     try:
         for line in run.stdout:
             lines.append(line.rstrip())
-            if (told := tenths(line)) and hopeless(*told): return "pruned"
-        return "done" if run.wait() == 0 else "\n".join([x for x in lines if "error" in x.casefold()][-3:] or lines[-3:])
-    finally: end(run)
+            if (told := tenths(line)) and hopeless(*told): outcome = "pruned"; break
+        if not outcome and run.wait() == 0: outcome = "done"
+        return outcome or "\n".join([x for x in lines if "error" in x.casefold()][-3:] or lines[-3:])
+    finally:
+        end(run)
+        if outcome != "done": forget()  # a quick run may have ended by itself before the signal reached it
 
 # %% ../nbs/0m_sweep.ipynb #debd82e1
 def end(
