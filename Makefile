@@ -34,17 +34,17 @@ $(VENV)/ready: requirements.lock pyproject.toml $(ELSEWHERE)
 	@{ pwd -P && $(TAG); } > $@
 
 data: setup  ## fetch and check the default data; FROM=folder takes a folder of yours
-	@python -m forge_nb.source $${FROM:+"$$FROM"}
+	@python -m forge_nb.data.default_company $${FROM:+"$$FROM"}
 
 base: setup  ## fetch a base model, once: make base BASE=smollm2
 	@python -m forge_nb.bases "$$BASE"
 
 adopt: setup  ## accept data/ as it is now
-	@python -m forge_nb.runner adopt && dvc add --quiet data
+	@python -m forge_nb.core.runner adopt && dvc add --quiet data
 
 run: data  ## environment, data, the whole pipeline; ends with the results
 	@dvc repro
-	@python -m forge_nb.report
+	@python -m forge_nb.report.pages
 
 studies: data base  ## comparisons and extensions beside the pipeline, a DVC project of their own: studies/dvc.yaml
 	@dvc repro sft && cd studies && dvc repro
@@ -60,10 +60,10 @@ check: setup  ## quick checks: export fresh, notebooks clean, lint, lessons run
 	@OMP_NUM_THREADS=1 nbdev-test --n-workers 2
 
 export: setup  ## write forge_nb/ from the notebooks, and clean them: no outputs of a run by hand
-	@python -c "import forge_nb.tangle" 2>/dev/null || for b in 00_project 01_tangle; do python -c "from nbdev.export import nb_export; nb_export('nbs/$$b.ipynb', 'forge_nb')" 2>/dev/null || { echo "error: nbs/$$b.ipynb cannot be exported; \`nbdev-fix nbs/$$b.ipynb\` where a merge left its marks, or \`git checkout -- nbs/$$b.ipynb\`" >&2; exit 2; }; done
-	@python -m forge_nb.tangle export
+	@python -c "import forge_nb.core.tangle" 2>/dev/null || for b in core/00_project core/10_tangle; do python -c "from nbdev.export import nb_export; nb_export('nbs/$$b.ipynb', 'forge_nb')" 2>/dev/null || { echo "error: nbs/$$b.ipynb cannot be exported; \`nbdev-fix nbs/$$b.ipynb\` where a merge left its marks, or \`git checkout -- nbs/$$b.ipynb\`" >&2; exit 2; }; done
+	@python -m forge_nb.core.tangle export
 
-# what a kernel reads when it starts; the rest is in nbs/0l_lab.ipynb
+# what a kernel reads when it starts; the rest is in nbs/core/60_lab.ipynb
 lab: export PYTHONPATH := $(CURDIR)
 lab: export PYTHONHASHSEED := 0
 lab: export HF_HUB_OFFLINE := 1
@@ -71,19 +71,19 @@ lab: setup  ## JupyterLab on this machine only: the project, with the tour open
 	@jupyter lab --ip=127.0.0.1 --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/nbs/index.ipynb \
 	  --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --LabApp.extension_manager=readonly
 
-profile: setup  ## write the fields of profiles/$(P).yaml into params.yaml
-	@python -m forge_nb.runner profile $${P:+"$$P"} && { git --no-pager diff --stat -- params.yaml 2>/dev/null || true; }
+profile: setup  ## write the fields of config/profiles/$(P).yaml into params.yaml
+	@python -m forge_nb.core.runner profile $${P:+"$$P"} && { git --no-pager diff --stat -- params.yaml 2>/dev/null || true; }
 
 effects: data  ## the chain over three seeds, for releases; writes results/effects.csv
-	@python -m forge_nb.effects 0 1 2
-	@python -m forge_nb.report readme
+	@python -m forge_nb.metrics.stats 0 1 2
+	@python -m forge_nb.report.pages readme
 
 scaling: data  ## the runs behind `forge plan`'s best size; writes results/scaling.csv
 	@dvc repro --quiet tokenizer && python -m forge_nb.plan
 
 report: setup  ## README's generated parts, and reports/ as HTML pages in reports/html/
-	@python -m forge_nb.report readme
-	@python -m forge_nb.report html
+	@python -m forge_nb.report.pages readme
+	@python -m forge_nb.report.pages html
 
-bench: data  ## measure in a fresh clone, all or PART=chain|data|pretrain|tune; writes BENCH.md
-	@python -m forge_nb.bench $${PART:+"$$PART"}
+bench: data  ## measure in a fresh clone, all or PART=chain|data|pretrain|tune; writes docs/BENCH.md
+	@python -m forge_nb.bench.bench $${PART:+"$$PART"}

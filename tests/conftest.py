@@ -62,7 +62,7 @@ def send(pid: int, number: int):
 def tiny(tmp_path_factory) -> Copy:
     "A copy in which the whole chain has run with the profile `tiny`, the network cut"
     copy = Copy(tmp_path_factory.mktemp("tiny"))
-    copy(f"python -m forge_nb.runner profile tiny && {OFFLINE} dvc repro && git add -A && git -c user.name=t -c user.email=t@localhost commit -qm tiny")
+    copy(f"python -m forge_nb.core.runner profile tiny && {OFFLINE} dvc repro && git add -A && git -c user.name=t -c user.email=t@localhost commit -qm tiny")
     return copy
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 from conftest import Copy
-from forge_nb.model import save
-from forge_nb.tokenizer import learn
-from forge_nb.train import build
+from forge_nb.train.model import save_model
+from forge_nb.tokenizer import train_tokenizer
+from forge_nb.train.architecture import build_model
 
 TUNED = "sft dpo reward rlhf rl distill".split()
 STAGES = ["assess", "curate", "tokenizer", "ngram", "pretrain", "synth", *TUNED, "evaluate", "card"]
@@ -50,13 +50,13 @@ def test_card_cites_every_number(tiny):
     marks = set(re.findall(r"\[\^(\d+)\](?!:)", card))
     assert marks and marks == set(re.findall(r"^\[\^(\d+)\]:", card, re.M))
     numbers = {name: json.loads((tiny.root/f"artifacts/{name}/metrics.json").read_text(encoding="utf-8")) for name in ("pretrain", "synth", "curate")}
-    for value in (numbers["pretrain"]["parameters"], numbers["pretrain"]["tokens"], numbers["synth"]["rows"], numbers["curate"]["test"]["bytes"]): assert f"{value:,}[^" in card
+    for value in (numbers["pretrain"]["parameters"], numbers["pretrain"]["tokens"], numbers["synth"]["conversations"], numbers["curate"]["test"]["bytes"]): assert f"{value:,}[^" in card
     assert "artifacts/evaluate/effects.csv[^" in card and "params.yaml[^" in card
 
 
 def test_evaluation_is_held_out(tiny):
     read = lambda p: [json.loads(line) for line in (tiny.root/p).read_text(encoding="utf-8").splitlines()]
-    rows, exam = read("artifacts/synth/rows/sft.jsonl"), read("artifacts/synth/exam/exam.jsonl")
+    rows, exam = read("artifacts/synth/rows/sft.jsonl"), read("artifacts/synth/eval_set/items.jsonl")
     trained = {r["fact"] for r in rows}
     assert not {r["messages"][0]["content"] for r in rows} & {i["question"] for i in exam}
     assert not trained & {i["fact"] for i in exam if i["part"] == "fact"}
@@ -90,7 +90,7 @@ def test_parameter_reruns_its_stage_and_what_follows_and_reverting_restores(tiny
 
 def test_second_run_killed_twice_gives_the_same_bytes(tiny, tmp_path_factory):
     copy = Copy(tmp_path_factory.mktemp("again"))
-    copy("python -m forge_nb.runner profile tiny && dvc repro tokenizer ngram")
+    copy("python -m forge_nb.core.runner profile tiny && dvc repro tokenizer ngram")
     copy.kill_when("dvc repro pretrain", ".ckpt/pretrain/*/last/state.json")
     copy("dvc repro pretrain")
     assert "resumed at step" in (copy.root/"runs/pretrain.jsonl").read_text(encoding="utf-8")
@@ -107,7 +107,7 @@ def test_experiments_compare(tiny):
     said = tiny("dvc exp run --temp -n shorter -S sft.epochs=0.5 sft")
     assert tiny.executed(said) == ["tangle", "sft"] and not tiny("git status --porcelain")
     shown = json.loads(tiny("dvc exp show --json"))
-    assert "shorter" in json.dumps(shown)
+    assert "token_savings" in json.dumps(shown)
     diff = json.loads(tiny("dvc exp diff HEAD shorter --json"))
     assert diff["params"]["params.yaml"]["sft.epochs"]["new"] == .5 and diff["metrics"]["artifacts/sft/metrics.json"]
     tiny("dvc plots show -o .cache/plots && rm -r .cache/plots")
@@ -132,18 +132,18 @@ def test_a_failing_stage_names_its_cause(tiny, cause, line, words):
 
 
 @pytest.mark.parametrize("stage, file, old, new, words", [
-    ("rl", "kpi.py", "def near(", "def near(question, answer, row): return 1 / 0\n\n\ndef _near(", ["kpi.py", "near() raises ZeroDivisionError", "a number for every text"]),
-    ("rl", "kpi.py", "def near(", "def near(question, answer, row): return float('nan')\n\n\ndef _near(", ["kpi.py", "near() gives nan", "from 0 to 1"]),
-    ("rl", "kpi.py", "def near(", "def near(question, answer, row): import time; time.sleep(300)\n\n\ndef _near(", ["kpi.py", "near() took more than 2 s"]),
-    ("rl", "params.yaml", "  function: near", "  function: nearly", ["kpi.py has no function `nearly`"]),
-    ("rlhf", "policies.yaml", "  verifier: 'holds", "  # verifier: 'holds", ["policies.yaml", ".verifier` is None"]),
+    ("rl", "company/kpi.py", "def near(", "def near(question, answer, row): return 1 / 0\n\n\ndef _near(", ["company/kpi.py", "near() raises ZeroDivisionError", "a number for every text"]),
+    ("rl", "company/kpi.py", "def near(", "def near(question, answer, row): return float('nan')\n\n\ndef _near(", ["company/kpi.py", "near() gives nan", "from 0 to 1"]),
+    ("rl", "company/kpi.py", "def near(", "def near(question, answer, row): import time; time.sleep(300)\n\n\ndef _near(", ["company/kpi.py", "near() took more than 2 s"]),
+    ("rl", "params.yaml", "  function: near", "  function: nearly", ["company/kpi.py has no function `nearly`"]),
+    ("rlhf", "company/policies.yaml", "  verifier: 'holds", "  # verifier: 'holds", ["company/policies.yaml", ".verifier` is None"]),
     ("dpo", "artifacts/synth/rows/pairs.jsonl", "}]}\n", "}], " + ", ".join(f'"{side}": [{{"role": "assistant", "content": "`5`."}}]' for side in ("chosen", "rejected")) + "}\n", ["pairs.jsonl", "chosen and rejected are equal"]),
     ("distill", "params.yaml", "  student: ''", "  student: other", ["other", "entries of its vocabulary", "train the student with the teacher's tokenizer"])])
 def test_bad_input_of_a_tuning_stage_is_a_sentence_and_leaves_its_results(tiny, stage, file, old, new, words):
-    save(build(letters := learn(["abc"] * 9, 285), layers=1, width=64, inner=64, context=64), letters, tiny.root/"other")
+    save_model(build_model(letters := train_tokenizer(["abc"] * 9, 285), num_hidden_layers=1, hidden_size=64, intermediate_size=64, context_length=64), letters, tiny.root/"other")
     before = {p: p.read_bytes() for p in (tiny.root/"artifacts"/stage).rglob("*") if p.is_file()}
     swap(tiny.root/file, old, new)
-    said = tiny(f"python -m forge_nb.runner {stage}", rc=2)
+    said = tiny(f"python -m forge_nb.core.runner {stage}", rc=2)
     error = [row for row in said.splitlines() if row.startswith("error: ")]
     assert len(error) == 1 and all(w in error[0] for w in words) and "Traceback" not in said, said
     assert {p: p.read_bytes() for p in (tiny.root/"artifacts"/stage).rglob("*") if p.is_file()} == before

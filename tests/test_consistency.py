@@ -7,13 +7,13 @@ import yaml
 from nbdev.export import nb_export
 from nbdev.test import test_nb as run_lessons
 
-from forge_nb import report, tangle
-from forge_nb.project import ROOT, load_params, stages
+from forge_nb.report.pages import pages; from forge_nb.core import tangle
+from forge_nb.core.project import ROOT, load_params, read_stages
 
-BOOKS = tangle.notebooks()
+BOOKS = tangle.list_notebooks()
 NB = {name: nbformat.read(path, 4) for name, path in BOOKS.items()}
 STAGES = [name for name, nb in NB.items() if any(map(tangle.is_parameters, nb.cells))]
-DVC = stages(ROOT)[0]
+DVC = read_stages(ROOT)[0]
 PARAMS = load_params(ROOT/"params.yaml")
 
 
@@ -40,7 +40,7 @@ def test_notebooks_are_clean(tmp_path):
 def test_notebook_keeps_its_grammar(name):
     for cell in NB[name].cells:
         if cell.cell_type != "code": continue
-        assert not ("run" in tangle.directives(cell) and cell.outputs), f"a run cell carries outputs: {cell.source[:60]}"
+        assert not ("run" in tangle.read_directives(cell) and cell.outputs), f"a run cell carries outputs: {cell.source[:60]}"
         assert len([line for line in cell.source.splitlines() if line.strip()]) <= 40, f"a cell is too long to read: {cell.source[:60]}"
         assert "nbdev_export(" not in cell.source
     exported = [c.source for c in NB[name].cells if tangle.is_exported(c)]
@@ -64,10 +64,10 @@ def test_module_imports_alone_and_light(name):
 
 
 def test_modules_form_a_dag():
-    assert {"project"} <= tangle.imports((ROOT/"forge_nb"/"effects.py").read_text(encoding="utf-8")), "imports are not seen"
+    assert {"project"} <= tangle.find_imports((ROOT/"forge_nb"/"effects.py").read_text(encoding="utf-8")), "imports are not seen"
     number = {name: int(path.name[:2], 36) for name, path in BOOKS.items()}
     for name in BOOKS:
-        for other in tangle.imports((ROOT/"forge_nb"/f"{name}.py").read_text(encoding="utf-8")):
+        for other in tangle.find_imports((ROOT/"forge_nb"/f"{name}.py").read_text(encoding="utf-8")):
             assert other in number, f"{name} imports {other}, which no notebook makes"
             assert number[other] < 36, f"{name} imports the stage module {other}; what two stages need belongs in the library"
             assert number[other] < number[name], f"{name} imports {other}, which comes after it"
@@ -90,7 +90,7 @@ def test_no_cell_writes_over_a_parameter(name):
         if c.cell_type != "code" or tangle.is_parameters(c): continue
         tops = [s for s in ast.parse(c.source).body if not isinstance(s, (ast.FunctionDef, ast.ClassDef))]
         stored = {n.id for s in tops for n in ast.walk(s) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-        assert not stored & set(tangle.declared(NB[name])), c.source
+        assert not stored & set(tangle.parse_parameters_cell(NB[name])), c.source
 
 
 def test_yaml_dialects_agree():
@@ -105,11 +105,11 @@ def test_every_stage_has_its_place():
 @pytest.mark.parametrize("name", STAGES)
 def test_pipeline_lists_what_a_stage_stands_on(name):
     stage, deps = DVC[name], set(DVC[name]["deps"])
-    assert stage["cmd"] == ("cd .. && " if "wdir" in stage else "") + f"python -m forge_nb.runner {name}"
-    assert {d for d in deps if d.startswith("build/")} == {f"build/{m}.py" for m in {name, *tangle.reaches(name)}}
-    shared = {f"shared.{k}" for k in tangle.declared(NB[name]) if k in PARAMS["shared"] and k not in PARAMS[name]}
+    assert stage["cmd"] == ("cd .. && " if "wdir" in stage else "") + f"python -m forge_nb.core.runner {name}"
+    assert {d for d in deps if d.startswith("build/")} == {f"build/{m}.py" for m in {name, *tangle.collect_dependencies(name)}}
+    shared = {f"shared.{k}" for k in tangle.parse_parameters_cell(NB[name]) if k in PARAMS["shared"] and k not in PARAMS[name]}
     assert set(stage["params"][0]["../params.yaml"] if "wdir" in stage else stage["params"]) == shared | {name}
-    run = "\n".join(c.source for c in NB[name].cells if "run" in tangle.directives(c))
+    run = "\n".join(c.source for c in NB[name].cells if "run" in tangle.read_directives(c))
     named = set(re.findall(r'"(data(?:/[\w./]*)?|artifacts/[\w./]+|\w+\.yaml)"', run))
     assert named, "no paths found in the run cells"
     undeclared = [p for p in named if p != f"artifacts/{name}" and not p.startswith(f"artifacts/{name}/") and not any(p == d or p.startswith(d + "/") for d in deps)]
@@ -139,7 +139,7 @@ def test_lock_pins_everything():
 
 
 def test_readme_is_what_its_sources_say():
-    assert report.readme() == (ROOT/"README.md").read_text(encoding="utf-8"), "run `make report`"
+    assert report.render_readme() == (ROOT/"README.md").read_text(encoding="utf-8"), "run `make report`"
 
 
 def test_readme_commands_exist():
@@ -149,12 +149,12 @@ def test_readme_commands_exist():
         assert said <= targets, f"{page}: no such target: {said - targets}"
         modules = set(re.findall(r"python -m forge_nb\.(\w+)", (ROOT/page).read_text(encoding="utf-8")))
         assert modules <= set(BOOKS)
-    assert shutil.which("make")
-    helped = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True, encoding="utf-8").stdout
+    assert shutil.which("model_init")
+    helped = subprocess.run(["model_init", "help"], cwd=ROOT, capture_output=True, text=True, check=True, encoding="utf-8").stdout
     for habit in "run test check lab data bench report".split(): assert f"make {habit}" in helped
 
 
 def test_profiles_name_real_fields():
-    for path in (ROOT/"profiles").glob("*.yaml"):
+    for path in (ROOT/"config/profiles").glob("*.yaml"):
         for section, fields in load_params(path).items():
             assert set(fields) <= set(PARAMS[section]), f"{path.name}: {section}"

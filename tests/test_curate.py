@@ -7,8 +7,8 @@ import pytest
 
 from forge_nb.assess import assess
 from forge_nb.curate import curate
-from forge_nb.project import ROOT, Invalid, load_params, read_csv, read_jsonl
-from forge_nb.twins import launch
+from forge_nb.core.project import Invalid, ROOT, load_params, read_csv, read_jsonl
+from forge_nb.data.executors import run_pipeline
 
 PARAMS = load_params(ROOT/"params.yaml")
 WORDS = "pump valve filter pressure gauge seal bearing shaft motor coupling flange gasket housing rotor sensor cable relay fuse panel switch".split()
@@ -39,7 +39,7 @@ def corpus(folder: Path, order: int) -> dict:
 
 def run(data: Path, out: Path, **changed) -> dict:
     "Curate with the default parameters, some changed"
-    return curate(data, ROOT/"evaluations", ROOT/"templates.yaml", **{**PARAMS["curate"], "shard_megabytes": .02, "workers": 1, "limit": 0} | changed, out=out)
+    return curate(data, ROOT/"company/eval_sets", ROOT/"company/templates.yaml", **{**PARAMS["curate"], "shard_megabytes": .02, "workers": 1, "limit": 0} | changed, out=out)
 
 
 def digests(folder: Path) -> dict:
@@ -57,10 +57,10 @@ def curated(tmp_path_factory):
 
 def test_every_document_is_accounted_for(curated):
     here, files, metrics = curated
-    ledger = read_csv(here/"out"/"ledger.csv")
+    ledger = read_csv(here/"out"/"outcomes.csv")
     reasons = Counter({(r["kind"], r["outcome"]): int(r["documents"]) for r in ledger})
     assert sum(reasons.values()) + metrics["rejects"] == len(files)
-    assert (reasons["docs", "exact copy"], reasons["docs", "near twin"]) == (20, 20)
+    assert (reasons["docs", "exact duplicate"], reasons["docs", "near duplicate"]) == (20, 20)
     assert reasons["docs", "in an evaluation set"] == reasons["docs", "too short"] == reasons["code", "generated"] == 1
     assert [r["source"] for r in read_jsonl(here/"out"/"rejects.jsonl")] == ["docs/scan.txt"]
     dropped = {d["source"]: d for d in read_jsonl(here/"out"/"dropped.jsonl")}
@@ -112,7 +112,7 @@ def test_ray_gives_the_same(curated, tmp_path, monkeypatch):
     try:
         for name in ("ray", "local"): run(curated[0]/"data", tmp_path/name, executor=name, workers=2, shard_megabytes=.1)
         assert digests(tmp_path/"ray") == digests(tmp_path/"local") and ray.cluster_resources()["CPU"] == 2
-        with pytest.raises(RuntimeError, match="2 of 2 tasks did not finish"): launch([fails], 2, "fails", tmp_path/"logs", executor="ray", workers=2)
+        with pytest.raises(RuntimeError, match="2 of 2 tasks did not finish"): run_pipeline([fails], 2, "fails", tmp_path/"logs", executor="ray", workers=2)
     finally: ray.shutdown()
 
 
@@ -135,18 +135,18 @@ def test_killed_anywhere_and_run_again_gives_the_same_bytes(curated, tmp_path):
 def test_mixture(curated, tmp_path):
     here, _, before = curated
     metrics = run(here/"data", tmp_path, mixture=["src/*=0"])
-    kinds = {r["kind"] for r in read_csv(tmp_path/"ledger.csv") if r["outcome"].startswith("kept")}
+    kinds = {r["kind"] for r in read_csv(tmp_path/"outcomes.csv") if r["outcome"].startswith("texts")}
     assert kinds == {"docs"} and metrics["train"]["documents"] < before["train"]["documents"]
 
 
 def test_assess_tells_what_is_there_and_refuses_too_little(curated, tmp_path):
     here, files, _ = curated
-    metrics = assess(here/"data", ROOT/"templates.yaml", **PARAMS["assess"] | dict(workers=1, min_megabytes=.01), out=tmp_path)
+    metrics = assess(here/"data", ROOT/"company/templates.yaml", **PARAMS["assess"] | dict(workers=1, min_megabytes=.01), out=tmp_path)
     assert metrics["documents"] + metrics["rejects"] == len(files)
-    assert metrics["verdict"] == "ready with reservations" and metrics["doubles"] == 40 and metrics["copies"] == 20
+    assert metrics["verdict"] == "ready with reservations" and metrics["duplicates"] == 40 and metrics["exact_duplicates"] == 20
     assert metrics["findings"] == {"email": 2, "ip": 2}
     for path in tmp_path.rglob("*"): assert b"moreau" not in path.read_bytes()
-    poor = assess(here/"data", ROOT/"templates.yaml", **PARAMS["assess"] | dict(workers=1, min_documents=1000), out=tmp_path/"poor")
+    poor = assess(here/"data", ROOT/"company/templates.yaml", **PARAMS["assess"] | dict(workers=1, min_documents=1000), out=tmp_path/"poor")
     assert poor["verdict"] == "not ready"
 
 

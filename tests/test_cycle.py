@@ -2,8 +2,8 @@
 import inspect, json
 
 import pytest
-from forge_nb.project import ROOT, load_params
-from forge_nb.sieve import weak_slices
+from forge_nb.core.project import ROOT, load_params
+from forge_nb.synthesis.filters import find_weak_kinds
 from test_forge import FORGE, ask, refuse, sibling
 
 
@@ -15,18 +15,18 @@ def cycled(tiny, tmp_path_factory):
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     weak = {"check_level", "setting_type"}
     for r in rows:  # the tiny model knows nothing; an evaluation of a better one stands in for its own
-        if r["metric"] == "fact_written" and r["checkpoint"] == "rlhf": r["value"] = float(not any(k in r["item"] for k in weak))
-    more = [r | dict(item=f"{r['item']} {n}") for r in rows if r["metric"] == "fact_written" and r["slice"].startswith("phrasing/") for n in range(20)]
+        if r["metric"] == "exact_match" and r["checkpoint"] == "rlhf": r["value"] = float(not any(k in r["item"] for k in weak))
+    more = [r | dict(item=f"{r['item']} {n}") for r in rows if r["metric"] == "exact_match" and r["slice"].startswith("phrasing/") for n in range(20)]
     path.unlink(); path.write_text("".join(json.dumps(r) + "\n" for r in rows + more), encoding="utf-8")
     copy.line = "cycle --rounds 1 --variants 1 --name test"
-    copy.before = {f: (copy.root/f).read_bytes() for f in ("weak.yaml", "params.yaml", "dvc.lock")}
+    copy.before = {f: (copy.root/f).read_bytes() for f in ("paraphrase_weights.yaml", "params.yaml", "dvc.lock")}
     copy.answer = ask(copy, copy.line)
     return copy
 
 
 def test_a_round_asks_for_more_of_what_is_weak_and_puts_everything_back(cycled):
     [told] = cycled.answer["rounds"]
-    assert set(told["weights"]) == {"check_level", "setting_type", *load_params(cycled.root/"weak.yaml")["weights"]} and all(w > 1 for w in told["weights"].values())
+    assert set(told["weights"]) == {"check_level", "setting_type", *load_params(cycled.root/"paraphrase_weights.yaml")["weights"]} and all(w > 1 for w in told["weights"].values())
     assert {f: (cycled.root/f).read_bytes() for f in cycled.before} == cycled.before, "the working tree is not as it was"
     more = cycled(f"python -c \"import dvc.api; print(dvc.api.read('artifacts/synth/rows/sft.jsonl', rev='{told['experiment']}'))\"")
     count = lambda text, kind: sum(json.loads(line)["kind"] == kind for line in text.splitlines() if line.startswith("{"))
@@ -38,9 +38,9 @@ def test_a_round_asks_for_more_of_what_is_weak_and_puts_everything_back(cycled):
 def test_what_was_cured_and_broken_adds_up(cycled):
     [told] = cycled.answer["rounds"]
     every, *parts = told["changes"]
-    assert every["slice"] == "all" and every["n"] > 0 and round(every["n"] * every["diff"]) == every["cured"] - every["broken"]
+    assert every["slice"] == "total" and every["n"] > 0 and round(every["n"] * every["diff"]) == every["fixed"] - every["broken"]
     kinds = [p for p in parts if p["slice"].startswith("phrasing/") or p["slice"].startswith("fact/")]
-    assert sum(p["cured"] for p in kinds) >= every["cured"] and told["since_start"] == every
+    assert sum(p["fixed"] for p in kinds) >= every["fixed"] and told["since_start"] == every
 
 
 def test_a_finished_round_is_not_run_again(cycled):
@@ -50,8 +50,8 @@ def test_a_finished_round_is_not_run_again(cycled):
 
 
 def test_the_default_exam_asks_enough_of_each_kind():
-    each = load_params(ROOT/"params.yaml")["synth"]["exam_items"] // len(load_params(ROOT/"questions.yaml"))
-    assert each >= inspect.signature(weak_slices).parameters["least"].default, "no kind could ever be called weak"
+    each = load_params(ROOT/"params.yaml")["synth"]["exam_items"] // len(load_params(ROOT/"company/questions.yaml"))
+    assert each >= inspect.signature(find_weak_kinds).parameters["min_items"].default, "no kind could ever be called weak"
 
 
 @pytest.mark.parametrize("line, words", [

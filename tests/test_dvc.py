@@ -21,8 +21,8 @@ def little(tmp_path_factory) -> Copy:
     graph = YAML(typ="safe").load(copy.root/"dvc.yaml")
     YAML().dump(dict(stages={name: graph["stages"][name] for name in CHEAP}), copy.root/"dvc.yaml")
     (copy.root/"dvc.lock").unlink()
-    copy("git config user.name t && git config user.email t@localhost && python -m forge_nb.runner profile tiny && "
-         f"python -m forge_nb.runner adopt && dvc add -q data && dvc repro -q && {COMMIT} little")
+    copy("git config user.name t && git config user.email t@localhost && python -m forge_nb.core.runner profile tiny && "
+         f"python -m forge_nb.core.runner adopt && dvc add -q data && dvc repro -q && {COMMIT} little")
     return copy
 
 
@@ -102,7 +102,7 @@ def test_experiments_in_every_form(tidy, form):
 def test_what_compares_compares_and_leaves_nothing(tidy):
     tidy("dvc exp run -q -n deep -S ngram.order=5")
     for line in ("dvc plots show", "dvc plots diff HEAD", "dvc metrics diff", "dvc params diff", "dvc dag --md"): assert tidy(line), line
-    assert "ngram.order" in tidy("dvc params diff") and "bits_per_byte" in tidy("dvc metrics diff")
+    assert "ngram.order" in tidy("dvc params diff") and "bpb" in tidy("dvc metrics diff")
     wide, narrow = (max(map(len, tidy(f"dvc exp show {how}").splitlines())) for how in ("", "--only-changed"))
     assert narrow < wide / 3
     tidy("git checkout -q . && dvc checkout -q")
@@ -123,9 +123,9 @@ def test_links_that_dvc_makes_are_data(little, tmp_path, kind):
     assert page.is_symlink() if kind == "symlink" else page.stat().st_nlink > 1
     assert CLEAN in other("dvc repro") and not (other.root/"runs").exists()
     other("dvc repro -q --force --single-item curate && test -z \"$(git status --porcelain)\"")
-    other("python -m forge_nb.runner assess && git diff --exit-code")  # over the links that are there
+    other("python -m forge_nb.core.runner assess && git diff --exit-code")  # over the links that are there
     (other.root/"data/docs/new.txt").write_text("A new page.\n", encoding="utf-8")
-    other("python -m forge_nb.runner adopt && dvc add -q data")
+    other("python -m forge_nb.core.runner adopt && dvc add -q data")
     assert not spoiled(tmp_path/"cache")
 
 
@@ -136,11 +136,11 @@ def test_a_link_to_elsewhere_is_refused_and_its_remedy_works(little, tmp_path):
     for n, page in enumerate(pages):
         shutil.copyfile(page, tmp_path/f"{n}.txt")
         page.unlink(); page.symlink_to(tmp_path/f"{n}.txt")
-    said = other("python -m forge_nb.runner assess", rc=2)
+    said = other("python -m forge_nb.core.runner assess", rc=2)
     assert "no document can be read" in said and "Traceback" not in said
     assert (other.root/"artifacts/assess/rejects.jsonl").read_text(encoding="utf-8").count("found a link that leads out of it; copy the file itself") == len(pages)
     for n, page in enumerate(pages): page.unlink(); shutil.copyfile(tmp_path/f"{n}.txt", page)
-    other("python -m forge_nb.runner assess && git diff --exit-code")
+    other("python -m forge_nb.core.runner assess && git diff --exit-code")
 
 
 def test_a_worktree_runs_its_own_code(little, tmp_path):
@@ -161,7 +161,7 @@ def test_a_shallow_clone(little, tmp_path):
     assert CLEAN in other("dvc status") and CLEAN in other("dvc repro")
     other("dvc exp run -q -n one -S ngram.order=3 && git checkout -q . && dvc exp apply one")
     assert order(other) == 3
-    said = other("python -m forge_nb.forge sweep ngram.order=2,3 --metric ngram:bits_per_byte --trials 1", rc=2)
+    said = other("python -m forge_nb.forge sweep ngram.order=2,3 --metric ngram:bpb --trials 1", rc=2)
     assert said.splitlines()[-1].startswith("error: this clone is shallow") and "git fetch --unshallow" in said and "Traceback" not in said
 
 
@@ -218,6 +218,6 @@ def test_studies_run_beside_the_pipeline_and_forget_reaches_them(finished, tmp_p
     page = next(json.loads(line)["source"] for line in open(finished.root/"artifacts/curate/documents/train.jsonl", encoding="utf-8") if '"kind": "docs"' in line)
     assert "studies/artifacts/effort/model" in finished(f"python -m forge_nb.forge whereis '{page}'")
     answer = json.loads(finished(f"python -m forge_nb.forge forget '{page}' --yes --json 2>.git/said"))
-    assert "effort" in answer["ran"] and answer["proof"]["in_step"] and "cd studies && dvc gc" in json.dumps(answer["not_forgotten"])
+    assert "effort" in answer["ran"] and answer["proof"]["up_to_date"] and "cd studies && dvc gc" in json.dumps(answer["remaining_copies"])
     assert {a["path"]: a["old"] != a["new"] for a in answer["artifacts"]}["studies/artifacts/effort/model"]
     for cache in (".dvc/cache", "studies/.dvc/cache"): assert not spoiled(finished.root/cache)

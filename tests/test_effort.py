@@ -7,13 +7,13 @@ import pytest
 import torch
 from conftest import ENV
 
-from forge_nb import effort as page
-from forge_nb.model import load, save
-from forge_nb.project import Invalid, read_json, read_jsonl
-from forge_nb.tokenizer import TEMPLATE, learn
-from forge_nb.train import build
+from forge_nb.studies import effort as page
+from forge_nb.train.model import load_model, save_model
+from forge_nb.core.project import Invalid, read_json, read_jsonl
+from forge_nb.tokenizer import CHAT_TEMPLATE, train_tokenizer
+from forge_nb.train.architecture import build_model
 
-GIVEN = dict(terms=3, rows=48, problems=6, learning_rate=.002, batch=8, seeds=2, seed=0)
+GIVEN = dict(terms=3, conversations=48, problems=6, learning_rate=.002, batch_size=8, seeds=2, seed=0)
 SUM = "4 + 3 - 2"
 
 
@@ -21,9 +21,9 @@ SUM = "4 + 3 - 2"
 def toy(tmp_path_factory):
     "A model of one layer that has learned nothing"
     root = tmp_path_factory.mktemp("effort")
-    words = learn(["State the final answer to the following arithmetic problem: Reasoning effort: low. medium. high. 0 1 2 3 4 5 6 7 8 9 + - = ` , :"] * 9, 340)
+    words = train_tokenizer(["State the final answer to the following arithmetic problem: Reasoning effort: low. medium. high. 0 1 2 3 4 5 6 7 8 9 + - = ` , :"] * 9, 340)
     torch.manual_seed(0)
-    save(build(words, layers=1, width=64, inner=128, context=128), words, root/"model")
+    save_model(build_model(words, num_hidden_layers=1, hidden_size=64, intermediate_size=128, context_length=128), words, root/"model")
     return SimpleNamespace(root=root, words=words)
 
 
@@ -39,9 +39,9 @@ def digests(folder): return {p.relative_to(folder).as_posix(): hashlib.sha256(p.
 def server(toy, tmp_path):
     "`transformers serve` with a model that knows one sum, at each effort; a function that asks it"
     torch.set_num_threads(1)
-    rows = [dict(question=SUM, effort=e, text=page.thought(SUM, e)) for e in page.EFFORTS] * 120
-    model, words, _ = page.fine_tune(toy.root/"model", rows, tmp_path/"c", learning_rate=.01, batch=6, seed=0)
-    save(model, words, tmp_path/"served")
+    rows = [dict(question=SUM, effort=e, text=page.write_reasoning(SUM, e)) for e in page.EFFORT_SHARES] * 120
+    model, words, _ = page.fine_tune_with_effort(toy.root/"model", rows, tmp_path/"c", learning_rate=.01, batch_size=6, seed=0)
+    save_model(model, words, tmp_path/"served")
     with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
     (tmp_path/"home"/"hub").mkdir(parents=True)
     line = [str(Path(sys.executable).parent/"transformers"), "serve", str(tmp_path/"served"), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
@@ -58,9 +58,9 @@ def server(toy, tmp_path):
 
 
 def test_a_served_model_thinks_as_long_as_it_is_asked_to(server):
-    replies = {e: server(chat_template_kwargs=dict(reasoning_effort=e)) for e in page.EFFORTS}
-    assert {e: r["choices"][0]["message"]["content"] for e, r in replies.items()} == {e: page.thought(SUM, e) for e in page.EFFORTS}
-    low, medium, high = (replies[e]["usage"]["completion_tokens"] for e in page.EFFORTS)
+    replies = {e: server(chat_template_kwargs=dict(reasoning_effort=e)) for e in page.EFFORT_SHARES}
+    assert {e: r["choices"][0]["message"]["content"] for e, r in replies.items()} == {e: page.write_reasoning(SUM, e) for e in page.EFFORT_SHARES}
+    low, medium, high = (replies[e]["usage"]["completion_tokens"] for e in page.EFFORT_SHARES)
     assert low < medium < high
     # this server's own field of that name is accepted and ignored: the day it is not, the page must say so
     plain = server()["usage"]["prompt_tokens"]
@@ -70,8 +70,8 @@ def test_a_served_model_thinks_as_long_as_it_is_asked_to(server):
 
 def test_a_run_again_and_a_run_that_was_interrupted_give_the_same_bytes(toy, tmp_path, monkeypatch):
     table = run(toy, tmp_path/"a", monkeypatch, tmp_path/"ca")
-    assert [(r["arm"], r["against"]) for r in table] == page.PAIRS
-    whole, calls = page.fine_tune, []
+    assert [(r["variant"], r["against"]) for r in table] == page.EFFORT_PAIRS
+    whole, calls = page.fine_tune_with_effort, []
     def broken(*a, **k):
         calls.append(1)
         if len(calls) == 2: raise KeyboardInterrupt
@@ -83,17 +83,17 @@ def test_a_run_again_and_a_run_that_was_interrupted_give_the_same_bytes(toy, tmp
     assert digests(tmp_path/"a") == digests(tmp_path/"b")
     answers = read_jsonl(tmp_path/"a"/"answers.jsonl")
     assert len(answers) == 2 * 3 * GIVEN["problems"] and len({r["question"] for r in answers}) == GIVEN["problems"]
-    assert load(tmp_path/"a"/"model")[1].chat_template == TEMPLATE
+    assert load_model(tmp_path/"a"/"model")[1].chat_template == CHAT_TEMPLATE
     assert read_json(tmp_path/"a"/"metrics.json")["problems"] == GIVEN["problems"]
 
 
 def test_no_problem_is_trained_on_and_asked():
-    held = page.held_out(terms=4, problems=300, seed=0)
-    for seed in range(3): assert not {p["question"] for p in held} & {r["question"] for r in page.training_rows(held, terms=4, rows=3600, seed=seed)}
+    held = page.make_eval_problems(max_terms=4, num_eval_items=300, seed=0)
+    for seed in range(3): assert not {p["question"] for p in held} & {r["question"] for r in page.make_effort_rows(held, max_terms=4, num_train_rows=3600, seed=seed)}
 
 
 @pytest.mark.parametrize("given, said", [(dict(terms=1), "`effort.terms` is 1"), (dict(terms=2, problems=500), "raise `effort.terms`"), (dict(problems=1), "`effort.problems` is 1"),
-                                         (dict(rows=0), "`effort.rows` is 0"), (dict(seeds=0), "`effort.seeds` is 0")], ids=str)
+                                         (dict(conversations=0), "`effort.rows` is 0"), (dict(seeds=0), "`effort.seeds` is 0")], ids=str)
 def test_what_cannot_be_done_is_said_before_training(toy, tmp_path, monkeypatch, given, said):
     monkeypatch.setattr(page, "fine_tune", lambda *a, **k: pytest.fail("training began"))
     with pytest.raises(Invalid, match=said): run(toy, tmp_path/"o", monkeypatch, tmp_path/"c", **given)

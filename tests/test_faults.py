@@ -32,8 +32,8 @@ def test_parameters(mend, old, new, words):
     text = (mend.root/"params.yaml").read_text(encoding="utf-8")
     assert old in text
     (mend.root/"params.yaml").write_text(text.replace(old, new, 1), encoding="utf-8")
-    refuse(mend, "python -m forge_nb.tangle; exit $?", *words)
-    mend("python -m forge_nb.tangle", rc=2)
+    refuse(mend, "python -m forge_nb.core.tangle; exit $?", *words)
+    mend("python -m forge_nb.core.tangle", rc=2)
 
 
 def test_altered_missing_and_new_data_stop_the_pipeline_and_leave_results(mend):
@@ -59,52 +59,52 @@ def test_missing_data_is_made_again_byte_for_byte(tmp_path, request):
     copy = Copy(tmp_path)
     copy("rm -rf data .dvc/cache")
     assert "missing data 'source': data" in copy("dvc repro", rc=None)
-    copy(f"mkdir -p .cache && cp {request.config.rootpath}/.cache/*.tar.gz .cache/ && python -m forge_nb.source")
+    copy(f"mkdir -p .cache && cp {request.config.rootpath}/.cache/*.tar.gz .cache/ && python -m forge_nb.data.default_company")
     copy("git diff --exit-code data.dvc && dvc status --quiet data.dvc")
 
 
 def test_wrong_archive(mend):
     mend("rm -rf data && mkdir -p .cache && echo rubbish > .cache/django-5.2.8.tar.gz")
-    refuse(mend, "python -m forge_nb.source", "django-5.2.8.tar.gz", "sha256", "make data")
+    refuse(mend, "python -m forge_nb.data.default_company", "django-5.2.8.tar.gz", "sha256", "make data")
     mend("rm .cache/django-5.2.8.tar.gz")
 
 
 def test_your_own_folder(mend, tmp_path):
-    refuse(mend, f"python -m forge_nb.source {tmp_path}/nowhere", "no such folder")
-    refuse(mend, f"python -m forge_nb.source {tmp_path}", "holds no file")
+    refuse(mend, f"python -m forge_nb.data.default_company {tmp_path}/nowhere", "no such folder")
+    refuse(mend, f"python -m forge_nb.data.default_company {tmp_path}", "holds no file")
     (tmp_path/"docs").mkdir()
     for n in range(60): (tmp_path/"docs"/f"page {n} é.md").write_text(f"# Machine {n}\n\nMachine {n} is serviced every {n % 7 + 1} weeks by team {n % 5}.\n", encoding="utf-8")
     (tmp_path/"docs"/"scan.md").write_bytes(bytes(range(256)) * 8)
-    mend(f"python -m forge_nb.source {tmp_path}")
+    mend(f"python -m forge_nb.data.default_company {tmp_path}")
     refuse(mend, "dvc repro curate", "data/ is not ready", "megabytes of text", "section `assess`")
     params = mend.root/"params.yaml"
     params.write_text(params.read_text(encoding="utf-8").replace("min_megabytes: 0.5 ", "min_megabytes: 0.001 "), encoding="utf-8")
     mend("dvc repro curate")
     mine = mend.root/"data/docs/page 1 é.md"
     mine.write_text("# Machine 1\n\nMended by hand, and not to be lost.\n", encoding="utf-8")
-    refuse(mend, "python -m forge_nb.source", "data/docs/page 1 é.md was altered", "make adopt")
+    refuse(mend, "python -m forge_nb.data.default_company", "data/docs/page 1 é.md was altered", "make adopt")
     assert "Mended by hand" in mine.read_text(encoding="utf-8")
-    mend("python -m forge_nb.runner adopt && dvc add -q data && dvc repro curate")
+    mend("python -m forge_nb.core.runner adopt && dvc add -q data && dvc repro curate")
     mend("rm -rf data")
-    refuse(mend, "python -m forge_nb.source", "data.dvc records data of yours")
+    refuse(mend, "python -m forge_nb.data.default_company", "data.dvc records data of yours")
     mend("dvc checkout -q data.dvc")
     assert "Mended by hand" in mine.read_text(encoding="utf-8")
     rejected = (mend.root/"artifacts/curate/rejects.jsonl").read_text(encoding="utf-8")
     assert '"docs/scan.md"' in rejected and rejected.count("\n") == 1
-    refuse(mend, "dvc repro synth", "questions.yaml", "setting_default.table", "does not exist")
+    refuse(mend, "dvc repro synth", "company/questions.yaml", "setting_default.table", "does not exist")
     mend("git checkout -q . && dvc checkout -q --force data.dvc")
 
 
 def test_unknown_names(mend):
-    refuse(mend, "python -m forge_nb.runner nosuch", "there is no stage `nosuch`")
-    refuse(mend, "python -m forge_nb.runner profile nosuch", "there is no profile `nosuch`", "tiny")
-    (mend.root/"profiles/bad.yaml").write_text("sft: {epoch: 1}\n", encoding="utf-8")
-    refuse(mend, "python -m forge_nb.runner profile bad", "profiles/bad.yaml", "sft.epoch")
+    refuse(mend, "python -m forge_nb.core.runner nosuch", "there is no stage `nosuch`")
+    refuse(mend, "python -m forge_nb.core.runner profile nosuch", "there is no profile `nosuch`", "tiny")
+    (mend.root/"config/profiles/bad.yaml").write_text("sft: {epoch: 1}\n", encoding="utf-8")
+    refuse(mend, "python -m forge_nb.core.runner profile bad", "config/profiles/bad.yaml", "sft.epoch")
 
 
 def test_nothing_calls_out():
-    import forge_nb.project as project
-    env = project.environment(1)
+    import forge_nb.core.project as project
+    env = project.make_environment(1)
     assert env["HF_HUB_OFFLINE"] == env["HF_DATASETS_OFFLINE"] == env["DO_NOT_TRACK"] == "1"
     config = (project.ROOT/".dvc/config").read_text(encoding="utf-8")
     assert "analytics = false" in config and "check_update = false" in config
@@ -112,7 +112,7 @@ def test_nothing_calls_out():
 
 def test_a_crash_names_the_cell_and_keeps_the_partial_report(mend):
     book = mend.root/"nbs/15_curate.ipynb"
-    book.write_text(book.read_text(encoding="utf-8").replace('plot_ledger(Path(\\"artifacts/curate/ledger.csv\\"))', 'plot_ledger(Path(\\"artifacts/curate/nosuch.csv\\"))'), encoding="utf-8")
+    book.write_text(book.read_text(encoding="utf-8").replace('plot_ledger(Path(\\"artifacts/curate/outcomes.csv\\"))', 'plot_ledger(Path(\\"artifacts/curate/nosuch.csv\\"))'), encoding="utf-8")
     said = mend("dvc repro curate", rc=None)
     assert "stage curate failed in cell" in said and "plot_ledger(Path" in said and "FileNotFoundError" in said and "reports/curate.failed.ipynb" in said
     assert "FileNotFoundError" in (mend.root/"reports/curate.failed.ipynb").read_text(encoding="utf-8")

@@ -6,8 +6,8 @@ import pytest
 from conftest import Copy
 from jsonschema import validate
 
-from forge_nb.forge import SCHEMAS
-from forge_nb.project import read_lock
+from forge_nb.ops.schemas import SCHEMAS
+from forge_nb.core.project import parse_dvc_lock
 
 FORGE = "python -m forge_nb.forge"
 TUNED = "sft dpo reward rlhf rl distill".split()
@@ -41,7 +41,7 @@ def fingerprints(copy: Copy) -> dict:
 
 
 def lock(copy: Copy) -> dict:
-    return read_lock((copy.root/"dvc.lock").read_text(encoding="utf-8"))
+    return parse_dvc_lock((copy.root/"dvc.lock").read_text(encoding="utf-8"))
 
 
 def sibling(copy: Copy, folder: Path) -> Copy:
@@ -59,13 +59,13 @@ def asked(tiny, tmp_path_factory) -> Copy:
     page = next(d for d in rows(copy, "artifacts/curate/documents/train.jsonl") if d["kind"] == "docs" and len(d["text"]) > 3000)
     twin = copy.root/"data"/"docs"/"zz old copy.txt"
     twin.write_text((copy.root/"data"/page["source"]).read_text(encoding="utf-8").replace(" the ", " a ", 1), encoding="utf-8")
-    table = copy.root/"data"/"facts"/"objects.csv"
+    table = copy.root/"data"/"exact_match"/"objects.csv"
     first, *rest = table.read_text(encoding="utf-8").splitlines(keepends=True)
     mine = next(n for n, row in enumerate(rest) if ",class," in row and ",docs/" in row)
     old = next(cell for cell in rest[mine].split(",") if cell.startswith("docs/"))
     rest[mine] = rest[mine].replace(old, page["source"])
     table.write_text("".join([first, *rest]), encoding="utf-8")
-    copy("python -m forge_nb.runner adopt && dvc add -q data && dvc repro && git add -A && git -c user.name=t -c user.email=t@localhost commit -qm twin && git tag shipped")
+    copy("python -m forge_nb.core.runner adopt && dvc add -q data && dvc repro && git add -A && git -c user.name=t -c user.email=t@localhost commit -qm twin && git tag shipped")
     copy.page, copy.text, copy.row = page["source"], (copy.root/"data"/page["source"]).read_text(encoding="utf-8"), mine + 2
     return copy
 
@@ -88,7 +88,7 @@ def forgotten(asked, tmp_path_factory):
 
 def test_every_verb_explains_itself(bare):
     assert "whereis" in bare(FORGE) and "forget" in bare(f"{FORGE} --help")
-    for verb in ("whereis", "forget", "plan", "sweep", "cycle", "schema"): assert "Example: forge " + verb in bare(f"{FORGE} {verb} --help")
+    for verb in ("whereis", "forget", "estimate", "sweep", "cycle", "schema"): assert "Example: forge " + verb in bare(f"{FORGE} {verb} --help")
     for verb in SCHEMAS: assert json.loads(bare(f"{FORGE} schema {verb}")) == SCHEMAS[verb]()
 
 
@@ -106,7 +106,7 @@ def test_every_verb_explains_itself(bare):
     ("forget data/facts/objects.csv --yes", 2, ["table of facts", "make adopt"]),
     ("forget --undo", 3, ["no forget is unfinished"]),
     ("forget docs/index.txt", 2, ["--yes", "--dry-run"]),
-    ("plan --model nosuch", 2, ["hardware.yaml", "mistral-small-4"]),
+    ("plan --model nosuch", 2, ["config/hardware.yaml", "mistral-small-4"]),
     ("plan --profile nosuch", 2, ["no profile `nosuch`", "tiny"])])
 def test_bad_input_is_a_sentence(tiny, line, rc, words):
     before = fingerprints(tiny)
@@ -129,12 +129,12 @@ def test_import_is_light():
 def test_a_trained_document_reached_every_model(asked):
     [d] = ask(asked, f"whereis data/{asked.page}")["documents"]
     assert d["source"] == asked.page and d["splits"] == {"train": 1} and d["sha256"] == hashlib.sha256(asked.text.encode()).hexdigest()
-    assert [m["path"] for m in d["models"]] == [*(f"artifacts/{m}/model" for m in ("pretrain", *TUNED)), "artifacts/distill/alone"] and d["says"].startswith("trained on")
+    assert [m["path"] for m in d["models"]] == [*(f"artifacts/{m}/model" for m in ("pretrain", *TUNED)), "artifacts/distill/student_without_teacher"] and d["summary"].startswith("trained on")
     assert {r["stage"] for r in d["reached"]} >= {"curate", "tokenizer", "pretrain", *TUNED, "evaluate"}
     [out] = [r for r in d["reached"] if r["path"] == "artifacts/curate/documents"]
     assert out["files"] == ["artifacts/curate/documents/train.jsonl"] and out["hash"] in (asked.root/"dvc.lock").read_text(encoding="utf-8")
-    assert {"table": "objects.csv", "rows": [asked.row]} in [f | {"rows": [r for r in f["rows"] if r == asked.row]} for f in d["facts"]]
-    assert any("zz old copy" in t["source"] for t in d["twins"])
+    assert {"table": "objects.csv", "conversations": [asked.row]} in [f | {"conversations": [r for r in f["conversations"] if r == asked.row]} for f in d["exact_match"]]
+    assert any("zz old copy" in t["source"] for t in d["dedup"])
     assert ask(asked, f"whereis {d['ids'][0][:9]}")["documents"] == [d]
     assert asked.page in asked(f"{FORGE} whereis {asked.page}")
 
@@ -143,7 +143,7 @@ def test_a_test_document_reached_evaluate_and_no_model(asked):
     facts = "".join(p.read_text(encoding="utf-8") for p in (asked.root/"data/facts").glob("*.csv"))
     page = next(d for d in rows(asked, "artifacts/curate/documents/test.jsonl") if d["source"] not in facts)
     [d] = ask(asked, f"whereis {page['source']}")["documents"]
-    assert d["splits"] == {"test": 1} and d["models"] == [] and "no model" in d["says"] and "held out" in d["says"]
+    assert d["splits"] == {"test": 1} and d["models"] == [] and "no model" in d["summary"] and "held out" in d["summary"]
     assert {r["stage"] for r in d["reached"]} == {"assess", "curate", "ngram", "evaluate"}
 
 
@@ -152,7 +152,7 @@ def test_a_dropped_document_reached_nothing(asked):
     facts = "".join(p.read_text(encoding="utf-8") for p in (asked.root/"data/facts").glob("*.csv"))
     page = next(p for p in sorted((asked.root/"data/docs/ref").rglob("*.txt")) if (s := p.relative_to(asked.root/"data").as_posix()) not in named and s not in facts)
     [d] = ask(asked, f"whereis {page.relative_to(asked.root)}")["documents"]
-    assert d["dropped"] and not d["splits"] and not d["models"] and {r["stage"] for r in d["reached"]} <= {"assess", "curate"} and "dropped by curate" in d["says"]
+    assert d["dropped"] and not d["splits"] and not d["models"] and {r["stage"] for r in d["reached"]} <= {"assess", "curate"} and "dropped by curate" in d["summary"]
 
 
 def test_training_rows_are_found_by_their_parents(asked):
@@ -161,10 +161,10 @@ def test_training_rows_are_found_by_their_parents(asked):
     lines = (asked.root/"data/facts/objects.csv").read_text(encoding="utf-8").splitlines()
     number, source = next((n, cell) for n in numbers for cell in lines[n - 1].split(",") if cell.startswith("docs/"))
     [d] = ask(asked, f"whereis {source}")["documents"]
-    mine = {n for f in d["facts"] if f["table"] == "objects.csv" for n in f["rows"]}
+    mine = {n for f in d["exact_match"] if f["table"] == "objects.csv" for n in f["conversations"]}
     assert number in mine
     found = next(t for t in d["training"] if t["file"] == "artifacts/synth/rows/sft.jsonl")
-    assert found["rows"] >= sum(any(p == f"objects.csv:{n}" for n in mine for p in r["parents"]) for r in parent) > 0
+    assert found["conversations"] >= sum(any(p == f"objects.csv:{n}" for n in mine for p in r["parents"]) for r in parent) > 0
     assert "artifacts/sft/model" in [m["path"] for m in d["models"]]
 
 
@@ -177,12 +177,12 @@ def test_query_finds_what_words_say(asked):
 
 def test_history_tells_held_and_lost(asked, tmp_path):
     [d] = ask(asked, f"whereis {asked.page} --history")["documents"]
-    assert d["history"][0]["tags"] == ["shipped"] and d["history"][0]["held"] is True
+    assert d["history"][0]["tags"] == ["shipped"] and d["history"][0]["held_out"] is True
     [t] = ask(asked, "whereis 'docs/zz old copy.txt' --history")["documents"]
-    assert t["history"][0]["held"] is False and True not in {h["held"] for h in t["history"]}
+    assert t["history"][0]["held_out"] is False and True not in {h["held_out"] for h in t["history"]}
     poor = sibling(asked, tmp_path/"poor")
     poor("rm -rf .dvc/cache")
-    assert {h["held"] for h in ask(poor, f"whereis {asked.page} --history")["documents"][0]["history"]} == {None}
+    assert {h["held_out"] for h in ask(poor, f"whereis {asked.page} --history")["documents"][0]["history"]} == {None}
 
 
 def test_dry_run_changes_nothing(asked):
@@ -192,14 +192,14 @@ def test_dry_run_changes_nothing(asked):
     assert set(answer["may_run"]) == {*"tangle assess curate tokenizer ngram synth pretrain evaluate card".split(), *TUNED}
     assert fingerprints(asked) == before and asked("git status --porcelain") == status
     kept = ask(asked, f"forget {asked.page} --dry-run --keep-twins")
-    assert [r["path"] for r in kept["removed"]] == [asked.page] and kept["kept_twins"]
+    assert [r["path"] for r in kept["removed"]] == [asked.page] and kept["kept_duplicates"]
 
 
 def test_dirty_data_is_refused(asked, tmp_path):
     copy = sibling(asked, tmp_path/"dirty")
     (copy.root/"data/docs/index.txt").write_text("altered by hand\n", encoding="utf-8")
     refuse(copy, f"forget {asked.page} --yes", 2, "data/docs/index.txt was altered")
-    copy("python -m forge_nb.runner adopt")
+    copy("python -m forge_nb.core.runner adopt")
     refuse(copy, f"forget {asked.page} --yes", 2, "data/ is not what data.dvc records")
     assert (copy.root/"data"/asked.page).exists() and not (copy.root/"receipts").exists()
 
@@ -230,8 +230,8 @@ def test_forget_reruns_what_it_touched_and_proves_it(forgotten, asked):
     assert not (copy.root/"data"/asked.page).exists() and not (copy.root/"data/docs/zz old copy.txt").exists()
     assert "Data and pipelines are up to date." in copy("dvc repro")
     p = r["proof"]
-    assert (p["ids"], p["paths"], p["grams"], p["where"], p["in_step"]) == (0, 0, 0, [], True) and p["grams_searched"] > 100 and p["files"] > 30
-    assert p["before"]["ids"] > 0 and p["before"]["paths"] > 0 and p["before"]["grams"] >= p["grams_searched"], "the search finds nothing even when it is there"
+    assert (p["ids"], p["paths"], p["ngrams"], p["target_mask"], p["up_to_date"]) == (0, 0, 0, [], True) and p["ngrams_searched"] > 100 and p["files"] > 30
+    assert p["before"]["ids"] > 0 and p["before"]["paths"] > 0 and p["before"]["ngrams"] >= p["ngrams_searched"], "the search finds nothing even when it is there"
     assert all(u.endswith("model.safetensors") for u in p["unreadable"]), p["unreadable"]
     assert {"tangle", "curate", "tokenizer", "pretrain", *TUNED, "evaluate"} <= {*r["ran"], *r["restored"]}
     new = {o["path"]: o["md5"] for s in lock(copy).values() for o in s["outs"]}
@@ -276,7 +276,7 @@ def test_forgetting_what_was_never_used_trains_nothing(forgotten):
     page = next(s for p in sorted((copy.root/"data/docs/releases").glob("*.txt")) if (s := p.relative_to(copy.root/"data").as_posix()) not in named and s not in facts)
     old = lock(copy)
     r = ask(copy, f"forget {page} --yes")
-    assert set(r["ran"]) <= {"tangle", "assess", "curate", "synth", "card"} and {k: r["proof"][k] for k in ("ids", "paths", "grams")} == dict(ids=0, paths=0, grams=0)
+    assert set(r["ran"]) <= {"tangle", "assess", "curate", "synth", "card"} and {k: r["proof"][k] for k in ("ids", "paths", "ngrams")} == dict(ids=0, paths=0, ngrams=0)
     for stage in ("pretrain", *TUNED): assert lock(copy)[stage] == old[stage]
     assert not [e for e in r["evaluation"] if e["before"] != e["after"]]
     status = copy("git status --porcelain")
@@ -285,11 +285,12 @@ def test_forgetting_what_was_never_used_trains_nothing(forgotten):
 
 def test_the_proof_finds_what_was_planted(forgotten, asked):
     "Text, an id, a path and tokens put back by hand are each counted where they are"
-    from forge_nb.forge import grams, prove
+    from forge_nb.ops.inventory import hash_ngrams
+    from forge_nb.ops.receipt import prove_erasure
     copy = sibling(forgotten["copy"], forgotten["copy"].root.parent/"planted")
     r, words = forgotten["answer"], " ".join(asked.text.split()[100:130])
-    journal = dict(kept_twins=[], removed=r["removed"], mentioned={}, leftovers=[], before=dict(ids=0, paths=0, grams=0))
-    (copy.root/"receipts"/".pending.grams").write_bytes(grams(words).astype("<u8").tobytes())
+    journal = dict(kept_duplicates=[], removed=r["removed"], mentioned={}, leftovers=[], before=dict(ids=0, paths=0, ngrams=0))
+    (copy.root/"receipts"/".pending.ngrams").write_bytes(hash_ngrams(words).astype("<u8").tobytes())
     with open(copy.root/"artifacts/synth/rows/sft.jsonl", "a", encoding="utf-8") as f: f.write(json.dumps(dict(id=r["removed"][0]["ids"][0], parents=[asked.page], said=words)) + "\n")
     from safetensors.numpy import save_file
     from tokenizers import Tokenizer
@@ -297,14 +298,14 @@ def test_the_proof_finds_what_was_planted(forgotten, asked):
     ids = Tokenizer.from_file(str(copy.root/"artifacts/tokenizer/tokenizer/tokenizer.json")).encode(words).ids
     save_file(dict(tokens=np.array(ids, "int32")), copy.root/"artifacts/tokenizer/tokens/planted.safetensors")
     (copy.root/"reports/html").mkdir(exist_ok=True); (copy.root/"reports/html/old.html").write_text(f"<p>{words}</p>", encoding="utf-8")
-    proof = prove(copy.root, journal)
-    where = {w["file"]: w for w in proof["where"]}
-    assert where["artifacts/synth/rows/sft.jsonl"] == dict(file="artifacts/synth/rows/sft.jsonl", ids=1, paths=1, grams=len(grams(words)))
-    assert where["artifacts/tokenizer/tokens/planted.safetensors"]["grams"] == len(grams(words))
+    proof = prove_erasure(copy.root, journal)
+    where = {w["file"]: w for w in proof["target_mask"]}
+    assert where["artifacts/synth/rows/sft.jsonl"] == dict(file="artifacts/synth/rows/sft.jsonl", ids=1, paths=1, ngrams=len(hash_ngrams(words)))
+    assert where["artifacts/tokenizer/tokens/planted.safetensors"]["ngrams"] == len(hash_ngrams(words))
     assert "reports/html/old.html" in journal["leftovers"] and not (copy.root/"reports/html/old.html").exists()
     kept = rows(copy, "artifacts/curate/documents/train.jsonl")[0]  # a copy of the same content stays, so its id is no trace
-    journal |= dict(removed=[dict(path="docs/gone.txt", ids=[kept["id"]])], kept_twins=[dict(source=kept["source"], why="same content")])
-    assert prove(copy.root, journal)["ids"] == 0 < prove(copy.root, journal | dict(kept_twins=[]))["ids"]
+    journal |= dict(removed=[dict(path="docs/gone.txt", ids=[kept["id"]])], kept_duplicates=[dict(source=kept["source"], reason="same content")])
+    assert prove_erasure(copy.root, journal)["ids"] == 0 < prove_erasure(copy.root, journal | dict(kept_duplicates=[]))["ids"]
 
 
 def test_parts_of_files_are_refused(asked, tmp_path):
@@ -312,7 +313,7 @@ def test_parts_of_files_are_refused(asked, tmp_path):
     copy = sibling(asked, tmp_path/"parts")
     (copy.root/"data/docs/parts.csv").write_text("name,price\nbolt,3 EUR\n", encoding="utf-8")
     with open(copy.root/"artifacts/curate/documents/train.jsonl", "a", encoding="utf-8") as f:
-        f.write(json.dumps(dict(id="ab" * 8, source="docs/parts.csv#1", kind="rows", cluster="", text="bolt costs 3 EUR\n")) + "\n")
+        f.write(json.dumps(dict(id="ab" * 8, source="docs/parts.csv#1", kind="conversations", cluster="", text="bolt costs 3 EUR\n")) + "\n")
     refuse(copy, "forget docs/parts.csv#1 --yes", 2, "part of data/docs/parts.csv", "make adopt")
     refuse(copy, f"forget {'ab' * 8} --yes", 2, "part of data/docs/parts.csv")
     assert [r["path"] for r in ask(copy, "forget docs/parts.csv --dry-run")["removed"]] == ["docs/parts.csv"]
@@ -325,29 +326,29 @@ def test_clusters_and_drops_of_curate_count_as_twins(asked, tmp_path):
     kept = rows(copy, "artifacts/curate/documents/train.jsonl")
     one, two = [d for d in kept if d["kind"] == "code"][:2]
     path.write_text("".join(json.dumps(d | dict(cluster="c7" if d["source"] in (one["source"], two["source"]) else "")) + "\n" for d in kept), encoding="utf-8")
-    drop = dict(id="cd" * 8, source="docs/index.txt", kind="docs", reason="near twin", detail=one["source"], cluster="c7")
+    drop = dict(id="cd" * 8, source="docs/index.txt", kind="docs", reason="near duplicate", detail=one["source"], cluster="c7")
     (copy.root/"artifacts/curate/dropped.jsonl").write_text(json.dumps(drop) + "\n", encoding="utf-8")
-    found = {r["path"]: r["why"] for r in ask(copy, f"forget {one['source']} --dry-run")["removed"]}
+    found = {r["path"]: r["reason"] for r in ask(copy, f"forget {one['source']} --dry-run")["removed"]}
     assert found[two["source"]] == "same cluster" and found["docs/index.txt"] == "same cluster"
     [d] = ask(copy, f"whereis {'cd' * 8}")["documents"]
-    assert d["dropped"] == [dict(reason="near twin", detail=one["source"], documents=1)]
+    assert d["dropped"] == [dict(reason="near duplicate", detail=one["source"], documents=1)]
 
 
 def test_plan_answers_for_this_run_and_for_what_does_not_fit(tiny):
     own = ask(tiny, "plan --seconds 1")
-    assert own["tokens"] == 30 * 8 * 64 and own["here"]["tokens_a_second"] > 100 and own["best"]["parameters"][1] <= own["best"]["parameters"][0] <= own["best"]["parameters"][2]
+    assert own["tokens"] == 30 * 8 * 64 and own["this_machine"]["tokens_per_second"] > 100 and own["best"]["parameters"][1] <= own["best"]["parameters"][0] <= own["best"]["parameters"][2]
     large = ask(tiny, "plan --model mistral-small-4 --gpus 8")
-    assert large["here"] is None and 118e9 < large["parameters"]["total"] < 120e9 and all(m["gpus"] >= 8 for m in large["larger"])
+    assert large["this_machine"] is None and 118e9 < large["parameters"]["total"] < 120e9 and all(m["gpus"] >= 8 for m in large["machines"])
     small = ask(tiny, "plan --model smollm2-135m --seconds 1")
-    assert 134e6 < small["parameters"]["total"] < 135e6 and small["parameters"]["multiply"] == pytest.approx(134.5e6, rel=.01)  # tied: the embedding multiplies too
+    assert 134e6 < small["parameters"]["total"] < 135e6 and small["parameters"]["matmul"] == pytest.approx(134.5e6, rel=.01)  # tied: the embedding multiplies too
 
 
 def test_a_run_is_compared_with_its_prediction(tiny, tmp_path):
     copy = sibling(tiny, tmp_path/"project")
     copy("rm -rf runs/past")
-    assert not ask(copy, "plan --seconds 1")["ledger"]
+    assert not ask(copy, "plan --seconds 1")["predictions"]
     copy("dvc repro -f -s pretrain")
-    [row] = ask(copy, "plan --seconds 1 --plot law.png")["ledger"]
+    [row] = ask(copy, "plan --seconds 1 --plot law.png")["predictions"]
     log = [json.loads(line) for line in (copy.root/"runs/pretrain.jsonl").read_text(encoding="utf-8").splitlines()]
     assert row["seconds"] == next(r["total_seconds"] for r in log if "total_seconds" in r) and .2 < row["seconds"] / row["predicted_seconds"] < 5
     assert (copy.root/"law.png").exists() and (copy.root/"law-ledger.png").exists()
@@ -361,7 +362,7 @@ def test_a_database_becomes_data(bare, tmp_path):
     answer = json.loads(bare(f"SHOP_URL=sqlite:///{tmp_path}/shop.sqlite {FORGE} snapshot SHOP_URL --name shop --json"))
     validate(answer, SCHEMAS["snapshot"]())
     assert answer == dict(verb="snapshot", file="data/shop.sqlite", tables=dict(makers=1, parts=2))
-    bare("python -m forge_nb.tangle && dvc status --quiet data.dvc")
+    bare("python -m forge_nb.core.tangle && dvc status --quiet data.dvc")
     said = bare(f"{FORGE} snapshot postgresql://me:hunter2@127.0.0.1:1/x", 2)
     assert "hunter2" not in said and "error: " in said
     assert "letters, digits" in bare(f"{FORGE} snapshot SHOP_URL --name ../x", 2)

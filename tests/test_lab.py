@@ -7,10 +7,10 @@ import nbformat
 import pytest
 import websocket
 from conftest import ENV, Copy
-from forge_nb import tangle
-from forge_nb.project import stages
+from forge_nb.core import tangle
+from forge_nb.core.project import read_stages
 
-BOOKS = tangle.notebooks()
+BOOKS = tangle.list_notebooks()
 NB = {name: nbformat.read(path, 4) for name, path in BOOKS.items()}
 STAGES = [name for name, nb in NB.items() if any(map(tangle.is_parameters, nb.cells))]
 KEPT = "artifacts reports data build nbs forge_nb dvc.lock params.yaml dvc.yaml".split()  # of which no byte may change
@@ -25,7 +25,7 @@ class Lab:
         env = ENV | dict(JUPYTER_CONFIG_DIR=str(settings), JUPYTER_RUNTIME_DIR=str(settings/"runtime"), JUPYTER_TOKEN="t", JUPYTER_PORT=str(port))
         env.pop("PYTHONPATH", None)
         with open(settings/"log", "w", encoding="utf-8") as log:
-            self.process = subprocess.Popen(["make", "-o", "setup", "lab"], cwd=copy.root, env=env, stdout=log, stderr=log, start_new_session=True)
+            self.process = subprocess.Popen(["model_init", "-o", "setup", "lab"], cwd=copy.root, env=env, stdout=log, stderr=log, start_new_session=True)
         while not (found := list((settings/"runtime").glob("jpserver-*.json"))):
             assert self.process.poll() is None, (settings/"log").read_text(encoding="utf-8")
             time.sleep(.1)
@@ -99,7 +99,7 @@ def run_by_hand(lab: Lab, name: str) -> str:
 def begun(tmp_path_factory) -> Copy:
     "A copy, under a path with a blank, in which the first stages have run with the profile `tiny`"
     copy = Copy(tmp_path_factory.mktemp("by hand"))
-    copy("python -m forge_nb.runner profile tiny && dvc repro tokenizer ngram && git add -A && git -c user.name=t -c user.email=t@localhost commit -qm tiny")
+    copy("python -m forge_nb.core.runner profile tiny && dvc repro tokenizer ngram && git add -A && git -c user.name=t -c user.email=t@localhost commit -qm tiny")
     return copy
 
 
@@ -112,9 +112,9 @@ def lab(begun, tmp_path_factory):
 
 @pytest.mark.parametrize("name", STAGES)
 def test_first_run_cell_prepares_a_run_by_hand(name):
-    first = next(c for c in NB[name].cells if "run" in tangle.directives(c))
+    first = next(c for c in NB[name].cells if "run" in tangle.read_directives(c))
     assert ast.unparse(ast.parse(first.source).body[-1]) == f"prepare_interactive_run('{name}', globals())"
-    assert not any("lab" in tangle.imports(c.source) for c in NB[name].cells if tangle.is_exported(c)), "a stage's result would depend on it"
+    assert not any("lab" in tangle.find_imports(c.source) for c in NB[name].cells if tangle.is_exported(c)), "a stage's result would depend on it"
 
 
 def test_make_lab_serves_the_project_with_the_tour_open(lab, begun):
@@ -151,7 +151,7 @@ def test_run_all_takes_what_params_yaml_says_now(lab, begun):
         curve = (begun.root/"runs/lab/ngram/artifacts/ngram/curve.csv").read_text(encoding="utf-8")
         assert curve != (begun.root/"artifacts/ngram/curve.csv").read_text(encoding="utf-8") and "\n2," in curve and "\n3," not in curve
         (begun.root/"params.yaml").write_text(params.replace("order: 4", "ordr: 4"), encoding="utf-8")
-        assert lab.run_all("nbs/25_ngram.ipynb")[1] == "Invalid: params.yaml: unknown field `ngram.ordr`; did you mean `order`?"
+        assert lab.run_all("nbs/35_ngram.ipynb")[1] == "Invalid: params.yaml: unknown field `ngram.ordr`; did you mean `order`?"
     finally: (begun.root/"params.yaml").write_text(params, encoding="utf-8")
 
 
@@ -160,7 +160,7 @@ def test_run_all_names_a_missing_input_and_its_remedy(lab, begun):
     shown, error = lab.run_all("nbs/50_sft.ipynb")
     assert error == "Invalid: artifacts/pretrain/model is missing; `dvc repro sft` makes it" and "prepare_interactive_run(" in shown[-1][0]
     (begun.root/"data").rename(begun.root/"runs"/"elsewhere")
-    try: assert lab.run_all("nbs/10_assess.ipynb")[1] == "Invalid: data is missing; `make data` makes it"
+    try: assert lab.run_all("nbs/12_assess.ipynb")[1] == "Invalid: data is missing; `make data` makes it"
     finally: (begun.root/"runs"/"elsewhere").rename(begun.root/"data")
     assert digest(begun) == before
 
@@ -168,21 +168,21 @@ def test_run_all_names_a_missing_input_and_its_remedy(lab, begun):
 @pytest.mark.parametrize("folder", [".", "nbs"])
 def test_any_kernel_inside_the_project_serves(begun, folder):
     "VS Code and others start kernels in the root or beside the notebook; Run All twice in one kernel begins anew"
-    code = "from pathlib import Path; from forge_nb.lab import prepare_interactive_run as go; page = dict(order=8); go('ngram', page); " \
+    code = "from pathlib import Path; from forge_nb.core.lab import prepare_interactive_run as go; page = dict(order=8); go('ngram', page); " \
            "(out := Path('artifacts/ngram/x')).touch(); go('ngram', page); print(page, Path.cwd().relative_to(Path('../../..').resolve()), out.exists())"
     said = begun(f'export PYTHONPATH="$PWD"; cd {folder} && python -c "{code}"')
     assert said.splitlines()[-1] == "{'order': 4} runs/lab/ngram False"
 
 
 def test_a_study_by_hand_writes_beside_its_artifacts_too(begun):
-    code = "from pathlib import Path; from forge_nb.lab import prepare_interactive_run as go; go('moe', {}); print(Path('studies').resolve())"
+    code = "from pathlib import Path; from forge_nb.core.lab import prepare_interactive_run as go; go('moe', {}); print(Path('studies').resolve())"
     said = begun(f'python -c "{code}"')
     assert said.splitlines()[-1] == f"{begun.root}/runs/lab/moe/studies" and "`cd studies && dvc repro moe` makes those that count" in said
 
 
 def test_forget_searches_what_was_made_by_hand(begun):
-    begun("python -c \"from forge_nb.lab import prepare_interactive_run as go; go('ngram', {}); open('artifacts/ngram/text', 'w').close()\"")
-    code = "from forge_nb.forge import downstream, made_at_will, ROOT; from forge_nb.project import stages; " \
+    begun("python -c \"from forge_nb.core.lab import prepare_interactive_run as go; go('ngram', {}); open('artifacts/ngram/text', 'w').close()\"")
+    code = "from forge_nb.forge import downstream, made_at_will, ROOT; from forge_nb.core.project import stages; " \
            "print([made_at_will(n) for p in downstream(ROOT, stages(ROOT)[0]) if (n := p.relative_to(ROOT).as_posix()) == 'runs/lab/ngram/artifacts/ngram/text'])"
     assert begun(f'python -c "{code}"').strip() == "[True]"
 
@@ -191,13 +191,13 @@ def test_reports_show_nothing_of_it(begun):
     for name in "assess curate tokenizer ngram".split():
         [cell] = [c for c in nbformat.read(begun.root/"reports"/f"{name}.ipynb", 4).cells if "prepare_interactive_run(" in c.source]
         assert not cell.outputs
-    assert "reports/html/ngram.html" in begun("python -m forge_nb.report html")
+    assert "reports/html/ngram.html" in begun("python -m forge_nb.report.pages html")
     page = (begun.root/"reports/html/ngram.html").read_text(encoding="utf-8")
     assert "prepare_interactive_run" in page and "by hand: outputs" not in page
 
 
 def test_outputs_saved_in_jupyterlab_do_not_stay(begun):
-    path = begun.root/"nbs"/"25_ngram.ipynb"
+    path = begun.root/"nbs"/"35_ngram.ipynb"
     nb, before = nbformat.read(path, 4), path.read_text(encoding="utf-8")
     nb.cells[-2].outputs, nb.cells[-2].execution_count = [nbformat.v4.new_output("stream", text="1.5 bits")], 3
     nbformat.write(nb, path)
@@ -212,7 +212,7 @@ def test_run_all_on_every_stage_of_the_chain(tiny, tmp_path_factory):
         for name in STAGES:
             if name == "continued": continue  # needs `make base`
             run_by_hand(running, name)
-            made = tiny.root/"runs"/"lab"/name/("studies" if "wdir" in stages(tiny.root)[0][name] else "")/"artifacts"/name
+            made = tiny.root/"runs"/"lab"/name/("studies" if "wdir" in read_stages(tiny.root)[0][name] else "")/"artifacts"/name
             assert (made/"metrics.json").exists()
             if (tiny.root/"reports"/f"{name}.ipynb").exists() and files(made) != files(tiny.root/"artifacts"/name): differ.append(name)
     finally: running.close()

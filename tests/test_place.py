@@ -136,15 +136,15 @@ REMEDIES = {"git": "git init -q", "no_scm": "dvc config --local core.no_scm true
 def test_without_git(unpacked, tmp_path, remedy):
     folder = tmp_path/"forge"
     shutil.copytree(unpacked, folder)
-    said = shell("python -m forge_nb.source", folder, 2)
+    said = shell("python -m forge_nb.data.default_company", folder, 2)
     assert said == "error: this folder is no git repository: `git init`, or `dvc config --local core.no_scm true`\n"
-    shell(f"{REMEDIES[remedy]} && python -m forge_nb.source && dvc status --quiet data.dvc", folder)
-    assert "an experiment starts from a commit" in shell("python -m forge_nb.effects", folder, 2)
+    shell(f"{REMEDIES[remedy]} && python -m forge_nb.data.default_company && dvc status --quiet data.dvc", folder)
+    assert "an experiment starts from a commit" in shell("python -m forge_nb.metrics.stats", folder, 2)
     shell("git init -q && git add -A && git commit -qm a", folder)
     if remedy == "no_scm":
-        assert "dvc config --local --unset core.no_scm" in (said := shell("python -m forge_nb.effects", folder, 2))
+        assert "dvc config --local --unset core.no_scm" in (said := shell("python -m forge_nb.metrics.stats", folder, 2))
         shell(re.search("`(.*)`", said)[1], folder)
-    shell('python -c "from forge_nb.effects import place_in_git; assert place_in_git() == str()"', folder)
+    shell('python -c "from forge_nb.metrics.stats import place_in_git; assert place_in_git() == str()"', folder)
 
 
 @pytest.mark.parametrize("remedy", REMEDIES)
@@ -152,16 +152,16 @@ def test_ignored_by_the_repository_around(unpacked, tmp_path, remedy):
     shell("git init -q && echo forge > .gitignore && git add -A && git commit -qm a", tmp_path)
     folder = tmp_path/"forge"
     shutil.copytree(unpacked, folder)
-    assert "around this folder ignores it: `git init`" in shell("python -m forge_nb.source", folder, 2)
-    shell(f"{REMEDIES[remedy]} && python -m forge_nb.source", folder)
+    assert "around this folder ignores it: `git init`" in shell("python -m forge_nb.data.default_company", folder, 2)
+    shell(f"{REMEDIES[remedy]} && python -m forge_nb.data.default_company", folder)
 
 
 def test_experiment_read_inside_another_repository(unpacked, tmp_path):
     folder = tmp_path/"outer"/"forge"
     shutil.copytree(unpacked, folder)
-    shell("git init -q .. && python -m forge_nb.source && git add -A && git commit -qm a", folder)
+    shell("git init -q .. && python -m forge_nb.data.default_company && git add -A && git commit -qm a", folder)
     shell("dvc exp run -q --temp -n other -S shared.seed=77 tangle", folder)
-    shell("""python -c "from forge_nb.effects import place_in_git, read_result as r; assert place_in_git() == 'forge/' and 'seed: 77' in r('params.yaml', 'other') and r('data/LICENSE', 'other')" """, folder)
+    shell("""python -c "from forge_nb.metrics.stats import place_in_git, read_result as r; assert place_in_git() == 'forge/' and 'seed: 77' in r('params.yaml', 'other') and r('data/LICENSE', 'other')" """, folder)
     shell("echo >> ../a && git -C .. add a && git commit -qm b && echo >> ../a", folder)
     code = "from forge_nb.forge import git, ROOT; assert git(ROOT, 'show', 'HEAD:./dvc.lock').startswith('schema') and not git(ROOT, 'status', '--porcelain', '-uno', '--', '.')"
     shell(f'python -c "{code}"', folder)
@@ -172,7 +172,7 @@ def test_experiment_read_inside_another_repository(unpacked, tmp_path):
 def test_pipeline_without_git(unpacked, tmp_path, remedy):
     folder = tmp_path/"forge"
     shutil.copytree(unpacked, folder)
-    shell(f"{REMEDIES[remedy]} && python -m forge_nb.source && python -m forge_nb.runner profile tiny && dvc repro ngram", folder)
+    shell(f"{REMEDIES[remedy]} && python -m forge_nb.data.default_company && python -m forge_nb.core.runner profile tiny && dvc repro ngram", folder)
     assert (folder/"reports"/"ngram.ipynb").exists()
     if remedy == "no_scm": assert "Only supported for Git repositories" in shell("dvc exp run", folder, 255)
 
@@ -183,7 +183,7 @@ def test_real_environment_moved_to_blanks_and_umlauts(unpacked, tmp_path):
     shutil.copytree(unpacked, folder)
     shell("git init -q && make setup && test -x .venv/bin/dvc", folder, PYTHON=sys._base_executable)
     folder = folder.rename(tmp_path/NAMES[0])
-    said = shell("make data && . .venv/bin/activate && python -m forge_nb.runner profile tiny && dvc repro assess && forge whereis docs/releases/1.0.txt", folder, PYTHON=sys._base_executable)
+    said = shell("make data && . .venv/bin/activate && python -m forge_nb.core.runner profile tiny && dvc repro assess && forge whereis docs/releases/1.0.txt", folder, PYTHON=sys._base_executable)
     assert "set up in another folder" in said and (folder/"reports"/"assess.ipynb").exists()
     assert f"exec' \"{folder}" in (folder/".venv"/"bin"/"dvc").read_text(encoding="utf-8") and str(folder) in shell(
         "cd / && forge_nb=$(\"$OLDPWD/.venv/bin/python\" -c 'import forge_nb; print(forge_nb.__file__)') && echo $forge_nb", folder)

@@ -5,22 +5,22 @@ from pathlib import Path
 import pytest
 
 from forge_nb import readers
-from forge_nb.project import ROOT, Invalid
+from forge_nb.core.project import Invalid, ROOT
 
 PLAIN = dict(templates={}, strict=False)
 
 
 def read(data: Path, source: str, **options) -> tuple:
     "Documents and rejects of one file; what a reject says is a sentence with a remedy, and strict mode stops at the first with the same words"
-    found = list(readers.read(data, source, **PLAIN | options))
+    found = list(readers.read_source(data, source, **PLAIN | options))
     assert all((d is None) != (r is None) for d, r in found)
     rejects = [r for _, r in found if r]
     for r in rejects:
         assert list(r) == ["source", "line", "field", "reason"] and r["source"].startswith(source)
         assert "expected" in r["reason"] and ";" in r["reason"] and "\n" not in r["reason"] and str(data) not in r["reason"], r["reason"]
     if rejects:
-        with pytest.raises(Invalid) as stop: list(readers.read(data, source, **PLAIN | options | dict(strict=True)))
-        assert str(stop.value) == readers.sentence(rejects[0])
+        with pytest.raises(Invalid) as stop: list(readers.read_source(data, source, **PLAIN | options | dict(strict=True)))
+        assert str(stop.value) == readers.format_reject(rejects[0])
     return [d for d, _ in found if d], rejects
 
 
@@ -28,7 +28,7 @@ def only(data: Path, source: str, *words, line=None, field=None) -> list:
     "The file gives exactly one reject, with these words; its documents"
     documents, rejects = read(data, source)
     assert len(rejects) == 1, rejects
-    for word in words: assert word in readers.sentence(rejects[0]), readers.sentence(rejects[0])
+    for word in words: assert word in readers.format_reject(rejects[0]), readers.format_reject(rejects[0])
     assert (rejects[0]["line"], rejects[0]["field"]) == (line, field)
     return documents
 
@@ -72,14 +72,14 @@ def test_clean_means_what_it_says():
     draw = random.Random(0)
     for _ in range(3000):
         text = "".join(draw.choices("a é\u0301 \t\r\n\ufeff\xa0\x85\u2028\x0c\x1cß", k=draw.randrange(14)))
-        assert readers.clean(text) == slow_clean(text), repr(text)
+        assert readers.normalize_text(text) == slow_clean(text), repr(text)
 
 
 def test_clean_is_quick():
     "Every byte of the corpus passes here: 50 MB/s is asked for, and a tenth of it tolerated on a busy machine"
     text = "    return the_quick(brown, fox)  # jumps over\n" * 200_000
     start = time.process_time()
-    readers.clean(text)
+    readers.normalize_text(text)
     assert len(text) / (time.process_time() - start) > 5e6
 
 
@@ -123,7 +123,7 @@ def test_names_with_spaces_and_other_scripts(tmp_path):
     folder.mkdir(parents=True)
     (folder/"größe & preis #3!.md").write_text("Größe: 3\n", encoding="utf-8")
     name = "Über uns (alt)/ドキュメント/größe & preis #3!.md"
-    assert readers.sources(tmp_path) == [name]
+    assert readers.list_sources(tmp_path) == [name]
     [document], _ = read(tmp_path, name)
     assert document["source"] == name and document["text"] == "Größe: 3\n"
 
@@ -131,7 +131,7 @@ def test_names_with_spaces_and_other_scripts(tmp_path):
 def test_a_name_that_is_not_utf8(tmp_path):
     "Such a file can be named in no JSON; it is shown with its bytes spelled out, and rejected"
     with open(os.fsencode(tmp_path) + b"/caf\xe9.txt", "w", encoding="utf-8") as f: f.write("x")
-    assert readers.sources(tmp_path) == ["caf\\udce9.txt"]
+    assert readers.list_sources(tmp_path) == ["caf\\udce9.txt"]
     assert only(tmp_path, "caf\\udce9.txt", "rename it") == []
 
 
@@ -149,7 +149,7 @@ def test_links(tmp_path):
     (data/"out.txt").symlink_to(tmp_path/"secret.txt")
     (data/"outside").symlink_to(tmp_path)
     os.mkfifo(data/"pipe.txt")
-    assert readers.sources(data) == ["a/real.txt", "link.txt", "out.txt", "outside"]
+    assert readers.list_sources(data) == ["a/real.txt", "link.txt", "out.txt", "outside"]
     assert texts(read(data, "link.txt")[0]) == ["real\n"]
     for source in ("out.txt", "outside"): assert only(data, source, "leads out") == []
     assert only(data, "../secret.txt", "leads out") == []
@@ -161,8 +161,8 @@ def test_sources_leave_out_what_is_no_document(tmp_path):
                  "facts/a.csv", "facts/deep/b.csv", "licence.txt"):
         (tmp_path/name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path/name).write_text("x", encoding="utf-8")
-    assert readers.sources(tmp_path, ["facts/*"]) == ["a.txt", "lib/licences-explained.md"]
-    with pytest.raises(Invalid, match="expected a folder"): readers.sources(tmp_path/"no")
+    assert readers.list_sources(tmp_path, ["facts/*"]) == ["a.txt", "lib/licences-explained.md"]
+    with pytest.raises(Invalid, match="expected a folder"): readers.list_sources(tmp_path/"no")
 
 
 # --- bounds -------------------------------------------------------------------------------------------------------------------------
@@ -190,8 +190,8 @@ def test_five_gigabytes_in_one_line(tmp_path):
 
 
 def test_limits_on_lines_and_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "LONGEST_LINE", 100)
-    monkeypatch.setattr(readers, "LARGEST_FILE", 1000)
+    monkeypatch.setattr(readers, "MAX_LINE_BYTES", 100)
+    monkeypatch.setattr(readers, "MAX_FILE_BYTES", 1000)
     (tmp_path/"a.txt").write_text("short\n" + "x" * 101 + "\nshort\n", encoding="utf-8")
     assert only(tmp_path, "a.txt", "break this one", line=2) == []
     (tmp_path/"b.txt").write_text("short\n" * 200, encoding="utf-8")
@@ -281,7 +281,7 @@ def test_every_shape(tmp_path):
     shapes = {"text": dict(text="just text"), "messages": dict(messages=said("user", "a") + said("assistant", "b"), tools=[{"name": "t"}]),
               "completion": dict(prompt="a", completion="b"), "turns": dict(prompt=said("user", "a"), completion=said("assistant", "b")),
               "preference": dict(prompt="a", chosen="b", rejected="c"), "kto": dict(prompt="a", completion="b", label=False),
-              "pairs": dict(prompt=said("user", "a"), chosen=said("assistant", "b"), rejected=said("assistant", "c"))}
+              "num_pairs": dict(prompt=said("user", "a"), chosen=said("assistant", "b"), rejected=said("assistant", "c"))}
     import pyarrow as pa
     from pyarrow import parquet
     for name, record in shapes.items():
@@ -370,7 +370,7 @@ def test_docx(tmp_path):
 
 
 def test_docx_bomb(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "LARGEST_FILE", 1 << 20)
+    monkeypatch.setattr(readers, "MAX_FILE_BYTES", 1 << 20)
     with zipfile.ZipFile(tmp_path/"a.docx", "w", zipfile.ZIP_DEFLATED) as z: z.writestr("word/document.xml", bytes(8 << 20))
     assert only(tmp_path, "a.docx", "at most 4 MiB unpacked") == []
 
@@ -413,14 +413,14 @@ def test_sqlite_keeps_keys_and_leaves_nothing_behind(tmp_path):
 
 
 def test_sqlite_locked(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "LOCK_SECONDS", .1)
+    monkeypatch.setattr(readers, "LOCK_TIMEOUT_SECONDS", .1)
     shop(tmp_path/"a.db")
     with sqlite3.connect(tmp_path/"a.db", isolation_level=None) as c:
         c.execute("BEGIN EXCLUSIVE")
         start = time.monotonic()
         assert only(tmp_path, "a.db", "locked", "close the program") == []
         assert time.monotonic() - start < 5
-        with pytest.raises(Invalid, match="locked"): readers.snapshot(f"sqlite:///{tmp_path}/a.db", tmp_path/"copy.sqlite")
+        with pytest.raises(Invalid, match="locked"): readers.snapshot_database(f"sqlite:///{tmp_path}/a.db", tmp_path/"copy.sqlite")
         c.execute("ROLLBACK")
     c.close()
     assert len(read(tmp_path, "a.db")[0]) == 4
@@ -460,7 +460,7 @@ SECRET = "h%40nter 2/x"  # as a user writes it in a URL: the password is 'h@nter
     (f"sqlite+pysqlcipher://:{SECRET}@/x.db", "sqlcipher"), (f"postgresql+psycopg2://me:{SECRET}@@host/x", "%40"), (f"postgres//me:{SECRET}", "cannot be read"),
     (f"mssql+pyodbc:///?odbc_connect=DRIVER=x;PWD={SECRET}", "pyodbc"), (f"postgresql://me:{SECRET}@host:port/x", "cannot be read"), ("", "cannot be read")])
 def test_database_password_is_never_shown(url, words, capsys, tmp_path):
-    with pytest.raises(Invalid) as stop: readers.snapshot(url, tmp_path/"copy.sqlite")
+    with pytest.raises(Invalid) as stop: readers.snapshot_database(url, tmp_path/"copy.sqlite")
     assert not list(tmp_path.iterdir())
     said, cause = str(stop.value), stop.value.__context__
     assert words in said and "\n" not in said
@@ -481,7 +481,7 @@ def test_what_a_driver_says_is_scrubbed(tmp_path):
     sys.modules["refusing_dialect"] = type(sys)("refusing_dialect")
     sys.modules["refusing_dialect"].Refusing = Refusing
     registry.register("refusing", "refusing_dialect", "Refusing")
-    with pytest.raises(Invalid) as stop: readers.snapshot(f"refusing://me:{SECRET}@host/shop", tmp_path/"copy.sqlite")
+    with pytest.raises(Invalid) as stop: readers.snapshot_database(f"refusing://me:{SECRET}@host/shop", tmp_path/"copy.sqlite")
     assert "authentication failed for 'me'" in str(stop.value) and "refusing://me:***@host/shop" in str(stop.value)
     assert "nter" not in str(stop.value) and sqlalchemy.__version__
 
@@ -502,11 +502,11 @@ def test_a_snapshot_loses_no_digit(tmp_path):
         CREATE TABLE t (id INTEGER PRIMARY KEY REFERENCES a (id) REFERENCES b (id), price NUMERIC(12, 2), made TIMESTAMP, ok BOOLEAN, raw BLOB);
         INSERT INTO a VALUES (1); INSERT INTO b VALUES (1); INSERT INTO t VALUES (1, 3.50, '2026-01-02 03:04:05.000000', 1, x'00ff');""")
     c.close()
-    assert readers.snapshot(f"sqlite:///{tmp_path}/a.db", tmp_path/"b.db") == {"a": 1, "b": 1, "t": 1}
+    assert readers.snapshot_database(f"sqlite:///{tmp_path}/a.db", tmp_path/"b.db") == {"a": 1, "b": 1, "t": 1}
     [d] = [d for d in read(tmp_path, "b.db")[0] if d["record"]["table"] == "t"]
     assert d["record"]["values"]["price"] == "3.50" and d["record"]["values"]["made"].startswith("2026-01-02") and [r["table"] for r in d["record"]["references"]] == ["a", "b"]
     for value, said in ((decimal.Decimal("0.10"), "0.10"), (uuid.UUID(int=5), "00000000-0000-0000-0000-000000000005"), ([1, 2], "[1, 2]"),
-                        (datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC), "2026-01-02T00:00:00+00:00")): assert readers.shown(readers.plain(value)) == said
+                        (datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC), "2026-01-02T00:00:00+00:00")): assert readers.value_to_text(readers.to_json_value(value)) == said
     assert isinstance(sa.inspect(sa.create_engine(f"sqlite:///{tmp_path}/b.db")).get_columns("t")[1]["type"], sa.Text)
 
 
@@ -559,7 +559,7 @@ def test_archives_of_every_kind(tmp_path):
         (tmp_path/name).write_bytes(raw)
         documents, rejects = read(tmp_path, name)
         assert not rejects and [(d["source"], d["kind"], d["licence"]) for d in documents] == [
-            (f"{name}!/deep/a.md", "docs", "MIT"), (f"{name}!/deep/b.py", "code", "MIT"), (f"{name}!/deep/c.csv#1", "rows", "MIT")], name
+            (f"{name}!/deep/a.md", "docs", "MIT"), (f"{name}!/deep/b.py", "code", "MIT"), (f"{name}!/deep/c.csv#1", "conversations", "MIT")], name
     for name, raw in {"a.md.gz": gzip.compress(b"# a\n"), "a.md.xz": lzma.compress(b"# a\n"), "a.md.zst": zstandard.compress(b"# a\n") + zstandard.compress(b"b\n")}.items():
         (tmp_path/name).write_bytes(raw)
         [document], _ = read(tmp_path, name)
@@ -660,22 +660,22 @@ def test_documents_of_a_mixed_folder_are_the_same_every_time(tmp_path):
     (tmp_path/"b.txt").write_text("Der Preis der Schraube beträgt drei Euro.\n", encoding="utf-8")
     zipped({"c.md": "# c"}, tmp_path/"c.zip")
     shop(tmp_path/"d.db")
-    names = readers.sources(tmp_path)
-    first = list(readers.documents(tmp_path, names, **PLAIN))
-    again = [x for name in reversed(names) for x in readers.read(tmp_path, name, **PLAIN)]
+    names = readers.list_sources(tmp_path)
+    first = list(readers.read_documents(tmp_path, names, **PLAIN))
+    again = [x for name in reversed(names) for x in readers.read_source(tmp_path, name, **PLAIN)]
     assert sorted(map(json.dumps, first)) == sorted(map(json.dumps, again)) and len(first) == 7
     found = {d["source"]: d for d, _ in first}
     assert found["lib/a.c"]["licence"] == "MPL-2.0" and found["lib/a.c"]["language"] == "c"
     assert found["b.txt"]["language"] == "de" and found["b.txt"]["licence"] == ""
     for d in found.values():
         assert list(d)[:8] == ["id", "source", "kind", "language", "licence", "start", "end", "text"]
-        assert d["id"] == readers.content_id(d["text"]) and d["text"] == readers.clean(d["text"])
+        assert d["id"] == readers.hash_content(d["text"]) and d["text"] == readers.normalize_text(d["text"])
         json.dumps(d, allow_nan=False, ensure_ascii=False).encode()
 
 
 def test_default_data_is_read_whole():
-    names = readers.sources(ROOT/"data", ["facts/*", "general/*"])
-    found = list(readers.documents(ROOT/"data", names, **PLAIN))
+    names = readers.list_sources(ROOT/"data", ["facts/*", "general/*"])
+    found = list(readers.read_documents(ROOT/"data", names, **PLAIN))
     assert len(names) == len(found) and not [r for _, r in found if r]
     assert {d["kind"] for d, _ in found} == {"docs", "code"} and {d["licence"] for d, _ in found} == {"BSD-3-Clause"}
 

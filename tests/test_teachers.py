@@ -7,8 +7,8 @@ import pytest
 from conftest import ENV, ROOT
 from test_faults import mend, refuse  # noqa: F401
 
-from forge_nb.project import Invalid, read_jsonl
-from forge_nb.teachers import by_endpoint
+from forge_nb.core.project import Invalid, read_jsonl
+from forge_nb.synthesis.paraphrase import paraphrase_with_endpoint
 
 JOBS = [dict(id=f"price:bolt M{n}~0", kind="price", ask=f"What does bolt M{n} cost?", names=[f"bolt M{n}"], answer=f"{n} EUR", fill={}) for n in range(12)]
 SECRET = "sk-of-nobody-0815"
@@ -41,7 +41,7 @@ def good(question, _): return chat(f"Could you tell me: {question}")
 
 
 def ask(url, folder, **how):
-    return by_endpoint(JOBS, url, "m", folder=folder, **dict(key="TEST_TEACHER_KEY", temperature=1., seed=0, parallel=3, timeout=5.) | how)
+    return paraphrase_with_endpoint(JOBS, url, "m", folder=folder, **dict(key="TEST_TEACHER_KEY", temperature=1., seed=0, parallel=3, timeout=5.) | how)
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +73,7 @@ def test_a_server_that_is_down_or_slow(tmp_path):
 def test_a_bad_answer_costs_its_row_alone_and_a_hiccup_nothing(tmp_path):
     bad = {JOBS[3]["ask"]: (400, "no"), JOBS[5]["ask"]: (200, "{"), JOBS[7]["ask"]: chat("No.")}
     with Server(lambda q, n: (503, "wait") if q == JOBS[9]["ask"] and n == 1 else bad.get(q) or good(q, n)) as server: replies = ask(server.url, tmp_path)
-    assert {n: r["failed"] for n, r in enumerate(replies) if "failed" in r} == {3: "HTTP 400", 5: "no chat completion", 7: "no question: 'No.'"}
+    assert {n: r["error"] for n, r in enumerate(replies) if "error" in r} == {3: "HTTP 400", 5: "no chat completion", 7: "no question: 'No.'"}
     assert replies[9]["question"] == f"Could you tell me: {JOBS[9]['ask']}" and server.keys == {f"Bearer {SECRET}"}
     assert SECRET not in "".join(p.read_text(encoding="utf-8") for p in tmp_path.iterdir())
 
@@ -85,22 +85,22 @@ def test_killed_and_gone_on_asks_nothing_twice(tmp_path):
         return good(question, n)
     code = f"import sys; sys.path.insert(0, {str(ROOT/'tests')!r}); from pathlib import Path; from test_teachers import ask; ask(sys.argv[1], Path(sys.argv[2]))"
     with Server(answer) as server:
-        running = subprocess.Popen([sys.executable, "-c", code, server.url, str(tmp_path/"kept")], cwd=ROOT, env=ENV, start_new_session=True)
+        running = subprocess.Popen([sys.executable, "-c", code, server.url, str(tmp_path/"texts")], cwd=ROOT, env=ENV, start_new_session=True)
         end = time.monotonic() + 60
         while len(server.asked) < 8: assert running.poll() is None and time.monotonic() < end; time.sleep(.02)
         time.sleep(.5)
         os.killpg(running.pid, signal.SIGKILL); running.wait()
-        have, before = len(list((tmp_path/"kept").glob("*.json"))), Counter(server.asked)
+        have, before = len(list((tmp_path/"texts").glob("*.json"))), Counter(server.asked)
         assert 0 < have < len(JOBS)
         gate.set()
-        whole = ask(server.url, tmp_path/"kept")
+        whole = ask(server.url, tmp_path/"texts")
         assert (server.asked - before).total() == len(JOBS) - have + 1  # the one more is the preflight
         assert whole == ask(server.url, tmp_path/"unbroken")
 
 
 def test_the_stage_refuses_and_leaves_earlier_rows_alone(mend):  # noqa: F811
-    mend("python -m forge_nb.runner profile tiny && dvc repro synth")
-    rows, params, weak = (mend.root/p for p in ("artifacts/synth/rows/sft.jsonl", "params.yaml", "weak.yaml"))
+    mend("python -m forge_nb.core.runner profile tiny && dvc repro synth")
+    rows, params, weak = (mend.root/p for p in ("artifacts/synth/rows/sft.jsonl", "params.yaml", "paraphrase_weights.yaml"))
     before, said = rows.read_bytes(), params.read_text(encoding="utf-8")
     def teacher(**fields):
         text = said
@@ -112,10 +112,10 @@ def test_the_stage_refuses_and_leaves_earlier_rows_alone(mend):  # noqa: F811
     for fields, words in [(dict(teacher="oracle"), ["`synth.teacher` is 'oracle'", "templates, model, endpoint"]), (dict(teacher="model"), ["needs `synth.teacher_model`"]),
                           (dict(teacher="model", teacher_model="nbs"), ["nbs holds no *.safetensors"]),
                           (dict(teacher="endpoint", teacher_url=url, teacher_name="m"), [url, "no answer"])]:
-        teacher(**fields); refuse(mend, "python -m forge_nb.runner synth", *words)
+        teacher(**fields); refuse(mend, "python -m forge_nb.core.runner synth", *words)
     params.write_text(said, encoding="utf-8")
-    for text, words in {"weights: {check_levle: 2.0}": ["weak.yaml", "`weights.check_levle`", "did you mean `check_level`"], "weights: {check_level: many}": ["must be a number"]}.items():
-        weak.write_text(text, encoding="utf-8"); refuse(mend, "python -m forge_nb.runner synth", *words)
+    for text, words in {"weights: {check_levle: 2.0}": ["paraphrase_weights.yaml", "`weights.check_levle`", "did you mean `check_level`"], "weights: {check_level: many}": ["must be a number"]}.items():
+        weak.write_text(text, encoding="utf-8"); refuse(mend, "python -m forge_nb.core.runner synth", *words)
     assert rows.read_bytes() == before
     weak.write_text("weights: {check_level: 20.0}\n", encoding="utf-8")
     with Server(good) as server:
