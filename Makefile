@@ -37,7 +37,7 @@ data: setup  ## fetch and check the default data; FROM=folder takes a folder of 
 	@python -m forge_nb.data.default_company $${FROM:+"$$FROM"}
 
 base: setup  ## fetch a base model, once: make base BASE=smollm2
-	@python -m forge_nb.bases "$$BASE"
+	@python -m forge_nb.train.bases "$$BASE"
 
 adopt: setup  ## accept data/ as it is now
 	@python -m forge_nb.core.runner adopt && dvc add --quiet data
@@ -78,8 +78,8 @@ effects: data  ## the chain over three seeds, for releases; writes results/effec
 	@python -m forge_nb.metrics.stats 0 1 2
 	@python -m forge_nb.report.pages readme
 
-scaling: data  ## the runs behind `forge plan`'s best size; writes results/scaling.csv
-	@dvc repro --quiet tokenizer && python -m forge_nb.plan
+scaling: data  ## the runs behind `forge estimate`'s best size; writes results/scaling.csv
+	@dvc repro --quiet tokenizer && python -m forge_nb.train.scaling_law
 
 report: setup  ## README's generated parts, and reports/ as HTML pages in reports/html/
 	@python -m forge_nb.report.pages readme

@@ -1,0 +1,1 @@
+"What is read and how it is cleaned: readers, records, personal data, quality, near-duplicates"

@@ -1,0 +1,1 @@
+"How checkpoints are scored and compared"

@@ -1,0 +1,1 @@
+"Comparisons and extensions beside the pipeline"

@@ -1,0 +1,1 @@
+"How a model is made: architecture, loop, checkpoints, bases, fine-tuning, estimates"
