@@ -15,7 +15,7 @@ from .metrics.policies import load_policies
 from .synthesis.eval_set import count_rows, drop_leaked_items, make_eval_items, write_eval_set
 from .synthesis.facts import load_facts, load_question_kinds, split_facts
 from .synthesis.filters import (filter_rows, index_eval_wording, make_reference,
-                                        read_paraphrase_weights, summarize_acceptance)
+                                        parse_paraphrase_weights, summarize_acceptance)
 from .synthesis.pairs import make_policy_pairs, make_preference_pairs, make_prompt_rows
 from .synthesis.paraphrase import load_grammar, paraphrase_questions
 from .synthesis.rows import (make_absent_rows, make_paraphrase_jobs, make_paraphrase_rows,
@@ -78,7 +78,7 @@ def check_eval_overlap(
 
 # %% ../nbs/20_synth.ipynb #19feed53
 def synth(
-    questions_file: Path, policies_file: Path, grammar_file: Path, weights_file: Path, # company/questions.yaml, company/policies.yaml, company/paraphrases.yaml, weak.yaml
+    questions_file: Path, policies_file: Path, grammar_file: Path, # company/questions.yaml, company/policies.yaml, company/paraphrases.yaml
     tables: Path, # data/facts
     documents: Path, # train.jsonl
     *,
@@ -87,7 +87,9 @@ def synth(
     held_out_percent: float, rl_percent: float, # of facts
     noncompliant_percent: float, absent_percent: float, # of trained facts
     num_eval_items: int, num_pairs: int, # in each part; of preference
-    paraphrases_per_fact: float, dedup_threshold: float, # new phrasings of a fact; likeness from which they are nothing new
+    paraphrases_per_fact: float, # new phrasings of a fact
+    paraphrase_weights: list, # multiples of it, as ['kind=weight']
+    dedup_threshold: float, # likeness from which they are nothing new
     num_reasoning: int, train_on_reasoning: bool, # questions about two facts; whether sft sees them
     teacher: str, teacher_model: str, # templates, model or endpoint; folder of a model
     teacher_url: str, teacher_name: str, teacher_key: str, # of an endpoint; of a model there; name of an environment variable
@@ -97,7 +99,7 @@ def synth(
 ) -> dict: # metrics
     "Write training rows, preference pairs, questions to practise on, and the exam"
     kind_configs, rules, texts = load_question_kinds(questions_file), load_policies(policies_file), read_jsonl(documents)
-    weights, known_facts = read_paraphrase_weights(weights_file, list(kind_configs)), load_facts(questions_file, kind_configs, tables, texts, max_answer_characters=max_answer_characters, limit=limit)
+    weights, known_facts = parse_paraphrase_weights(paraphrase_weights, list(kind_configs)), load_facts(questions_file, kind_configs, tables, texts, max_answer_characters=max_answer_characters, limit=limit)
     train_facts, rl_facts, held_out_facts = split_facts(known_facts, held_out_percent, rl_percent)
     jobs, grammar_rules = make_paraphrase_jobs(train_facts, kind_configs, paraphrases_per_fact, weights), load_grammar(grammar_file, {k: {c for f in known_facts if f["kind"] == k for c in f["fill"]} for k in kind_configs})
     replies, generator = paraphrase_questions(teacher, jobs, rules=grammar_rules, model=teacher_model, url=teacher_url, name=teacher_name, key=teacher_key, temperature=teacher_temperature,

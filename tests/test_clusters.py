@@ -21,7 +21,7 @@ def test_profiles_of_larger_machines_build_what_they_say(name, processes, millio
     monkeypatch.setattr("forge_nb.plan.open_tokens", lambda *_: (type("T", (), {"get_shape": lambda self: [0]})(), []))
     run = configure_run(section, TokenizerStub(params["tokenizer"]["vocab_size"]), ROOT)
     assert round(count_parameters(build_on_meta(run["model_init"]))["total"] / 1e6) == millions
-    assert run["conversations"] % processes == 0 and run["conversations"] // processes % section["micro_batch_size"] == 0, "every process gets as many rows, in whole parts"
+    assert run["batch_size"] % processes == 0 and run["batch_size"] // processes % section["micro_batch_size"] == 0, "every process gets as many rows, in whole parts"
     head = (ROOT/"config/profiles"/f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
     assert re.search(r"[\d.]+ (million|billion) parameters", head)
 

@@ -7,7 +7,7 @@ import yaml
 from nbdev.export import nb_export
 from nbdev.test import test_nb as run_lessons
 
-from forge_nb.report.pages import pages; from forge_nb.core import tangle
+from forge_nb.core import tangle
 from forge_nb.core.project import ROOT, load_params, read_stages
 
 BOOKS = tangle.list_notebooks()
@@ -149,8 +149,8 @@ def test_readme_commands_exist():
         assert said <= targets, f"{page}: no such target: {said - targets}"
         modules = set(re.findall(r"python -m forge_nb\.(\w+)", (ROOT/page).read_text(encoding="utf-8")))
         assert modules <= set(BOOKS)
-    assert shutil.which("model_init")
-    helped = subprocess.run(["model_init", "help"], cwd=ROOT, capture_output=True, text=True, check=True, encoding="utf-8").stdout
+    assert shutil.which("make")
+    helped = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True, encoding="utf-8").stdout
     for habit in "run test check lab data bench report".split(): assert f"make {habit}" in helped
 
 

@@ -18,15 +18,15 @@ def cycled(tiny, tmp_path_factory):
         if r["metric"] == "exact_match" and r["checkpoint"] == "rlhf": r["value"] = float(not any(k in r["item"] for k in weak))
     more = [r | dict(item=f"{r['item']} {n}") for r in rows if r["metric"] == "exact_match" and r["slice"].startswith("phrasing/") for n in range(20)]
     path.unlink(); path.write_text("".join(json.dumps(r) + "\n" for r in rows + more), encoding="utf-8")
-    copy.line = "cycle --rounds 1 --variants 1 --name test"
-    copy.before = {f: (copy.root/f).read_bytes() for f in ("paraphrase_weights.yaml", "params.yaml", "dvc.lock")}
+    copy.line = "cycle --rounds 1 --paraphrases-per-fact 1 --name test"
+    copy.before = {f: (copy.root/f).read_bytes() for f in ("params.yaml", "dvc.lock")}
     copy.answer = ask(copy, copy.line)
     return copy
 
 
 def test_a_round_asks_for_more_of_what_is_weak_and_puts_everything_back(cycled):
     [told] = cycled.answer["rounds"]
-    assert set(told["weights"]) == {"check_level", "setting_type", *load_params(cycled.root/"paraphrase_weights.yaml")["weights"]} and all(w > 1 for w in told["weights"].values())
+    assert set(told["weights"]) == {"check_level", "setting_type", *(w.partition("=")[0] for w in load_params(cycled.root/"params.yaml")["synth"]["paraphrase_weights"])} and all(w > 1 for w in told["weights"].values())
     assert {f: (cycled.root/f).read_bytes() for f in cycled.before} == cycled.before, "the working tree is not as it was"
     more = cycled(f"python -c \"import dvc.api; print(dvc.api.read('artifacts/synth/rows/sft.jsonl', rev='{told['experiment']}'))\"")
     count = lambda text, kind: sum(json.loads(line)["kind"] == kind for line in text.splitlines() if line.startswith("{"))
@@ -38,7 +38,7 @@ def test_a_round_asks_for_more_of_what_is_weak_and_puts_everything_back(cycled):
 def test_what_was_cured_and_broken_adds_up(cycled):
     [told] = cycled.answer["rounds"]
     every, *parts = told["changes"]
-    assert every["slice"] == "total" and every["n"] > 0 and round(every["n"] * every["diff"]) == every["fixed"] - every["broken"]
+    assert every["slice"] == "all" and every["n"] > 0 and round(every["n"] * every["diff"]) == every["fixed"] - every["broken"]
     kinds = [p for p in parts if p["slice"].startswith("phrasing/") or p["slice"].startswith("fact/")]
     assert sum(p["fixed"] for p in kinds) >= every["fixed"] and told["since_start"] == every
 
@@ -50,12 +50,12 @@ def test_a_finished_round_is_not_run_again(cycled):
 
 
 def test_the_default_exam_asks_enough_of_each_kind():
-    each = load_params(ROOT/"params.yaml")["synth"]["exam_items"] // len(load_params(ROOT/"company/questions.yaml"))
+    each = load_params(ROOT/"params.yaml")["synth"]["num_eval_items"] // len(load_params(ROOT/"company/questions.yaml"))
     assert each >= inspect.signature(find_weak_kinds).parameters["min_items"].default, "no kind could ever be called weak"
 
 
 @pytest.mark.parametrize("line, words", [
-    ("cycle --rounds 0", ["--rounds must be 1"]), ("cycle --variants 0", ["--variants must be 1"]),
+    ("cycle --rounds 0", ["--rounds must be 1"]), ("cycle --paraphrases-per-fact 0", ["--paraphrases-per-fact must be 1"]),
     ("cycle --checkpoint nosuch", ["nothing about `nosuch`", "rlhf"])])
 def test_bad_cycles_are_refused(cycled, line, words): refuse(cycled, line, 2, *words)
 

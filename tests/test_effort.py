@@ -13,7 +13,7 @@ from forge_nb.core.project import Invalid, read_json, read_jsonl
 from forge_nb.tokenizer import CHAT_TEMPLATE, train_tokenizer
 from forge_nb.train.architecture import build_model
 
-GIVEN = dict(terms=3, conversations=48, problems=6, learning_rate=.002, batch_size=8, seeds=2, seed=0)
+GIVEN = dict(terms=3, batch_size=48, problems=6, learning_rate=.002, batch=8, seeds=2, seed=0)
 SUM = "4 + 3 - 2"
 
 
@@ -93,7 +93,7 @@ def test_no_problem_is_trained_on_and_asked():
 
 
 @pytest.mark.parametrize("given, said", [(dict(terms=1), "`effort.terms` is 1"), (dict(terms=2, problems=500), "raise `effort.terms`"), (dict(problems=1), "`effort.problems` is 1"),
-                                         (dict(conversations=0), "`effort.rows` is 0"), (dict(seeds=0), "`effort.seeds` is 0")], ids=str)
+                                         (dict(batch_size=0), "`effort.rows` is 0"), (dict(seeds=0), "`effort.seeds` is 0")], ids=str)
 def test_what_cannot_be_done_is_said_before_training(toy, tmp_path, monkeypatch, given, said):
     monkeypatch.setattr(page, "fine_tune", lambda *a, **k: pytest.fail("training began"))
     with pytest.raises(Invalid, match=said): run(toy, tmp_path/"o", monkeypatch, tmp_path/"c", **given)

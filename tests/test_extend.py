@@ -13,7 +13,7 @@ from forge_nb.tokenizer import train_tokenizer
 from forge_nb.train.architecture import build_model
 
 PLAIN = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda omicron sigma upsilon omega chapter verse theory letter number origin summer winter autumn spring".split()
-GIVEN = dict(context_length=32, factor=4., fast=2., tokens=1024, conversations=2, matrix_lr=.002, retrieval=.5, test_rows=4, num_trials=8, seed=0)
+GIVEN = dict(context_length=32, factor=4., fast=2., tokens=1024, batch_size=2, matrix_lr=.002, retrieval=.5, test_rows=4, num_trials=8, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def digests(folder): return {p.relative_to(folder).as_posix(): hashlib.sha256(p.
 
 def test_a_run_again_and_a_run_that_was_interrupted_give_the_same_bytes(toy, tmp_path, monkeypatch):
     table = run(toy, tmp_path/"a", monkeypatch, tmp_path/"ca")
-    assert [r["variant"] for r in table] == ["before", "replay_window", "scaled", "short", "trained", "extended", "retrieval"]
+    assert [r["variant"] for r in table] == ["before", "window", "scaled", "short", "trained", "extended", "retrieval"]
     config = json.loads((tmp_path/"a"/"model"/"config.json").read_text(encoding="utf-8"))
     assert config["max_position_embeddings"] == 128 and config["rope_parameters"]["rope_type"] == "yarn" and config["rope_parameters"]["original_max_position_embeddings"] == 32
     again = page.load_for_length(tmp_path/"a"/"model", 128)
@@ -64,11 +64,11 @@ def test_without_asking_rows_the_extended_arm_goes_out(toy, tmp_path, monkeypatc
     assert table[-1]["variant"] == "extended"
     assert digests(tmp_path/"o"/"model")["model.safetensors"] == digests(tmp_path/"c"/"extended"/"model")["model.safetensors"]
     bins = read_csv(tmp_path/"o"/"curve.csv")
-    assert {r["variant"] for r in bins} == {"before", "replay_window", "scaled", "short", "trained", "extended"} and max(int(r["to"]) for r in bins) == 128
+    assert {r["variant"] for r in bins} == {"before", "window", "scaled", "short", "trained", "extended"} and max(int(r["to"]) for r in bins) == 128
     assert {r["variant"] for r in read_csv(tmp_path/"o"/"needles.csv")} == {"before", "scaled", "trained", "extended"}
     # an untrained arm read through the window is, inside the first window, the arm itself
     first = {r["variant"]: float(r["bpb"]) for r in bins if r["from"] == "0"}
-    assert abs(first["before"] - first["replay_window"]) < .02
+    assert abs(first["before"] - first["window"]) < .02
     assert set(read_json(tmp_path/"o"/"metrics.json")["needle"]["beyond"]) == {"before", "scaled", "trained", "extended"}
 
 

@@ -59,7 +59,7 @@ def asked(tiny, tmp_path_factory) -> Copy:
     page = next(d for d in rows(copy, "artifacts/curate/documents/train.jsonl") if d["kind"] == "docs" and len(d["text"]) > 3000)
     twin = copy.root/"data"/"docs"/"zz old copy.txt"
     twin.write_text((copy.root/"data"/page["source"]).read_text(encoding="utf-8").replace(" the ", " a ", 1), encoding="utf-8")
-    table = copy.root/"data"/"exact_match"/"objects.csv"
+    table = copy.root/"data"/"facts"/"objects.csv"
     first, *rest = table.read_text(encoding="utf-8").splitlines(keepends=True)
     mine = next(n for n, row in enumerate(rest) if ",class," in row and ",docs/" in row)
     old = next(cell for cell in rest[mine].split(",") if cell.startswith("docs/"))
@@ -133,8 +133,8 @@ def test_a_trained_document_reached_every_model(asked):
     assert {r["stage"] for r in d["reached"]} >= {"curate", "tokenizer", "pretrain", *TUNED, "evaluate"}
     [out] = [r for r in d["reached"] if r["path"] == "artifacts/curate/documents"]
     assert out["files"] == ["artifacts/curate/documents/train.jsonl"] and out["hash"] in (asked.root/"dvc.lock").read_text(encoding="utf-8")
-    assert {"table": "objects.csv", "conversations": [asked.row]} in [f | {"conversations": [r for r in f["conversations"] if r == asked.row]} for f in d["exact_match"]]
-    assert any("zz old copy" in t["source"] for t in d["dedup"])
+    assert {"table": "objects.csv", "rows": [asked.row]} in [f | {"rows": [r for r in f["rows"] if r == asked.row]} for f in d["facts"]]
+    assert any("zz old copy" in t["source"] for t in d["near_duplicates"])
     assert ask(asked, f"whereis {d['ids'][0][:9]}")["documents"] == [d]
     assert asked.page in asked(f"{FORGE} whereis {asked.page}")
 
@@ -161,10 +161,10 @@ def test_training_rows_are_found_by_their_parents(asked):
     lines = (asked.root/"data/facts/objects.csv").read_text(encoding="utf-8").splitlines()
     number, source = next((n, cell) for n in numbers for cell in lines[n - 1].split(",") if cell.startswith("docs/"))
     [d] = ask(asked, f"whereis {source}")["documents"]
-    mine = {n for f in d["exact_match"] if f["table"] == "objects.csv" for n in f["conversations"]}
+    mine = {n for f in d["facts"] if f["table"] == "objects.csv" for n in f["rows"]}
     assert number in mine
     found = next(t for t in d["training"] if t["file"] == "artifacts/synth/rows/sft.jsonl")
-    assert found["conversations"] >= sum(any(p == f"objects.csv:{n}" for n in mine for p in r["parents"]) for r in parent) > 0
+    assert found["rows"] >= sum(any(p == f"objects.csv:{n}" for n in mine for p in r["parents"]) for r in parent) > 0
     assert "artifacts/sft/model" in [m["path"] for m in d["models"]]
 
 
@@ -177,12 +177,12 @@ def test_query_finds_what_words_say(asked):
 
 def test_history_tells_held_and_lost(asked, tmp_path):
     [d] = ask(asked, f"whereis {asked.page} --history")["documents"]
-    assert d["history"][0]["tags"] == ["shipped"] and d["history"][0]["held_out"] is True
+    assert d["history"][0]["tags"] == ["shipped"] and d["history"][0]["included"] is True
     [t] = ask(asked, "whereis 'docs/zz old copy.txt' --history")["documents"]
-    assert t["history"][0]["held_out"] is False and True not in {h["held_out"] for h in t["history"]}
+    assert t["history"][0]["included"] is False and True not in {h["included"] for h in t["history"]}
     poor = sibling(asked, tmp_path/"poor")
     poor("rm -rf .dvc/cache")
-    assert {h["held_out"] for h in ask(poor, f"whereis {asked.page} --history")["documents"][0]["history"]} == {None}
+    assert {h["included"] for h in ask(poor, f"whereis {asked.page} --history")["documents"][0]["history"]} == {None}
 
 
 def test_dry_run_changes_nothing(asked):
@@ -230,7 +230,7 @@ def test_forget_reruns_what_it_touched_and_proves_it(forgotten, asked):
     assert not (copy.root/"data"/asked.page).exists() and not (copy.root/"data/docs/zz old copy.txt").exists()
     assert "Data and pipelines are up to date." in copy("dvc repro")
     p = r["proof"]
-    assert (p["ids"], p["paths"], p["ngrams"], p["target_mask"], p["up_to_date"]) == (0, 0, 0, [], True) and p["ngrams_searched"] > 100 and p["files"] > 30
+    assert (p["ids"], p["paths"], p["ngrams"], p["traces"], p["up_to_date"]) == (0, 0, 0, [], True) and p["ngrams_searched"] > 100 and p["files"] > 30
     assert p["before"]["ids"] > 0 and p["before"]["paths"] > 0 and p["before"]["ngrams"] >= p["ngrams_searched"], "the search finds nothing even when it is there"
     assert all(u.endswith("model.safetensors") for u in p["unreadable"]), p["unreadable"]
     assert {"tangle", "curate", "tokenizer", "pretrain", *TUNED, "evaluate"} <= {*r["ran"], *r["restored"]}
@@ -299,7 +299,7 @@ def test_the_proof_finds_what_was_planted(forgotten, asked):
     save_file(dict(tokens=np.array(ids, "int32")), copy.root/"artifacts/tokenizer/tokens/planted.safetensors")
     (copy.root/"reports/html").mkdir(exist_ok=True); (copy.root/"reports/html/old.html").write_text(f"<p>{words}</p>", encoding="utf-8")
     proof = prove_erasure(copy.root, journal)
-    where = {w["file"]: w for w in proof["target_mask"]}
+    where = {w["file"]: w for w in proof["traces"]}
     assert where["artifacts/synth/rows/sft.jsonl"] == dict(file="artifacts/synth/rows/sft.jsonl", ids=1, paths=1, ngrams=len(hash_ngrams(words)))
     assert where["artifacts/tokenizer/tokens/planted.safetensors"]["ngrams"] == len(hash_ngrams(words))
     assert "reports/html/old.html" in journal["leftovers"] and not (copy.root/"reports/html/old.html").exists()
@@ -313,7 +313,7 @@ def test_parts_of_files_are_refused(asked, tmp_path):
     copy = sibling(asked, tmp_path/"parts")
     (copy.root/"data/docs/parts.csv").write_text("name,price\nbolt,3 EUR\n", encoding="utf-8")
     with open(copy.root/"artifacts/curate/documents/train.jsonl", "a", encoding="utf-8") as f:
-        f.write(json.dumps(dict(id="ab" * 8, source="docs/parts.csv#1", kind="conversations", cluster="", text="bolt costs 3 EUR\n")) + "\n")
+        f.write(json.dumps(dict(id="ab" * 8, source="docs/parts.csv#1", kind="rows", cluster="", text="bolt costs 3 EUR\n")) + "\n")
     refuse(copy, "forget docs/parts.csv#1 --yes", 2, "part of data/docs/parts.csv", "make adopt")
     refuse(copy, f"forget {'ab' * 8} --yes", 2, "part of data/docs/parts.csv")
     assert [r["path"] for r in ask(copy, "forget docs/parts.csv --dry-run")["removed"]] == ["docs/parts.csv"]

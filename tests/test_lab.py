@@ -25,7 +25,7 @@ class Lab:
         env = ENV | dict(JUPYTER_CONFIG_DIR=str(settings), JUPYTER_RUNTIME_DIR=str(settings/"runtime"), JUPYTER_TOKEN="t", JUPYTER_PORT=str(port))
         env.pop("PYTHONPATH", None)
         with open(settings/"log", "w", encoding="utf-8") as log:
-            self.process = subprocess.Popen(["model_init", "-o", "setup", "lab"], cwd=copy.root, env=env, stdout=log, stderr=log, start_new_session=True)
+            self.process = subprocess.Popen(["make", "-o", "setup", "lab"], cwd=copy.root, env=env, stdout=log, stderr=log, start_new_session=True)
         while not (found := list((settings/"runtime").glob("jpserver-*.json"))):
             assert self.process.poll() is None, (settings/"log").read_text(encoding="utf-8")
             time.sleep(.1)

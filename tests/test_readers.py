@@ -281,7 +281,7 @@ def test_every_shape(tmp_path):
     shapes = {"text": dict(text="just text"), "messages": dict(messages=said("user", "a") + said("assistant", "b"), tools=[{"name": "t"}]),
               "completion": dict(prompt="a", completion="b"), "turns": dict(prompt=said("user", "a"), completion=said("assistant", "b")),
               "preference": dict(prompt="a", chosen="b", rejected="c"), "kto": dict(prompt="a", completion="b", label=False),
-              "num_pairs": dict(prompt=said("user", "a"), chosen=said("assistant", "b"), rejected=said("assistant", "c"))}
+              "pairs": dict(prompt=said("user", "a"), chosen=said("assistant", "b"), rejected=said("assistant", "c"))}
     import pyarrow as pa
     from pyarrow import parquet
     for name, record in shapes.items():
@@ -559,7 +559,7 @@ def test_archives_of_every_kind(tmp_path):
         (tmp_path/name).write_bytes(raw)
         documents, rejects = read(tmp_path, name)
         assert not rejects and [(d["source"], d["kind"], d["licence"]) for d in documents] == [
-            (f"{name}!/deep/a.md", "docs", "MIT"), (f"{name}!/deep/b.py", "code", "MIT"), (f"{name}!/deep/c.csv#1", "conversations", "MIT")], name
+            (f"{name}!/deep/a.md", "docs", "MIT"), (f"{name}!/deep/b.py", "code", "MIT"), (f"{name}!/deep/c.csv#1", "rows", "MIT")], name
     for name, raw in {"a.md.gz": gzip.compress(b"# a\n"), "a.md.xz": lzma.compress(b"# a\n"), "a.md.zst": zstandard.compress(b"# a\n") + zstandard.compress(b"b\n")}.items():
         (tmp_path/name).write_bytes(raw)
         [document], _ = read(tmp_path, name)

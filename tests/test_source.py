@@ -10,7 +10,6 @@ from nbdev.export import nb_export
 from forge_nb.metrics.policies import load_function, load_policies
 from forge_nb.core.project import Invalid, load_params
 from forge_nb.data.tables import read_templates
-from forge_nb.synthesis.filters import read_paraphrase_weights
 from forge_nb.core.tangle import extract_build_source, list_notebooks
 
 ADDED = "def find(*a, **k): return []"  # switches masking off
@@ -34,7 +33,7 @@ def shrink(copy: Copy):
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> Copy:
     "A copy with little data, in which `assess` has run"
-    copy = Copy(tmp_path_factory.mktemp("uncached_files"))
+    copy = Copy(tmp_path_factory.mktemp("small"))
     shrink(copy)
     copy("dvc repro -q assess && git add -A && git -c user.name=t -c user.email=t@localhost commit -qm assessed && git tag start")
     return copy
@@ -182,7 +181,7 @@ def test_a_module_goes_with_its_notebook(mend):
 def test_compiled_code_of_the_same_second_and_size_is_not_believed(mend):
     "Python takes a compiled file for fresh when the source's second and size fit"
     run = "PYTHONDONTWRITEBYTECODE= python"
-    edit(page(mend, "num_generations"), "#| export\n", "#| export\nNUMBER = 1\n")
+    edit(page(mend, "answers"), "#| export\n", "#| export\nNUMBER = 1\n")
     mend(f"{run} -m forge_nb.core.tangle && {run} -c 'import forge_nb.metrics.graders'")
     module, stamp = mend.root/"forge_nb/metrics/graders.py", os.stat(mend.root/"forge_nb/metrics/graders.py")
     module.write_text(module.read_text(encoding="utf-8").replace("NUMBER = 1", "NUMBER = 2"), encoding="utf-8")  # as a checkout within the second does
@@ -311,11 +310,11 @@ def test_yaml_that_people_edit_is_one_sentence(pages, name, content, words):
     for line in ("python -m forge_nb.core.runner assess", "python -m forge_nb.forge whereis 'docs/page 1.md'") if name == "dvc.lock" else (TANGLE, ): refused(pages, line, *words)
 
 
-@pytest.mark.parametrize("name", ["company/questions.yaml", "company/policies.yaml", "paraphrases.yaml", "paraphrase_weights.yaml", "company/templates.yaml", "company/card.yaml", "config/bases.yaml", "config/hardware.yaml", "config/profiles/tiny.yaml", "studies/dvc.yaml"])
+@pytest.mark.parametrize("name", ["company/questions.yaml", "company/policies.yaml", "company/paraphrases.yaml", "company/templates.yaml", "company/card.yaml", "config/bases.yaml", "config/hardware.yaml", "config/profiles/tiny.yaml", "studies/dvc.yaml"])
 @pytest.mark.parametrize("content, words", [
     ("a: 1\n<<<<<<< HEAD\n", ["line 2: conflict marks"]), ("a:\n\tb: 1\n", ["line 2", "not tabs"]), ("a: f\xfcnf\n", ["line 1: the byte 0xfc is not UTF-8"])])
 def test_every_other_yaml_too(tmp_path, name, content, words):
-    read = {"company/policies.yaml": load_policies, "company/templates.yaml": read_templates, "paraphrase_weights.yaml": lambda p: read_paraphrase_weights(p, [])}.get(name, load_params)
+    read = {"company/policies.yaml": load_policies, "company/templates.yaml": read_templates}.get(name, load_params)
     (tmp_path/name).parent.mkdir(exist_ok=True, parents=True)
     (tmp_path/name).write_bytes(content.encode("latin-1"))
     with pytest.raises(Invalid) as error: read(tmp_path/name)
@@ -407,7 +406,7 @@ can_mount = pytest.mark.skipif(subprocess.run([*MOUNT.split(), "true"], capture_
 
 
 @can_mount
-@pytest.mark.parametrize("target_mask", ["reports", "artifacts/assess"])  # the runner's writing, and the stage's own
+@pytest.mark.parametrize("where", ["reports", "artifacts/assess"])  # the runner's writing, and the stage's own
 def test_a_full_disk_is_one_sentence(mend, tmp_path, where):
     (disk := tmp_path/"disk").mkdir()
     line = (f"mount -t tmpfs -o size=300k none {disk} && mkdir {disk}/here && mount --bind {disk}/here {where} && "
@@ -426,7 +425,7 @@ def test_a_project_that_cannot_be_written_to_is_one_sentence(mend):
 
 class Walk:
     "Random edits of a working tree, and what a fresh clone makes of each"
-    pages = ("pii", "readers", "dedup", "assess")
+    pages = ("pii", "readers", "twins", "assess")
 
     def __init__(self, copy: Copy, seed: int): self.copy, self.draw, self.count = copy, random.Random(seed), 0
 

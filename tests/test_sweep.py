@@ -16,7 +16,7 @@ def searched(tiny, tmp_path_factory):
 
 
 def test_a_killed_search_goes_on_and_leaves_the_working_tree_alone(searched):
-    trials = searched.answer["num_trials"]
+    trials = searched.answer["trials"]
     assert [t["state"] for t in trials] == ["complete"] * 3 and searched.answer["less_is_better"]
     assert trials[0]["value"] == min(t["value"] for t in trials) and len({t["trial"] for t in trials}) == 3
     assert (searched.root/searched.answer["folder"]/"parallel.png").exists() and not searched("git status --porcelain")
@@ -25,7 +25,7 @@ def test_a_killed_search_goes_on_and_leaves_the_working_tree_alone(searched):
 
 
 def test_the_best_trial_can_be_taken_over(searched):
-    best = searched.answer["num_trials"][0]
+    best = searched.answer["trials"][0]
     said = searched(f"dvc exp run -S sft.learning_rate={best['sft.learning_rate']} sft")
     assert set(searched.executed(said)) <= {"tangle"}, "a trial's work is done twice"
     assert f"learning_rate: {best['sft.learning_rate']}" in (searched.root/"params.yaml").read_text(encoding="utf-8")

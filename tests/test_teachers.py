@@ -85,22 +85,22 @@ def test_killed_and_gone_on_asks_nothing_twice(tmp_path):
         return good(question, n)
     code = f"import sys; sys.path.insert(0, {str(ROOT/'tests')!r}); from pathlib import Path; from test_teachers import ask; ask(sys.argv[1], Path(sys.argv[2]))"
     with Server(answer) as server:
-        running = subprocess.Popen([sys.executable, "-c", code, server.url, str(tmp_path/"texts")], cwd=ROOT, env=ENV, start_new_session=True)
+        running = subprocess.Popen([sys.executable, "-c", code, server.url, str(tmp_path/"kept")], cwd=ROOT, env=ENV, start_new_session=True)
         end = time.monotonic() + 60
         while len(server.asked) < 8: assert running.poll() is None and time.monotonic() < end; time.sleep(.02)
         time.sleep(.5)
         os.killpg(running.pid, signal.SIGKILL); running.wait()
-        have, before = len(list((tmp_path/"texts").glob("*.json"))), Counter(server.asked)
+        have, before = len(list((tmp_path/"kept").glob("*.json"))), Counter(server.asked)
         assert 0 < have < len(JOBS)
         gate.set()
-        whole = ask(server.url, tmp_path/"texts")
+        whole = ask(server.url, tmp_path/"kept")
         assert (server.asked - before).total() == len(JOBS) - have + 1  # the one more is the preflight
         assert whole == ask(server.url, tmp_path/"unbroken")
 
 
 def test_the_stage_refuses_and_leaves_earlier_rows_alone(mend):  # noqa: F811
     mend("python -m forge_nb.core.runner profile tiny && dvc repro synth")
-    rows, params, weak = (mend.root/p for p in ("artifacts/synth/rows/sft.jsonl", "params.yaml", "paraphrase_weights.yaml"))
+    rows, params = (mend.root/p for p in ("artifacts/synth/rows/sft.jsonl", "params.yaml"))
     before, said = rows.read_bytes(), params.read_text(encoding="utf-8")
     def teacher(**fields):
         text = said
@@ -111,15 +111,14 @@ def test_the_stage_refuses_and_leaves_earlier_rows_alone(mend):  # noqa: F811
     with Server(good) as server: url = server.url
     for fields, words in [(dict(teacher="oracle"), ["`synth.teacher` is 'oracle'", "templates, model, endpoint"]), (dict(teacher="model"), ["needs `synth.teacher_model`"]),
                           (dict(teacher="model", teacher_model="nbs"), ["nbs holds no *.safetensors"]),
-                          (dict(teacher="endpoint", teacher_url=url, teacher_name="m"), [url, "no answer"])]:
+                          (dict(teacher="endpoint", teacher_url=url, teacher_name="m"), [url, "no answer"]),
+                          (dict(paraphrase_weights="[check_levle=2.0]"), ["`check_levle`", "did you mean `check_level`"]),
+                          (dict(paraphrase_weights="[check_level=many]"), ["a number from 0"])]:
         teacher(**fields); refuse(mend, "python -m forge_nb.core.runner synth", *words)
     params.write_text(said, encoding="utf-8")
-    for text, words in {"weights: {check_levle: 2.0}": ["paraphrase_weights.yaml", "`weights.check_levle`", "did you mean `check_level`"], "weights: {check_level: many}": ["must be a number"]}.items():
-        weak.write_text(text, encoding="utf-8"); refuse(mend, "python -m forge_nb.core.runner synth", *words)
     assert rows.read_bytes() == before
-    weak.write_text("weights: {check_level: 20.0}\n", encoding="utf-8")
     with Server(good) as server:
-        teacher(teacher="endpoint", teacher_url=server.url, teacher_name="m", variants=.2)
+        teacher(teacher="endpoint", teacher_url=server.url, teacher_name="m", paraphrases_per_fact=.2, paraphrase_weights="[check_level=20.0]")
         mend("dvc repro synth")
         taught = [r for r in read_jsonl(rows) if r["generator"] == "m"]
         assert Counter(r["kind"] for r in taught).most_common(1)[0][0] == "check_level" and all(r["verdict"] == "true" for r in taught)

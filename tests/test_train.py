@@ -65,7 +65,7 @@ def test_killed_anywhere_and_resumed_gives_the_same_bits(tiny, tmp_path):
     whole, parts, killed = result(start(tiny, tmp_path/"whole", threads=2)), tmp_path/"parts", 0
     for moment in (0., .2, .4, .6):
         running, end = start(tiny, parts, threads=2, every=0.), time.monotonic() + 300  # a checkpoint after each step, so that some kill meets one half-written
-        while running.poll() is None and not (parts/"last_bpb"/"state.json").exists(): assert time.monotonic() < end; time.sleep(.01)
+        while running.poll() is None and not (parts/"last"/"state.json").exists(): assert time.monotonic() < end; time.sleep(.01)
         time.sleep(moment); running.kill(); running.communicate(timeout=300)
         killed += running.returncode == -signal.SIGKILL
     assert killed >= 2 and result(start(tiny, parts, threads=2)) == whole
@@ -78,7 +78,7 @@ def curve(line: str) -> list:
 
 def halves(processes: int) -> dict:
     "So many processes that take a batch in halves: two take one each, one takes them one after the other and rounds as they do"
-    return dict(num_processes=processes, micro_batch_size=0 if processes == 2 else 2)
+    return dict(processes=processes, micro_batch_size=0 if processes == 2 else 2)
 
 
 # Two processes add up gradients in another order than one; what bfloat16 makes of that stays below a hundredth of a bit, where a wrong average would cost tenths.
@@ -137,8 +137,8 @@ def test_a_checkpoint_of_another_model_is_refused(tiny, tmp_path):
 def test_no_room_for_a_checkpoint(tiny, tmp_path):
     room = "unshare --map-root-user --mount"
     if subprocess.run([*room.split(), "true"], capture_output=True).returncode: pytest.skip("this system gives no user a mount of his own")
-    (tmp_path/"uncached_files").mkdir()
+    (tmp_path/"small").mkdir()
     mount = f"mount -t tmpfs -o size=1m none {tmp_path}/small && exec \"$@\""
-    full = start(tiny, tmp_path/"uncached_files"/"checkpoints", before=[*room.split(), "bash", "-c", mount, "-"])
+    full = start(tiny, tmp_path/"small"/"checkpoints", before=[*room.split(), "bash", "-c", mount, "-"])
     said, _ = full.communicate(timeout=300)
     assert full.returncode == 2 and "a checkpoint needs" in said and "make room" in said, said

@@ -14,7 +14,7 @@ from forge_nb.core.project import Invalid, pin, read_json, run_cli, write_jsonl
 from forge_nb.sft import sft
 from forge_nb.tokenizer import train_tokenizer
 
-GIVEN = dict(method="initial_lr", lora_r=4, learning_rate=1e-2, batch_size=4, num_train_epochs=2., packing=False, max_length=48, replay_percent=30., replay_window=16, bpb_increase=9., seed=0)
+GIVEN = dict(method="full", lora_r=4, learning_rate=1e-2, batch_size=4, num_train_epochs=2., packing=False, max_length=48, replay_percent=30., replay_window=16, bpb_increase=9., seed=0)
 PAIRED = dict(method="dpo", num_pairs=0, learning_rate=1e-3, batch_size=4, num_train_epochs=1., beta=.1, sft_loss_weight=1., max_length=48, max_chosen_logp_drop=99., bpb_increase=9., seed=0)
 turn = lambda role, text: dict(role=role, content=text)
 
@@ -35,7 +35,7 @@ def made(tmp_path_factory):
 
 
 def tune(made, out, monkeypatch, kept=None, **given):
-    monkeypatch.setenv("FORGE_CKPT", str(kept or out/"texts"))
+    monkeypatch.setenv("FORGE_CKPT", str(kept or out/"kept"))
     pin(0, 1)
     return sft(made/"base", made/"rows.jsonl", made, **GIVEN | given, out=out)
 
@@ -65,7 +65,7 @@ def test_twice_and_killed_gives_the_same_bytes_of_a_plain_model(made, tmp_path, 
     model, _ = load_verified(tmp_path/"a"/"model")
     assert type(model) is Qwen3ForCausalLM and not list((tmp_path/"a"/"model").glob("*adapter*"))
     with killed(monkeypatch, 15): tune(made, tmp_path/"b", monkeypatch, **given)
-    assert list((tmp_path/"b"/"texts").glob("checkpoint-*"))
+    assert list((tmp_path/"b"/"kept").glob("checkpoint-*"))
     assert tune(made, tmp_path/"b", monkeypatch, **given) == said
     assert weights(tmp_path/"a") == weights(tmp_path/"b")
 
@@ -105,14 +105,14 @@ def test_four_bits_without_their_library(made, tmp_path, monkeypatch):
 
 def test_the_next_stage_asks_for_the_seal_and_stops_by_rule(made, tmp_path, monkeypatch):
     tune(made, tmp_path, monkeypatch)
-    prefer = lambda base, out, **given: (pin(0, 1), monkeypatch.setenv("FORGE_CKPT", str(out/"texts")), dpo(base, made/"pairs.jsonl", made/"valid.jsonl", **PAIRED | given, out=out))[2]
+    prefer = lambda base, out, **given: (pin(0, 1), monkeypatch.setenv("FORGE_CKPT", str(out/"kept")), dpo(base, made/"pairs.jsonl", made/"valid.jsonl", **PAIRED | given, out=out))[2]
     with pytest.raises(Invalid, match="no manifest.json"): prefer(made/"base", tmp_path/"no")
     whole = prefer(tmp_path/"model", tmp_path/"d")
     assert not whole["broken_rule"] and read_json(tmp_path/"d"/"model"/"manifest.json") == read_json(tmp_path/"model"/"manifest.json")
     short = prefer(tmp_path/"model", tmp_path/"e", chosen_fall=-99.)        # a fall of less than nothing: broken as soon as a window is full
     assert short["broken_rule"].startswith("stopped at step 5: `logps/chosen` falls")
     with killed(monkeypatch, 4): prefer(tmp_path/"model", tmp_path/"g", chosen_fall=-99.)
-    assert list((tmp_path/"g"/"texts").glob("checkpoint-*")) and prefer(tmp_path/"model", tmp_path/"g", chosen_fall=-99.) == short
+    assert list((tmp_path/"g"/"kept").glob("checkpoint-*")) and prefer(tmp_path/"model", tmp_path/"g", chosen_fall=-99.) == short
     assert weights(tmp_path/"g") == weights(tmp_path/"e") != weights(tmp_path/"d")
     template = tmp_path/"model"/"chat_template.jinja"
     template.write_text(template.read_text(encoding="utf-8").replace("<|end|>{% endgeneration %}", "{% endgeneration %}<|end|>"), encoding="utf-8")
@@ -124,13 +124,13 @@ def test_each_method_of_preference_gives_the_same_bytes_twice_and_after_a_kill(m
     tune(made, tmp_path, monkeypatch)
     write_jsonl(tmp_path/"pairs.jsonl", [dict(id=str(n), prompt=[turn("user", f"cat {n}?")], chosen=[turn("assistant", f"`{n}`. Source: mat.")], rejected=[turn("assistant", f"the cat {n}")]) for n in range(24)])
     def prefer(out):
-        pin(0, 1); monkeypatch.setenv("FORGE_CKPT", str(out/"texts"))
+        pin(0, 1); monkeypatch.setenv("FORGE_CKPT", str(out/"kept"))
         return dpo(tmp_path/"model", tmp_path/"pairs.jsonl", made/"valid.jsonl", **PAIRED | dict(method=method, max_length=64), out=out)
     said = prefer(tmp_path/"a")
     assert said["method"] == method and weights(tmp_path/"a") != weights(tmp_path)
     from trl.experimental.online_dpo import OnlineDPOTrainer  # has a step of its own
     with killed(monkeypatch, 4, OnlineDPOTrainer if method == "online" else Trainer): prefer(tmp_path/"b")
-    assert list((tmp_path/"b"/"texts").glob("checkpoint-*")) and prefer(tmp_path/"b") == said
+    assert list((tmp_path/"b"/"kept").glob("checkpoint-*")) and prefer(tmp_path/"b") == said
     assert weights(tmp_path/"a") == weights(tmp_path/"b")
 
 
@@ -146,7 +146,7 @@ def test_packed_rows_do_not_see_one_another(made, tmp_path, monkeypatch):
 
 
 def test_three_ways_compared(made, tmp_path, monkeypatch):
-    monkeypatch.setenv("FORGE_CKPT", str(tmp_path/"texts"))
+    monkeypatch.setenv("FORGE_CKPT", str(tmp_path/"kept"))
     write_jsonl(tmp_path/"items.jsonl", [dict(question="cat?", answer="hat")] * 4)
     given = dict(conversations=16, lora_r=2, full_rate=1e-2, adapter_rate=1e-2, batch_size=4, replay_percent=20., replay_window=16, num_eval_items=4, max_new_tokens=4, seed=0, threads=1)
     compare = lambda out: adapters(made/"base", made/"rows.jsonl", made, tmp_path/"items.jsonl", **given, out=out)

@@ -177,7 +177,7 @@ def test_slurm_writes_its_job(planted, tmp_path, monkeypatch):
     assert "--qos" not in script
     code = "import dill, sys; executor = dill.load(open(sys.argv[1], 'rb')); executor.pipeline[0](None, 3, executor.world_size)"
     subprocess.run([sys.executable, "-c", code, tmp_path/"work"/"logs"/"sign"/"executor.pik"], check=True, cwd=ROOT)
-    assert (tmp_path/"work"/"signed"/"conversations"/"00003.npy").exists()
+    assert (tmp_path/"work"/"signed"/"rows"/"00003.npy").exists()
 
 
 SCRIPT = """
@@ -207,7 +207,7 @@ def test_kill_and_resume(pages, planted, tmp_path, marker, half, workers):
         time.sleep(.001)
     os.killpg(running.pid, signal.SIGKILL); running.wait()
     assert not (tmp_path/"found.json").exists(), "the run was over before it was killed"
-    done = {p: p.stat().st_mtime_ns for p in (tmp_path/"work"/"signed"/"conversations").glob("*.npy") if (tmp_path/"work/logs/sign/completions"/p.stem).exists()}
+    done = {p: p.stat().st_mtime_ns for p in (tmp_path/"work"/"signed"/"rows").glob("*.npy") if (tmp_path/"work/logs/sign/completions"/p.stem).exists()}
     assert done
     (tmp_path/"work"/half).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path/"work"/half).write_bytes(b"half a file")
@@ -242,7 +242,7 @@ def items(pages):
     return draw.sample([s for s in sentences if len(words_of(s)) < 8], 100) + draw.sample([s for s in sentences if len(words_of(s)) >= 8], 400)
 
 
-def edited(item, draw, put="dirty"):
+def edited(item, draw, put="changed"):
     "One word in fifteen replaced, at least one"
     at = [m.span() for m in re.finditer(r"\w+", item)]
     for a, b in sorted(draw.sample(at, max(round(len(at) / 15), 1)), reverse=True): item = item[:a] + put.format(item[a:b]) + item[b:]

@@ -16,7 +16,7 @@ from ..metrics.stats import (bootstrap_difference, classify_effect, find_git_pre
 from ..core.project import (Invalid, ROOT, load_params, read_json, read_jsonl, read_stages, write_csv,
                                    write_json)
 from ..core.runner import hash_pipeline
-from ..synthesis.filters import find_weak_kinds, read_paraphrase_weights, write_paraphrase_weights
+from ..synthesis.filters import find_weak_kinds, format_paraphrase_weights, parse_paraphrase_weights
 from .sweep import run_experiment
 
 # %% ../../nbs/ops/50_cycle.ipynb #7066ee82
@@ -70,14 +70,11 @@ def run_round(
     settings = dict(weights=weights, paraphrases_per_fact=paraphrases_per_fact, state=state_hash)
     recorded = read_experiment_scores(name) if record.exists() and read_json(record) == settings else None
     if recorded is not None: return recorded
-    weights_path = ROOT/"paraphrase_weights.yaml"
-    original_text = weights_path.read_text(encoding="utf-8")
-    try:
-        write_paraphrase_weights(weights_path, weights)
-        outcome = run_experiment(name, {"synth.paraphrases_per_fact": paraphrases_per_fact}, "evaluate", "sft", lambda *_: False)
-    finally: weights_path.write_text(original_text, encoding="utf-8")
+    values = {"synth.paraphrases_per_fact": paraphrases_per_fact,
+              "synth.paraphrase_weights": format_paraphrase_weights(weights)}
+    outcome = run_experiment(name, values, "evaluate", "sft", lambda *_: False)
     if outcome != "done": raise Invalid(f"round {record.stem} failed: {outcome}")
-    write_json(record, settings); write_paraphrase_weights(record.with_suffix(".yaml"), weights)
+    write_json(record, settings)
     return read_experiment_scores(name)
 
 # %% ../../nbs/ops/50_cycle.ipynb #d3d26486
@@ -94,12 +91,13 @@ def cycle(
     "Evaluate, write more of what is weak, train, evaluate: a round at a time"
     folder, path = ROOT/"runs"/"cycles"/name, ROOT/"artifacts"/"evaluate"/"scores.jsonl"
     if num_rounds < 1: raise Invalid("--rounds must be 1 or more")
-    if paraphrases_per_fact < 1: raise Invalid("--variants must be 1 or more: with no new phrasing a round changes nothing")
+    if paraphrases_per_fact < 1: raise Invalid("--paraphrases-per-fact must be 1 or more: with no new phrasing a round changes nothing")
     if not path.exists(): raise Invalid("nothing was evaluated yet, so nothing is known to be weak; `dvc repro` first")
     find_git_prefix()
     initial_scores = scores = read_jsonl(path)
-    weights, round_results, stop_reason = read_paraphrase_weights(ROOT/"paraphrase_weights.yaml", kinds), [], f"{num_rounds} rounds were asked for"
-    state_hash = hash_pipeline(read_stages(ROOT)[0], load_params(ROOT/"params.yaml"))
+    params = load_params(ROOT/"params.yaml")
+    weights, round_results, stop_reason = parse_paraphrase_weights(params["synth"].pop("paraphrase_weights"), kinds), [], f"{num_rounds} rounds were asked for"
+    state_hash = hash_pipeline(read_stages(ROOT)[0], params)
     for number in range(1, num_rounds + 1):
         weak_kinds, experiment_name = find_weak_kinds(scores, checkpoint), f"cycle-{name}-{number}"
         if not weak_kinds: stop_reason = "no slice is below the average beyond noise"; break
@@ -124,5 +122,5 @@ def show_cycle(
     if answer["rounds"]:
         last, since = answer["rounds"][-1], answer["rounds"][-1]["since_start"]
         lines.append(f"since the start: {since['before']:.3f} → {since['after']:.3f} [{since['low']:+.3f}, {since['high']:+.3f}] {since['verdict']}")
-        lines.append(f"to take the last round over: cp {answer['folder']}/{last['round']}.yaml paraphrase_weights.yaml && dvc exp run -S synth.paraphrases_per_fact={last['paraphrases_per_fact']}")
+        lines.append(f"to take the last round over: dvc exp apply {last['experiment']} && dvc repro")
     return "\n".join([*lines, f"ended because {answer['ended']}"])

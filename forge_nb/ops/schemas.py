@@ -173,7 +173,7 @@ def cycle_schema() -> dict: # JSON Schema
     return answer_schema("cycle", object_schema("rounds of refinement", verb=dict(const="cycle"), name=text("of the cycle"), checkpoint=text("whose scores drive it"), metric=text("by which items are cured and broken"),
         rounds=array_schema("in order", object_schema("a round", round=count("its number"), experiment=text("of DVC"), weights=weights, paraphrases_per_fact=count("new phrasings of a fact, times the weight"),
                                           changes=array_schema("all first, then by slice", change), since_start=change)),
-        ended=text("reason"), folder=text("with a CSV and a paraphrase_weights.yaml for each round")))
+        ended=text("reason"), folder=text("with a CSV for each round")))
 
 # %% ../../nbs/ops/80_schemas.ipynb #9ce9299e
 SCHEMAS = dict(whereis=whereis_schema, forget=forget_schema, snapshot=snapshot_schema, estimate=estimate_schema, sweep=sweep_schema, cycle=cycle_schema)

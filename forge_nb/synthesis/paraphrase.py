@@ -29,10 +29,10 @@ def check_symbol(
 ):
     "Stop when a symbol is not defined or leads back to itself"
     lines = rules.get(symbol)
-    if symbol in parents: raise Invalid(f"paraphrases.yaml: `{symbol}` leads back to itself; a phrasing would never end")
+    if symbol in parents: raise Invalid(f"company/paraphrases.yaml: `{symbol}` leads back to itself; a phrasing would never end")
     if not isinstance(lines, list) or not lines or not all(isinstance(line, str) for line in lines): raise Invalid(
-        f"paraphrases.yaml: `{symbol}` is {lines!r}; write it as a list of texts" if symbol in rules else
-        f"paraphrases.yaml: `{symbol}` in `{parents[-1] if parents else 'everywhere'}` is not defined; it knows {', '.join([*PHRASING_FORMS, *sorted(rules)])} and, in a kind's block, columns of its table")
+        f"company/paraphrases.yaml: `{symbol}` is {lines!r}; write it as a list of texts" if symbol in rules else
+        f"company/paraphrases.yaml: `{symbol}` in `{parents[-1] if parents else 'everywhere'}` is not defined; it knows {', '.join([*PHRASING_FORMS, *sorted(rules)])} and, in a kind's block, columns of its table")
     for line in lines:
         for s in re.findall(r"\{(\w+)\}", line):
             if s not in PHRASING_FORMS and (s in rules or s not in columns): check_symbol(s, rules, columns, (*parents, symbol))
@@ -209,7 +209,7 @@ def paraphrase_questions(
 ) -> tuple: # replies, name of the generator
     "Have the questions put into other words"
     if teacher not in PARAPHRASERS: raise Invalid(f"params.yaml: `synth.teacher` is {teacher!r}; the teachers are {', '.join(PARAPHRASERS)}")
-    if teacher == "templates": return paraphrase_with_grammar(jobs, rules, seed), "paraphrases.yaml"
+    if teacher == "templates": return paraphrase_with_grammar(jobs, rules, seed), "company/paraphrases.yaml"
     for field, value in (("teacher_model", model),) if teacher == "model" else (("teacher_url", url), ("teacher_name", name)):
         if not value: raise Invalid(f"params.yaml: the teacher `{teacher}` needs `synth.{field}`")
     if temperature < 0 or parallel < 1 or timeout <= 0: raise Invalid("params.yaml: `synth.teacher_temperature` is 0 or more, `teacher_parallel` 1 or more, `teacher_timeout` more than 0")
