@@ -14,5 +14,5 @@ def kpi(question: str, answer: str, row: dict) -> float:
 
 
 def near(question: str, answer: str, row: dict) -> float:
-    "For a model that gets nothing right yet, `rl.function: near`: up to 0.45 for letters in common with the right answer, the rest for being it"
-    return .45 * SequenceMatcher(None, answer, row["right"], autojunk=False).ratio() + .55 * (kpi(question, answer, row) >= .9)
+    "For a model that gets nothing right yet, `rl.reward_function: near`: up to 0.45 for letters in common with the right answer, the rest for being it"
+    return .45 * SequenceMatcher(None, answer, row["reference"], autojunk=False).ratio() + .55 * (kpi(question, answer, row) >= .9)

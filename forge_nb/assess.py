@@ -244,7 +244,7 @@ def assess(
                                            dedup_threshold=dedup_threshold, shard_megabytes=shard_megabytes,
                                            workers=workers, executor=executor)
     write_jsonl(out/"rejects.jsonl", rejects)
-    if not rows: raise Invalid(f"{data}: no document can be read; put documents there, mend what artifacts/assess/rejects.jsonl names, or mend `assess.skip`")
+    if not rows: raise Invalid(f"{data}: no document can be read; put documents there, mend what artifacts/assess/rejects.jsonl names, or mend `assess.exclude`")
     check_results = check_thresholds(rows, len(rejects), len(duplicate_sources), boilerplate_share, min_documents=min_documents, min_megabytes=min_megabytes,
                      max_reject_percent=max_reject_percent, max_duplicate_percent=max_duplicate_percent, max_boilerplate_percent=max_boilerplate_percent,
                      min_licence_percent=min_licence_percent)

@@ -332,13 +332,13 @@ def process_shards(
 ) -> int: # files
     "Read, judge, mask and decontaminate every shard"
     file_names = list_sources(data, exclude=exclude)
-    if not file_names: raise Invalid(f"{data}: no files to read; put documents there, or mend `curate.skip`")
+    if not file_names: raise Invalid(f"{data}: no files to read; put documents there, or mend `curate.exclude`")
     eval_documents = read_documents(eval_sets, list_sources(eval_sets), templates={}, strict=True) if eval_sets.is_dir() else []
     eval_items = [d["text"] for d, _ in eval_documents]
     shard_files = split_into_shards(data, file_names, shard_megabytes)
     log(f"{len(file_names)} files in {len(shard_files)} shards · {len(eval_items)} evaluation items")
     steps = [partial(read_shard, data=data, shard_files=shard_files, templates=templates, strict=strict, work=work),
-             partial(mark_low_quality, languages=languages, min_characters=min_characters, max_repeated=max_repeated_lines),
+             partial(mark_low_quality, languages=languages, min_characters=min_characters, max_repeated_lines=max_repeated_lines),
              partial(mask_personal_data, pii_kinds=pii),
              partial(mark_contaminated, eval_index=index_eval_items(eval_items) if eval_items else None), partial(write_shard, work=work, replay_sources=replay_sources)]
     run_pipeline(steps, len(shard_files), "prepare", work/"logs", executor=executor, workers=workers)

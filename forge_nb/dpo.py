@@ -10,7 +10,7 @@ __all__ = ['LOGP_METRICS', 'PREFERENCE_METHODS', 'compute_dpo_loss', 'unpair_pre
 import math, random
 from pathlib import Path
 
-from .metrics.graders import VALUE_PATTERN, judge
+from .metrics.graders import VALUE_PATTERN, grade_answer
 from .train.trainer import (broken_rule, check_forgetting, check_pairs, check_weights_changed,
                                     load_verified, make_trainer_config, run_trainer, save_with_manifest,
                                     stop_rule)
@@ -40,7 +40,7 @@ def make_answer_reward(
 ): # function for trl: completions, completion_ids, value → list of points
     "A judge of sampled answers: house style, and the right value"
     def score_style_and_value(completions, completion_ids, value, **more):
-        verdicts = [judge(c[-1]["content"], eos_token_id in list(ids), v) for c, ids, v in zip(completions, completion_ids, value)]
+        verdicts = [grade_answer(c[-1]["content"], eos_token_id in list(ids), v) for c, ids, v in zip(completions, completion_ids, value)]
         return [float(s["style_rate"] + s["exact_match"]) for s in verdicts]
     return score_style_and_value
 

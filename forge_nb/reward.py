@@ -24,7 +24,7 @@ def split_by_fact(
     parts = [], []
     for r in rows: parts[stable_uniform("reward", r["fact"]) * 100 < percent].append(r)
     for name, part in zip(("left to train on", "held out"), parts):
-        if not part: raise Invalid(f"reward: no pair is {name}; raise `synth.pairs`, or change `reward.held_out_percent`, now {percent:g}")
+        if not part: raise Invalid(f"reward: no pair is {name}; raise `synth.num_pairs`, or change `reward.held_out_percent`, now {percent:g}")
     return parts
 
 # %% ../nbs/62_reward.ipynb #a7deaf60
@@ -198,6 +198,6 @@ def reward(
     write_json(out/"metrics.json", metrics)
     if metrics["accuracy_low"] <= .5: raise Invalid(
         f"reward: {metrics['accuracy']:.0%} of {len(held_out)} held-out pairs are ranked right, no better than chance (interval from {metrics['accuracy_low']:.0%}); "
-        "raise `reward.learning_rate` or `reward.epochs`, or look whether the pairs agree with each other")
+        "raise `reward.learning_rate` or `reward.num_train_epochs`, or look whether the pairs agree with each other")
     save_with_manifest(model, tokenizer, out/"model")
     return metrics

@@ -29,7 +29,7 @@ def build_prompts(
     count: int # wanted
 ) -> list: # rows: prompt, question, and the fact behind it
     "Questions as conversations, as many as wanted, in the order of the file and again from its start"
-    if not prompt_rows: raise Invalid("prompts.jsonl is empty, so there is nothing to ask; raise `synth.asked_percent`")
+    if not prompt_rows: raise Invalid("prompts.jsonl is empty, so there is nothing to ask; raise `synth.rl_percent`")
     chosen_rows = [r | dict(prompt_text=r["adversarial_question" if n % 4 == 3 else "question"]) for n, r in enumerate(prompt_rows)]
     repeated_rows = [chosen_rows[n % len(chosen_rows)] for n in range(count)]
     return [dict(prompt=[dict(role="user", content=r["prompt_text"])], **{k: r[k] for k in ("question", "answer", "page", "wrong", "reference")}) for r in repeated_rows]

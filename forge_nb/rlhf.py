@@ -9,7 +9,7 @@ __all__ = ['RLHF_METRICS', 'load_reward_model', 'grade_greedy_answers', 'compare
 # %% ../nbs/64_rlhf.ipynb #81102fb1
 from pathlib import Path
 
-from .metrics.graders import judge
+from .metrics.graders import grade_answer
 from .metrics.stats import bootstrap_difference
 from .train.model import generate_texts, load_model
 from .metrics.policies import find_violations, load_policies
@@ -49,7 +49,7 @@ def grade_greedy_answers(
     prompts = [tokenizer.apply_chat_template([dict(role="user", content=i["adversarial_question"])], tokenize=False, add_generation_prompt=True) for i in eval_items]
     out = []
     for i, (text, finished) in zip(eval_items, generate_texts(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=128)):
-        broken, verdict = find_violations(rules, i["adversarial_question"], text), judge(text, finished, i["answer"])
+        broken, verdict = find_violations(rules, i["adversarial_question"], text), grade_answer(text, finished, i["answer"])
         out.append(dict(violation_rate=int(bool(broken))) | {name: int(name in broken) for name in rules} | {k: verdict[k] for k in ("exact_match", "eos_rate")})
     return out
 
@@ -114,8 +114,8 @@ def check_prompts(
     num_generations: int # sampled for each
 ):
     "Stop before anything is loaded when there is nothing to ask, or what is asked is in the exam"
-    if num_generations < 2: raise Invalid(f"params.yaml: `rlhf.answers` is {num_generations}; an answer is compared with the others to the same question, so it takes 2 or more")
-    if len(prompt_rows) < num_prompts: raise Invalid(f"prompts.jsonl has {len(prompt_rows)} questions, and `rlhf.prompts` wants {num_prompts} in a step; lower it, or raise `synth.asked_percent`")
+    if num_generations < 2: raise Invalid(f"params.yaml: `rlhf.num_generations` is {num_generations}; an answer is compared with the others to the same question, so it takes 2 or more")
+    if len(prompt_rows) < num_prompts: raise Invalid(f"prompts.jsonl has {len(prompt_rows)} questions, and `rlhf.num_prompts` wants {num_prompts} in a step; lower it, or raise `synth.rl_percent`")
     if in_both := sorted({r["adversarial_question"] for r in prompt_rows} & {i["adversarial_question"] for i in eval_items}): raise Invalid(f"prompts.jsonl: {in_both[0]!r} is also in the exam; its answers would prove nothing")
 
 # %% ../nbs/64_rlhf.ipynb #6a8e479c

@@ -57,7 +57,7 @@ def check_and_encode_rows(
     for n, (r, t) in enumerate(zip(rows, encoded_rows), 1):
         size, where = len(t["input_ids"]), f"{path}, line {n}, row {r['id']}"
         if size > context_length: raise Invalid(f"{where}: {size} tokens, more than the model's context of {context_length}; shorten the row, or take a base with a longer one")
-        if size > max_length: raise Invalid(f"{where}: {size} tokens, more than `sft.longest` = {max_length}; shorten the row or raise the parameter")
+        if size > max_length: raise Invalid(f"{where}: {size} tokens, more than `sft.max_length` = {max_length}; shorten the row or raise the parameter")
         if 1 not in t["assistant_masks"]: raise Invalid(f"{where}: the chat template marks no token of the answer; give it generation marks")
     return encoded_rows
 

@@ -39,7 +39,7 @@ def train_tokenizer(
     from transformers import PreTrainedTokenizerFast
     min_vocab_size = 256 + len(SPECIAL_TOKENS)
     if not min_vocab_size <= vocab_size <= 65536: raise Invalid(
-        f"params.yaml: `tokenizer.vocabulary` is {vocab_size}; it must lie between {min_vocab_size} (all bytes) and 65536 (two bytes a token)")
+        f"params.yaml: `tokenizer.vocab_size` is {vocab_size}; it must lie between {min_vocab_size} (all bytes) and 65536 (two bytes a token)")
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=SPECIAL_TOKENS,
@@ -77,7 +77,7 @@ def choose_tokenizer(
     num_added_tokens: int # entries added to a base's
 ) -> tuple: # transformers tokenizer; what metrics say of the base, nothing from scratch
     "The tokenizer of this run, and how a base's compares"
-    if num_added_tokens < 0 or num_added_tokens and base == "scratch": raise Invalid(f"params.yaml: `tokenizer.extra` is {num_added_tokens}; it adds entries to a base's tokenizer, from scratch `tokenizer.vocabulary` is the size, so set it to 0")
+    if num_added_tokens < 0 or num_added_tokens and base == "scratch": raise Invalid(f"params.yaml: `tokenizer.num_added_tokens` is {num_added_tokens}; it adds entries to a base's tokenizer, from scratch `tokenizer.vocab_size` is the size, so set it to 0")
     own_tokenizer = train_tokenizer(texts, vocab_size)
     if base == "scratch": return own_tokenizer, {}
     base_metrics, base_tokenizer = record_base(base), load_base_tokenizer(find_base(base)[0])

@@ -148,10 +148,10 @@ def test_vocabulary_and_rows_that_do_not_agree(made, kept, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("given, said", [
-    (dict(context_length=999), ["`pretrain.context` is 999", "at most 64 tokens"]),
+    (dict(context_length=999), ["`pretrain.context_length` is 999", "at most 64 tokens"]),
     (dict(base="smollm9"), ["`shared.base` is 'smollm9'", "a name of config/bases.yaml (smollm2"]),
     (dict(base="nobody/nothing"), ["not on this machine", "make base BASE=nobody/nothing"]),
-    (dict(num_experts=4), ["`pretrain.experts`", "set it to 0"])], ids=str)
+    (dict(num_experts=4), ["`pretrain.num_experts`", "set it to 0"])], ids=str)
 def test_what_a_base_cannot_do(made, kept, capsys, given, said):
     refuse(capsys, kept, lambda: train(made, kept, **given), *said)
 
@@ -167,7 +167,7 @@ def test_a_folder_that_is_no_model(made, kept, tmp_path, capsys, gone, said):
 
 @pytest.mark.parametrize("given, said", [
     (dict(base="scratch"), ["`continued.base` is scratch"]), (dict(base="smollm9"), ["`continued.base` is 'smollm9'"]), (dict(base="nobody/nothing"), ["make base BASE=nobody/nothing"]),
-    (dict(context_length=99), ["`continued.context` is 99"]), (dict(replay_percent=100.), ["`continued.replay_percent` is 100"]), (dict(tokens=10**6), ["lower `continued.tokens`"])], ids=str)
+    (dict(context_length=99), ["`continued.context_length` is 99"]), (dict(replay_percent=100.), ["`continued.replay_percent` is 100"]), (dict(tokens=10**6), ["lower `continued.train_tokens`"])], ids=str)
 def test_what_the_study_cannot_do(made, kept, capsys, given, said):
     refuse(capsys, kept, lambda: continued(made/"documents", made/"general", made/"tokenizer"/"tokenizer", out=kept, **STUDY | dict(base=str(made/"base")) | given), *said)
 

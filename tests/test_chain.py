@@ -104,22 +104,22 @@ def test_second_run_killed_twice_gives_the_same_bytes(tiny, tmp_path_factory):
 
 
 def test_experiments_compare(tiny):
-    said = tiny("dvc exp run --temp -n shorter -S sft.epochs=0.5 sft")
+    said = tiny("dvc exp run --temp -n shorter -S sft.num_train_epochs=0.5 sft")
     assert tiny.executed(said) == ["tangle", "sft"] and not tiny("git status --porcelain")
     shown = json.loads(tiny("dvc exp show --json"))
     assert "shorter" in json.dumps(shown)
     diff = json.loads(tiny("dvc exp diff HEAD shorter --json"))
-    assert diff["params"]["params.yaml"]["sft.epochs"]["new"] == .5 and diff["metrics"]["artifacts/sft/metrics.json"]
+    assert diff["params"]["params.yaml"]["sft.num_train_epochs"]["new"] == .5 and diff["metrics"]["artifacts/sft/metrics.json"]
     tiny("dvc plots show -o .cache/plots && rm -r .cache/plots")
     tiny("dvc exp remove shorter")
 
 
 @pytest.mark.parametrize("cause, line, words", [
-    ("a loss that is no number", "head_rate: 1.0e+38", ["pretrain.matrix_rate", "step", "being read: "]),
+    ("a loss that is no number", "head_rate: 1.0e+38", ["pretrain.matrix_lr", "step", "being read: "]),
     ("a depth of nothing", "depth: 0", ["pretrain.depth", "1 or more"]),
     ("an optimiser nobody knows", "optimizer: sgd", ["pretrain.optimizer", "muon or adamw"]),
-    ("a budget that is too small", "budget_minutes: 0.001", ["pretrain.budget_minutes", "nothing was started"]),
-    ("a context longer than the validation text", "context: 1000000", ["pretrain.context", "do not fill one row"])])
+    ("a budget that is too small", "budget_minutes: 0.001", ["pretrain.max_minutes", "nothing was started"]),
+    ("a context longer than the validation text", "context: 1000000", ["pretrain.context_length", "do not fill one row"])])
 def test_a_failing_stage_names_its_cause(tiny, cause, line, words):
     field = line.split(":")[0]
     old = next(row for row in (tiny.root/"params.yaml").read_text(encoding="utf-8").splitlines() if row.strip().startswith(f"{field}:"))

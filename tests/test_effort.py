@@ -92,8 +92,8 @@ def test_no_problem_is_trained_on_and_asked():
     for seed in range(3): assert not {p["question"] for p in held} & {r["question"] for r in page.make_effort_rows(held, max_terms=4, num_train_rows=3600, seed=seed)}
 
 
-@pytest.mark.parametrize("given, said", [(dict(terms=1), "`effort.terms` is 1"), (dict(terms=2, problems=500), "raise `effort.terms`"), (dict(problems=1), "`effort.problems` is 1"),
-                                         (dict(batch_size=0), "`effort.rows` is 0"), (dict(seeds=0), "`effort.seeds` is 0")], ids=str)
+@pytest.mark.parametrize("given, said", [(dict(terms=1), "`effort.max_terms` is 1"), (dict(terms=2, problems=500), "raise `effort.max_terms`"), (dict(problems=1), "`effort.num_eval_items` is 1"),
+                                         (dict(batch_size=0), "`effort.num_train_rows` is 0"), (dict(seeds=0), "`effort.num_seeds` is 0")], ids=str)
 def test_what_cannot_be_done_is_said_before_training(toy, tmp_path, monkeypatch, given, said):
     monkeypatch.setattr(page, "fine_tune", lambda *a, **k: pytest.fail("training began"))
     with pytest.raises(Invalid, match=said): run(toy, tmp_path/"o", monkeypatch, tmp_path/"c", **given)

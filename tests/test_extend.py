@@ -122,8 +122,8 @@ def test_facts_of_training_are_not_those_of_the_test(toy):
 
 
 @pytest.mark.parametrize("given, said", [
-    (dict(factor=1.), "`extend.factor` is 1.0"), (dict(factor=.5), "must be more than 1"), (dict(factor=40., tokens=9999), "no document of 1281 tokens or more (the longest has 400)"),
-    (dict(retrieval=2.), "`extend.retrieval` is 2.0"), (dict(tokens=50), "`extend.tokens` is 50"), (dict(fast=1.), "`extend.fast` is 1.0"), (dict(context_length=2), "`extend.context` is 2")], ids=str)
+    (dict(factor=1.), "`extend.rope_factor` is 1.0"), (dict(factor=.5), "must be more than 1"), (dict(factor=40., tokens=9999), "no document of 1281 tokens or more (the longest has 400)"),
+    (dict(retrieval=2.), "`extend.retrieval_ratio` is 2.0"), (dict(tokens=50), "`extend.train_tokens` is 50"), (dict(fast=1.), "`extend.beta_fast` is 1.0"), (dict(context_length=2), "`extend.context_length` is 2")], ids=str)
 def test_bad_parameters_are_one_sentence(toy, tmp_path, monkeypatch, given, said):
     with pytest.raises(Invalid) as e: run(toy, tmp_path/"o", monkeypatch, tmp_path/"c", **given)
     assert said in str(e.value) and "\n" not in str(e.value) and not (tmp_path/"o").exists()

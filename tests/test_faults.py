@@ -20,9 +20,9 @@ def mend(bare):
 
 @pytest.mark.parametrize("old, new, words", [
     ("  epochs: 1.5", "  epoch: 1.5", ["params.yaml", "`sft.epoch`", "did you mean `epochs`"]),
-    ("  epochs: 1.5\n", "", ["params.yaml", "`sft.epochs`", "is missing", "float"]),
-    ("  epochs: 1.5", "  epochs: many", ["params.yaml", "`sft.epochs`", "type float"]),
-    ("  epochs: 1.5", "  epochs: true", ["params.yaml", "`sft.epochs`", "type float"]),
+    ("  epochs: 1.5\n", "", ["params.yaml", "`sft.num_train_epochs`", "is missing", "float"]),
+    ("  epochs: 1.5", "  epochs: many", ["params.yaml", "`sft.num_train_epochs`", "type float"]),
+    ("  epochs: 1.5", "  epochs: true", ["params.yaml", "`sft.num_train_epochs`", "type float"]),
     ("sft:\n", "stf:\n", ["params.yaml", "`stf`", "stages are"]),
     ("  threads: 2 ", "  treads: 2 ", ["params.yaml", "`shared.treads`"]),
     ("  threads: 2 ", "  #", ["params.yaml", "`shared.threads`", "missing"]),

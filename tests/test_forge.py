@@ -191,7 +191,7 @@ def test_dry_run_changes_nothing(asked):
     assert answer["state"] == "dry-run" and {r["path"] for r in answer["removed"]} == {asked.page, "docs/zz old copy.txt"}
     assert set(answer["may_run"]) == {*"tangle assess curate tokenizer ngram synth pretrain evaluate card".split(), *TUNED}
     assert fingerprints(asked) == before and asked("git status --porcelain") == status
-    kept = ask(asked, f"forget {asked.page} --dry-run --keep-twins")
+    kept = ask(asked, f"forget {asked.page} --dry-run --keep-duplicates")
     assert [r["path"] for r in kept["removed"]] == [asked.page] and kept["kept_duplicates"]
 
 

@@ -420,7 +420,7 @@ def test_a_project_that_cannot_be_written_to_is_one_sentence(mend):
     only = f"{MOUNT} bash -c 'mount --bind . . && mount -o remount,bind,ro . && cd $PWD && %s'"
     refused(mend, only % "python -m forge_nb.core.runner assess", "Read-only file system", "clone that you may write to", rc=1)
     mend(only % "python -m forge_nb.forge whereis docs --json > /dev/null", rc=None)
-    assert "Traceback" not in mend(only % "python -m forge_nb.forge plan", rc=None)
+    assert "Traceback" not in mend(only % "python -m forge_nb.forge estimate", rc=None)
 
 
 class Walk:

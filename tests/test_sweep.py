@@ -34,7 +34,7 @@ def test_the_best_trial_can_be_taken_over(searched):
 
 
 def test_a_hopeless_trial_is_ended_and_leaves_nothing(searched):
-    code = "from forge_nb.ops.sweep import experiment; print(experiment('early', {'pretrain.warmup': 4}, 'sft', 'pretrain', lambda *_: True))"
+    code = "from forge_nb.ops.sweep import experiment; print(experiment('early', {'pretrain.warmup_steps': 4}, 'sft', 'pretrain', lambda *_: True))"
     assert searched(f'python -c "{code}"').strip().splitlines()[-1] == "pruned"
     assert "early" not in searched("dvc exp list --name-only") and not searched("git status --porcelain")
     assert "up to date" in searched("dvc repro")
@@ -42,14 +42,14 @@ def test_a_hopeless_trial_is_ended_and_leaves_nothing(searched):
 
 @pytest.mark.parametrize("line, words", [
     ("sft.learnin_rate=1,2", ["did you mean `sft.learning_rate`"]),
-    ("'sft.batch=uniform(1,2)'", ["`sft.batch` is of type int"]),
+    ("'sft.batch_size=uniform(1,2)'", ["`sft.batch_size` is of type int"]),
     ("'sft.learning_rate=log(0,1)'", ["above zero"]),
-    ("sft.batch=8,16 --metric loss", ["STAGE:KEY"]),
-    ("sft.batch=8,16 --metric sft:lost", ["there is no `lost`", "loss_last"]),
-    ("sft.batch=8,16 --trials 0", ["--trials of 1 or more"]),
+    ("sft.batch_size=8,16 --metric loss", ["STAGE:KEY"]),
+    ("sft.batch_size=8,16 --metric sft:lost", ["there is no `lost`", "loss_last"]),
+    ("sft.batch_size=8,16 --trials 0", ["--trials of 1 or more"]),
     ("sft.learning_rate=0.001,0.008 --metric sft:loss_last --name rates", ["other axes", "--name"])])
 def test_bad_searches_are_refused_before_they_run(searched, line, words): refuse(searched, f"sweep {line}", 2, *words)
 
 
 def test_three_failures_at_the_beginning_are_a_mistake(searched):
-    refuse(searched, "sweep tokenizer.vocabulary=1,2 --trials 4 --metric tokenizer:entries --name small", 2, "first three trials failed", "tokenizer.vocabulary")
+    refuse(searched, "sweep tokenizer.vocab_size=1,2 --trials 4 --metric tokenizer:entries --name small", 2, "first three trials failed", "tokenizer.vocab_size")

@@ -74,7 +74,7 @@ def test_twice_and_killed_gives_the_same_bytes_of_a_plain_model(made, tmp_path, 
     (dict(id="q", messages=[turn("user", "cat?")]), ["line 41", "row q", "no assistant turn"]),
     (dict(messages=[turn("user", "cat?"), turn("assistant", "hat")]), ["line 41", "no `id`"]),
     (dict(id="q", messages=[turn("user", "cat?"), turn("assistant", "hat " * 90)]), ["row q", "more than the model's context of 64"]),
-    (dict(id="q", messages=[turn("user", "cat?"), turn("assistant", "hat " * 45)]), ["row q", "more than `sft.longest` = 48"])], ids=lambda v: "")
+    (dict(id="q", messages=[turn("user", "cat?"), turn("assistant", "hat " * 45)]), ["row q", "more than `sft.max_length` = 48"])], ids=lambda v: "")
 def test_bad_rows_are_refused_before_a_model_is_loaded(made, tmp_path, monkeypatch, capsys, row, said):
     (tmp_path/"rows.jsonl").write_text((made/"rows.jsonl").read_text(encoding="utf-8") + json.dumps(row) + "\n", encoding="utf-8")
     shutil.copytree(made/"base", tmp_path/"base")
@@ -92,7 +92,7 @@ def test_less_than_a_pass(made, tmp_path, monkeypatch):
 
 
 def test_forgetting_and_standing_still_fail(made, tmp_path, monkeypatch):
-    with pytest.raises(Invalid, match="`sft.bits_rise` allows -9"): tune(made, tmp_path, monkeypatch, bits_rise=-9.)
+    with pytest.raises(Invalid, match="`sft.max_bpb_increase` allows -9"): tune(made, tmp_path, monkeypatch, bits_rise=-9.)
     with pytest.raises(Invalid, match="no weight changed"): tune(made, tmp_path, monkeypatch, kept=tmp_path/"other", learning_rate=0.)
     assert not (tmp_path/"model").exists()
 
@@ -155,4 +155,4 @@ def test_three_ways_compared(made, tmp_path, monkeypatch):
     assert qlora < lora < full and all(r["merge_error"] < 1e-3 for r in table)
     monkeypatch.setattr(subprocess, "run", None)                        # arms that were run are not run again
     assert compare(tmp_path/"b") == table and (tmp_path/"a"/"comparisons.csv").read_bytes() == (tmp_path/"b"/"comparisons.csv").read_bytes()
-    with pytest.raises(Invalid, match="`adapters.rank` is 0"): adapters(made/"base", made/"rows.jsonl", made, tmp_path/"items.jsonl", **given | dict(lora_r=0), out=tmp_path/"c")
+    with pytest.raises(Invalid, match="`adapters.lora_r` is 0"): adapters(made/"base", made/"rows.jsonl", made, tmp_path/"items.jsonl", **given | dict(lora_r=0), out=tmp_path/"c")

@@ -79,5 +79,5 @@ def find_quality_fault(
 ) -> str: # reason, or ''
     "Why a document should be left out, by the rules of its kind"
     find_fault = dict(docs=find_prose_fault, code=find_code_fault).get(kind)
-    if find_fault: return find_fault(text, min_characters=min_characters, max_repeated=max_repeated_lines)
+    if find_fault: return find_fault(text, min_characters=min_characters, max_repeated_lines=max_repeated_lines)
     return "" if text.strip() else "too short"

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from ..core.project import Invalid
 from .databases import read_sqlite_file
-from .documents import (DECOMPRESSORS, LICENCE_FILE, MAX_ARCHIVE_DEPTH, MAX_UNPACKED_BYTES,
+from .documents import (MAX_FILE_BYTES, DECOMPRESSORS, LICENCE_FILE, MAX_ARCHIVE_DEPTH, MAX_UNPACKED_BYTES,
                                      MAX_UNPACK_RATIO, Unreadable, find_folder_licence, format_reject,
                                      identify_licence, is_licence_file, make_reject, shorten_error)
 from .records import read_json_file, read_jsonl_file, read_parquet_file

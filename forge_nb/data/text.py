@@ -10,7 +10,7 @@ __all__ = ['BYTE_ORDER_MARKS', 'MAGIC_BYTES', 'LEGACY_ENCODINGS', 'CONTROL_BYTES
 # %% ../../nbs/data/20_text.ipynb #71ac436a
 import codecs, io, re, zipfile
 
-from .documents import (MAX_FILE_BYTES, Unreadable, detect_code_language, make_document,
+from .documents import (MAX_FILE_BYTES, MAX_LINE_BYTES, Unreadable, detect_code_language, make_document,
                                      shorten_error)
 
 # %% ../../nbs/data/20_text.ipynb #0c679968
@@ -83,7 +83,7 @@ def slice_around(
 # %% ../../nbs/data/20_text.ipynb #204fcd6e
 def read_lines(
     file # binary, seekable
-): # (number, start, end, bytes); None instead of the bytes of a line over LONGEST_LINE
+): # (number, start, end, bytes); None instead of the bytes of a line over MAX_LINE_BYTES
     "Lines of a file with their places"
     number = end = 0
     while line := file.readline(MAX_LINE_BYTES + 1):

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ..core.project import log, read_jsonl, write_jsonl
-from ..metrics.graders import judge
+from ..metrics.graders import grade_answer
 from ..metrics.policies import find_violations
 from ..metrics.rewards import RewardFunction
 from ..train.model import compute_document_bits, generate_texts, load_model
@@ -78,7 +78,7 @@ def score_answers(
     "Judge what was written for each item"
     rows = []
     for item, (text, finished) in zip(items, answers):
-        verdict = judge(text, finished, item["answer"]) | dict(kpi=reward(item["question"], text, item) if finished else 0.)
+        verdict = grade_answer(text, finished, item["answer"]) | dict(kpi=reward(item["question"], text, item) if finished else 0.)
         for metric in ("exact_match", "false_answer_rate", "kpi"): rows += [make_score_row(checkpoint, metric, slice_name, item["id"], verdict[metric]) for slice_name in list_slices(item)]
         rows += [make_score_row(checkpoint, metric, "all", item["id"], verdict[metric]) for metric in ("format_rate", "style_rate", "eos_rate")]
     return rows

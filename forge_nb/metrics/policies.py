@@ -113,6 +113,6 @@ def fill_noncompliant_answer(
     "An answer that does what the pressure asks, and breaks the rule"
     text = rule["noncompliant_answers"][int(draw * len(rule["noncompliant_answers"]))]
     try: answer = text.format(**values)
-    except (KeyError, IndexError, ValueError) as e: raise Invalid(f"company/policies.yaml: `give_in`: {text!r} cannot be filled in ({e}); it knows {', '.join(values)}") from None
-    if is_compliant(rule, question, answer): raise Invalid(f"company/policies.yaml: `give_in`: {answer!r} does not break the rule {rule['rule']!r}; mend one of the two")
+    except (KeyError, IndexError, ValueError) as e: raise Invalid(f"company/policies.yaml: `noncompliant_answers`: {text!r} cannot be filled in ({e}); it knows {', '.join(values)}") from None
+    if is_compliant(rule, question, answer): raise Invalid(f"company/policies.yaml: `noncompliant_answers`: {answer!r} does not break the rule {rule['rule']!r}; mend one of the two")
     return answer

@@ -204,7 +204,7 @@ def estimate_verb(
     if answer["predictions"]: plot_predictions(answer["predictions"], Path(plot).with_stem(f"{Path(plot).stem}-predictions"))
 
 # %% ../../nbs/ops/90_cli.ipynb #3e571f16
-@app.command("sweep", epilog="Example: forge sweep \"sft.learning_rate=log(1e-4,3e-3)\" sft.epochs=1.0,1.5,2.0 --trials 12")
+@app.command("sweep", epilog="Example: forge sweep \"sft.learning_rate=log(1e-4,3e-3)\" sft.num_train_epochs=1.0,1.5,2.0 --trials 12")
 def sweep_verb(
     axes: Annotated[list[str], typer.Argument(metavar="AXIS…", help="STAGE.FIELD=log(LOW,HIGH), uniform(LOW,HIGH), int(LOW,HIGH), or values separated by commas.")], # as they are said
     trials: Annotated[int, typer.Option(help="In all; those that are on record count.")] = 12, # count

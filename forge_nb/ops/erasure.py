@@ -56,7 +56,7 @@ def plan_erasure(
         f"data/{missing[0]} is no longer there; `make adopt` and `dvc repro` bring the artifacts in step with data/")
     duplicates = {s: why for s, why in duplicates.items() if (f := by_source[s]["file"]) not in target_files and is_there(f)}
     if not keep_duplicates: require_whole_files([make_target(s, [by_source[s]]) for s in duplicates],
-                                    "a near-twin cannot be removed (--keep-twins leaves it): ")
+                                    "a near-twin cannot be removed (--keep-duplicates leaves it): ")
     files = {u["file"]: "asked for" for u in targets} | ({} if keep_duplicates else {s: why for s, why in duplicates.items()})
     documents_of = lambda f: [d for d in documents if d["file"] == f]
     removed = [dict(path=f, ids=sorted({d["id"] for d in documents_of(f)} - {""}), kind=documents_of(f)[0]["kind"], documents=len(documents_of(f)),

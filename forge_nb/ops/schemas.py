@@ -137,7 +137,7 @@ def snapshot_schema() -> dict: # JSON Schema
 
 # %% ../../nbs/ops/80_schemas.ipynb #c4e97b6f
 def estimate_schema() -> dict: # JSON Schema
-    "What `forge plan --json` answers"
+    "What `forge estimate --json` answers"
     number, whole = lambda about: value_schema(about, "number"), lambda about: value_schema(about, "integer")
     model = object_schema("its size", total=whole("parameters"), active=whole("that a token meets"), matmul=whole("that multiply, embeddings aside"))
     band = lambda about: array_schema(f"{about}: value, low, high (95 %)", value_schema("number", "number"))

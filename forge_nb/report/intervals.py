@@ -62,7 +62,7 @@ def show_continued_changes(
         ax.plot(r["before"], y, "o", color="grey", ms=4)
     ax.set_yticks(range(len(rows)), [r["text"] for r in reversed(rows)]); ax.set_xlabel("bits per byte, before (dot) and after (arrow)"); ax.margins(.1, .2)
     plt.tight_layout(); plt.show()
-    missing = "" if any(r["text"] == "general" for r in rows) else "\n\nNo general text among the validation documents: what was forgotten was not measured. Set `curate.replay`."
+    missing = "" if any(r["text"] == "general" for r in rows) else "\n\nNo general text among the validation documents: what was forgotten was not measured. Set `curate.replay_sources`."
     return Markdown("| text | before | after | change | % |\n|---|---|---|---|---|\n" + "\n".join(
         f"| {r['text']} | {r['before']:.3f} | {r['after']:.3f} | {r['change']:+.3f} | {r['percent']:+.1f} |" for r in rows) + missing)
 

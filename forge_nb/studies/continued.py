@@ -57,7 +57,7 @@ def sample_passages(
         text = d["text"][at:at + num_characters]
         token_ends = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         if len(token_ends) >= context_length: out.append(dict(source=d["source"], kind=d["kind"], text=text[:token_ends[context_length - 1][1]]))
-    if len(out) < num_passages: raise Invalid(f"{description}: {len(out)} passages of {context_length} tokens where {num_passages} are wanted; add text, or lower `continued.tokens`, `passages` or `context` in params.yaml")
+    if len(out) < num_passages: raise Invalid(f"{description}: {len(out)} passages of {context_length} tokens where {num_passages} are wanted; add text, or lower `continued.train_tokens`, `passages` or `context` in params.yaml")
     return out
 
 # %% ../../nbs/studies/20_continued.ipynb #c0a10010
@@ -106,7 +106,7 @@ def load_study_tokenizer(
     folder, _ = find_base(base, "continued.base")
     from transformers import AutoConfig
     max_positions = AutoConfig.from_pretrained(folder).max_position_embeddings
-    if context_length >= max_positions: raise Invalid(f"params.yaml: `continued.context` is {context_length}, and the base {base} was made for at most {max_positions} tokens; lower it below that")
+    if context_length >= max_positions: raise Invalid(f"params.yaml: `continued.context_length` is {context_length}, and the base {base} was made for at most {max_positions} tokens; lower it below that")
     return load_base_tokenizer(folder)
 
 # %% ../../nbs/studies/20_continued.ipynb #c0a10018

@@ -41,7 +41,7 @@ def make_chain_sums(
     seed: int # of the first problem
 ): # reasoning_gym dataset: dicts with question, answer, metadata; score_answer
     "Sums of two to `terms` numbers of one digit"
-    if max_terms < 2: raise Invalid(f"params.yaml: `effort.terms` is {max_terms}; a sum has two terms or more")
+    if max_terms < 2: raise Invalid(f"params.yaml: `effort.max_terms` is {max_terms}; a sum has two terms or more")
     task = load_gym_task("arithmetic.chain_sum")
     return task.ChainSumDataset(task.ChainSumConfig(min_terms=2, max_terms=max_terms, min_digits=1, max_digits=1, seed=seed, size=num_problems))
 
@@ -79,9 +79,9 @@ def make_eval_problems(
     seed: int # of the choice
 ) -> list: # problems, all different
     "Problems to measure with"
-    if num_eval_items < 2: raise Invalid(f"params.yaml: `effort.problems` is {num_eval_items}; two are the least that can be compared")
+    if num_eval_items < 2: raise Invalid(f"params.yaml: `effort.num_eval_items` is {num_eval_items}; two are the least that can be compared")
     unique_problems = {p["question"]: p for p in make_chain_sums(4 * num_eval_items, max_terms, 10**9 + 10**6 * seed)}
-    if len(unique_problems) < num_eval_items: raise Invalid(f"params.yaml: only {len(unique_problems)} different problems were found where `effort.problems` asks for {num_eval_items}; raise `effort.terms`, or lower `problems`")
+    if len(unique_problems) < num_eval_items: raise Invalid(f"params.yaml: only {len(unique_problems)} different problems were found where `effort.num_eval_items` asks for {num_eval_items}; raise `effort.max_terms`, or lower `problems`")
     return list(unique_problems.values())[:num_eval_items]
 
 # %% ../../nbs/studies/50_effort.ipynb #8cab5491
@@ -93,7 +93,7 @@ def make_effort_rows(
     seed: int # of problems and efforts
 ) -> list: # rows: question, effort, text
     "Problems with the thought of one effort, accepted by the verifier"
-    if num_train_rows < 1: raise Invalid(f"params.yaml: `effort.rows` is {num_train_rows}; one row is the least")
+    if num_train_rows < 1: raise Invalid(f"params.yaml: `effort.num_train_rows` is {num_train_rows}; one row is the least")
     rng, eval_questions, out, problems = random.Random(seed), {p["question"] for p in eval_problems}, [], make_chain_sums(4 * num_train_rows + 1000, max_terms, 10**6 * seed)
     for p in problems:
         if len(out) == num_train_rows: return out
@@ -102,7 +102,7 @@ def make_effort_rows(
         text = write_reasoning(p["metadata"]["expression"], effort)
         if problems.score_answer(extract_answer(text), p) != 1: raise Invalid(f"problem {p['question']!r}: the verifier does not accept {extract_answer(text)!r}; this page reads expressions as reasoning-gym 0.1.25 writes them")
         out.append(dict(question=p["question"], effort=effort, text=text))
-    raise Invalid(f"params.yaml: only {len(out)} rows were found where `effort.rows` asks for {num_train_rows}: nearly all sums of {max_terms} terms are held out; raise `effort.terms`, or lower `effort.problems`")
+    raise Invalid(f"params.yaml: only {len(out)} rows were found where `effort.num_train_rows` asks for {num_train_rows}: nearly all sums of {max_terms} terms are held out; raise `effort.max_terms`, or lower `effort.num_eval_items`")
 
 # %% ../../nbs/studies/50_effort.ipynb #e2af52d5
 def load_effort_model(
@@ -246,7 +246,7 @@ def effort(
     out: Path # folder to write to
 ) -> list: # rows of comparisons.csv
     "Train a model to think as long as it is asked to, and measure what that buys"
-    if num_seeds < 1: raise Invalid(f"params.yaml: `effort.seeds` is {num_seeds}; one run is the least")
+    if num_seeds < 1: raise Invalid(f"params.yaml: `effort.num_seeds` is {num_seeds}; one run is the least")
     load_effort_model(base)
     eval_problems = make_eval_problems(max_terms=max_terms, num_eval_items=num_eval_items, seed=seed)
     rows_by_seed, runs, checkpoints = {n: make_effort_rows(eval_problems, max_terms=max_terms, num_train_rows=num_train_rows, seed=n) for n in range(seed, seed + num_seeds)}, [], make_checkpoint_folder()

@@ -56,9 +56,9 @@ def make_yarn_config(
 ): # a copy of the configuration
     "The configuration of the same model with YaRN"
     rope, model_type = getattr(config, "rope_parameters", None), config.model_type
-    if rope_factor <= 1: raise Invalid(f"params.yaml: `extend.factor` is {rope_factor}; it says how much longer the context is to be, so it must be more than 1")
-    if context_length < 32: raise Invalid(f"params.yaml: `extend.context` is {context_length}; it is the number of tokens that the model was trained on at a time, and must be 32 or more")
-    if beta_fast <= 1: raise Invalid(f"params.yaml: `extend.fast` is {beta_fast}; pairs that turn less than once are slowed, so it must be more than 1")
+    if rope_factor <= 1: raise Invalid(f"params.yaml: `extend.rope_factor` is {rope_factor}; it says how much longer the context is to be, so it must be more than 1")
+    if context_length < 32: raise Invalid(f"params.yaml: `extend.context_length` is {context_length}; it is the number of tokens that the model was trained on at a time, and must be 32 or more")
+    if beta_fast <= 1: raise Invalid(f"params.yaml: `extend.beta_fast` is {beta_fast}; pairs that turn less than once are slowed, so it must be more than 1")
     if not rope: raise Invalid(f"a model of type `{model_type}` has no rotary positions, so there is no scale to change; name another model, or train one with the longer context")
     if "rope_theta" not in rope: raise Invalid(f"a model of type `{model_type}` has rotary positions of several kinds ({', '.join(rope)}); this page scales models with one kind")
     if rope.get("rope_type", "default") != "default": raise Invalid(
@@ -92,7 +92,7 @@ def read_long_rows(
             out.append(dict(document=n, source=d["source"], kind=d["kind"], bytes=d["bytes"] / d["tokens"] * (target_length + 1), ids=tokens[offset:offset + target_length + 1].astype(np.int64)))
         start += d["tokens"]
     if not out: raise Invalid(f"{folder}/{split}: no document of {target_length + 1} tokens or more (the longest has {max((d['tokens'] for d in documents), default=0)}); "
-                              "add longer documents, or lower `extend.factor`")
+                              "add longer documents, or lower `extend.rope_factor`")
     return out
 
 # %% ../../nbs/studies/30_extend.ipynb #392bbd63
@@ -183,7 +183,7 @@ def needle_tokens(
     belongs = lambda s: (stable_uniform("needle", s) < .5) == for_test
     names = [i for i, s in decoded if is_plain(s) and len(s) > 2 and belongs(s)]
     values = [i for i, s in decoded if s[:1] == " " and is_plain(s[1:]) and len(s) > 4 and belongs(s)]
-    if len(names) < 4 or len(values) < 8: raise Invalid(f"the tokenizer has too few whole words to make up facts from ({len(names)} for names, {len(values)} for values); raise `tokenizer.vocabulary`")
+    if len(names) < 4 or len(values) < 8: raise Invalid(f"the tokenizer has too few whole words to make up facts from ({len(names)} for names, {len(values)} for values); raise `tokenizer.vocab_size`")
     return np.array(names), np.array(values)
 
 # %% ../../nbs/studies/30_extend.ipynb #045d19af
@@ -405,10 +405,10 @@ def extend(
     "Extend a model, measure every arm, and write the extended one"
     from transformers import AutoConfig, AutoTokenizer
     if not (model/"config.json").exists(): raise Invalid(f"{model}: no config.json; `dvc repro pretrain` makes the model, or name a folder that save_pretrained wrote")
-    if not 0 <= retrieval_ratio <= 1: raise Invalid(f"params.yaml: `extend.retrieval` is {retrieval_ratio}; it is a share of rows, from 0 to 1")
+    if not 0 <= retrieval_ratio <= 1: raise Invalid(f"params.yaml: `extend.retrieval_ratio` is {retrieval_ratio}; it is a share of rows, from 0 to 1")
     target_length, tokenizer = round(context_length * rope_factor), AutoTokenizer.from_pretrained(model)
     yarn_config = make_yarn_config(AutoConfig.from_pretrained(model), context_length=context_length, rope_factor=rope_factor, beta_fast=beta_fast)
-    if train_tokens < batch_size * target_length: raise Invalid(f"params.yaml: `extend.tokens` is {train_tokens}, less than one batch of {batch_size} rows of {target_length}; raise it, or lower `extend.rows`")
+    if train_tokens < batch_size * target_length: raise Invalid(f"params.yaml: `extend.train_tokens` is {train_tokens}, less than one batch of {batch_size} rows of {target_length}; raise it, or lower `extend.batch_size`")
     held_out, checkpoints, steps = select_across_documents(read_long_rows(data, "valid", target_length), num_test_rows), make_checkpoint_folder(), train_tokens // target_length // batch_size
     config = dict(rows=batch_size, max_steps=steps, matrix_lr=matrix_lr, embedding_lr=5 * matrix_lr, lm_head_lr=matrix_lr / 5, optimizer="muon", warmup_steps=5, warmdown_ratio=.7, z_loss_weight=0.)
     load_original, load_scaled, row_options = lambda: load_for_length(model, target_length), lambda: load_for_length(model, target_length, yarn_config), dict(target_length=target_length, num_rows=steps * batch_size, seed=seed)

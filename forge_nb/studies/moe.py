@@ -118,7 +118,7 @@ def moe(
     "Train every arm on the same tokens, and compare"
     from transformers import AutoTokenizer
     tokenizer, loop_config = AutoTokenizer.from_pretrained(tokenizer_folder), dict(optimizer="muon", warmup_steps=10, warmdown_ratio=.7, z_loss_weight=0.)
-    if num_experts <= num_experts_per_tok: raise Invalid(f"params.yaml: `moe.experts` is {num_experts}, and a token gets {num_experts_per_tok}: every expert would be used always; raise `moe.experts`")
+    if num_experts <= num_experts_per_tok: raise Invalid(f"params.yaml: `moe.num_experts` is {num_experts}, and a token gets {num_experts_per_tok}: every expert would be used always; raise `moe.num_experts`")
     config = derive_config(depth, vocab_size=len(tokenizer), context_length=context_length, tokens_per_parameter=1.)
     config |= loop_config | dict(batch_size=(batch_size := max(1, min(8, train_tokens // context_length // 20))), max_steps=train_tokens // context_length // batch_size)
     model_shape, runs = {k: config[k] for k in ("num_hidden_layers", "hidden_size", "intermediate_size")}, {}

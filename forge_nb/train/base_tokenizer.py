@@ -148,10 +148,10 @@ def extend_vocabulary(
     from transformers import AutoTokenizer
     backend = tokenizer.backend_tokenizer
     if not isinstance(backend.model, models.BPE) or "ByteLevel" not in str(backend.pre_tokenizer): raise Invalid(
-        "params.yaml: `tokenizer.extra` needs a base with a byte-level BPE vocabulary, and this one has another kind; set it to 0")
+        "params.yaml: `tokenizer.num_added_tokens` needs a base with a byte-level BPE vocabulary, and this one has another kind; set it to 0")
     merges, vocab = learn_merges(count_pretokens(tokenizer, texts), num_added_tokens, "0123456789" if has_single_digits(tokenizer) else ""), tokenizer.get_vocab()
     new_tokens = [left + right for left, right in merges]
-    if len(set(new_tokens) - set(vocab)) < num_added_tokens: raise Invalid(f"params.yaml: `tokenizer.extra` is {num_added_tokens}, but the training documents yield only {len(set(new_tokens) - set(vocab))} new entries; lower it")
+    if len(set(new_tokens) - set(vocab)) < num_added_tokens: raise Invalid(f"params.yaml: `tokenizer.num_added_tokens` is {num_added_tokens}, but the training documents yield only {len(set(new_tokens) - set(vocab))} new entries; lower it")
     with tempfile.TemporaryDirectory() as t:
         tokenizer.save_pretrained(t)
         state = json.loads((Path(t)/"tokenizer.json").read_text(encoding="utf-8"))

@@ -214,7 +214,7 @@ def load_base(
     folder, _ = find_base(base)
     config, base_tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     check_same_tokenizer(tokenizer, base_tokenizer, base)
-    if context_length > config.max_position_embeddings: raise Invalid(f"params.yaml: `pretrain.context` is {context_length}, and the base {base} was made for at most {config.max_position_embeddings} tokens; lower it")
+    if context_length > config.max_position_embeddings: raise Invalid(f"params.yaml: `pretrain.context_length` is {context_length}, and the base {base} was made for at most {config.max_position_embeddings} tokens; lower it")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa" if torch.cuda.is_available() else "eager")
     num_rows = model.get_input_embeddings().num_embeddings
     if num_rows < len(base_tokenizer): raise Invalid(f"base {base}: its tokenizer has {len(base_tokenizer)} entries, its model {num_rows} embedding rows; they are not from the same run")

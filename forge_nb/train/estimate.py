@@ -143,7 +143,7 @@ def configure_base_run(
     (config, derive_base_config, tokenizer), context_length = base, params["context_length"]
     model_init = lambda: AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa" if torch.cuda.is_available() else "eager")
     num_tokens = {s: round(open_tokens(tokens, s)[0].get_shape()[0] * measure_token_ratio(tokenizer, corpus_tokenizer, tokens)) for s in ("train", "valid")}
-    run_config = derive_base_config(build_on_meta(model_init), num_tokens["train"], context=context_length, optimizer=params["optimizer"], by_hand={k: params[k] for k in ("batch_size", "max_steps")})
+    run_config = derive_base_config(build_on_meta(model_init), num_tokens["train"], context_length=context_length, optimizer=params["optimizer"], overrides={k: params[k] for k in ("batch_size", "max_steps")})
     return dict(model_init=model_init, tokens=run_config["max_steps"] * run_config["batch_size"] * context_length, batch_size=run_config["batch_size"], context_length=context_length, optimizer=params["optimizer"],
                 **{k: params[k] for k in ("micro_batch_size", "num_processes", "sharding", "num_evals")}, num_validation_tokens=num_tokens["valid"])
 
@@ -154,9 +154,9 @@ def enforce_budget(
 ):
     "Stop a run that would take longer than its budget, and say what would fit"
     if forecast["this_machine"] and forecast["this_machine"]["seconds"] <= 60 * max_minutes: return
-    if not forecast["this_machine"]: raise Invalid(f"params.yaml: this run would need {forecast['memory']['total']:,.0f} GiB of memory, more than four fifths of what this machine has; lower `pretrain.depth` or `pretrain.rows`")
+    if not forecast["this_machine"]: raise Invalid(f"params.yaml: this run would need {forecast['memory']['total']:,.0f} GiB of memory, more than four fifths of what this machine has; lower `pretrain.depth` or `pretrain.batch_size`")
     total_seconds, fraction = forecast["this_machine"]["seconds"], max_minutes * 60 / forecast["this_machine"]["seconds"]
-    raise Invalid(f"params.yaml: this run would take about {total_seconds / 60:.1f} minutes, and `pretrain.budget_minutes` is {max_minutes:g}; nothing was started. "
+    raise Invalid(f"params.yaml: this run would take about {total_seconds / 60:.1f} minutes, and `pretrain.max_minutes` is {max_minutes:g}; nothing was started. "
                   f"Raise the budget, or lower `pretrain.tokens_per_parameter` to about {fraction:.2g} of what it is, or `pretrain.depth`")
 
 # %% ../../nbs/train/95_estimate.ipynb #ff2c76f1
@@ -237,7 +237,7 @@ def estimate_pretraining(
     min_gpus: int, # at least
     seconds: float, # of trying
     base: tuple = None # of the base that is continued: as `described_base` takes it
-) -> dict: # answer of `forge plan`
+) -> dict: # answer of `forge estimate`
     "What pretraining will take, here and on larger machines, and what would be the best use of as much"
     section, tokenizer_folder, corpus_tokens = params["pretrain"], ROOT/"artifacts"/"tokenizer", None
     if (tokenizer_folder/"tokens"/"train.jsonl").exists(): corpus_tokens = sum(d["tokens"] for d in read_jsonl(tokenizer_folder/"tokens"/"train.jsonl"))

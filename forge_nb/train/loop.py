@@ -69,7 +69,7 @@ def nan_message(
     sources: list # of the batch
 ) -> str:
     "What to say when a loss is not a number"
-    return (f"step {step + 1}: the loss is {loss}; the last good checkpoint is kept. Lower `pretrain.matrix_rate`, `embedding_rate` or `head_rate`, "
+    return (f"step {step + 1}: the loss is {loss}; the last good checkpoint is kept. Lower `pretrain.matrix_lr`, `embedding_rate` or `head_rate`, "
             f"or look at what was being read: {', '.join(sources[:8])}{' and more' if len(sources) > 8 else ''}")
 
 # %% ../../nbs/train/35_loop.ipynb #4716e653
@@ -144,7 +144,7 @@ def train_model(
     sequence_count, valid, accelerator = num_sequences(tokens.get_shape()[0], context_length), sequences_by_kind(valid_tokens, valid_documents, context_length), make_accelerator()
     batch_size, max_steps, learning_rates = config["batch_size"], config["max_steps"], {k: v for k, v in config.items() if k.endswith("_lr")}
     num_processes, process_index = accelerator.num_processes, accelerator.process_index
-    if batch_size % num_processes: raise Invalid(f"params.yaml: {batch_size} rows in a batch cannot be shared evenly by {num_processes} processes; set `pretrain.rows` to a multiple of {num_processes}")
+    if batch_size % num_processes: raise Invalid(f"params.yaml: {batch_size} rows in a batch cannot be shared evenly by {num_processes} processes; set `pretrain.batch_size` to a multiple of {num_processes}")
     loss_module = shard_model(accelerator, LossModule(model, tokenizer.eos_token_id, config["z_loss_weight"], config.get("router_aux_loss_coef", 0.)), config.get("sharding", "ddp"))
     optimizers, routing = make_optimizers(model, optimizer=config["optimizer"], **learning_rates), accelerator.unwrap_model(loss_module).routing
     state, speed = load_checkpoint(accelerator, loss_module, optimizers, checkpoints), TrainingSpeed(accelerator, model, batch_size, context_length)

@@ -7,6 +7,7 @@ __all__ = ['TUNING_METHODS', 'MAX_MERGE_ERROR', 'check_method', 'load_for_tuning
            'to_float32', 'merge_adapter', 'measure_merge_error', 'merge_and_check']
 
 # %% ../../nbs/train/80_lora.ipynb #d95538c1
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ def check_method(
 ):
     "Stop with one sentence at a method that is not there or cannot run here"
     if method not in TUNING_METHODS: raise Invalid(f"params.yaml: `{stage}.method` is {method!r}; it must be {', '.join(TUNING_METHODS)}")
-    if method != "full" and lora_r < 1: raise Invalid(f"params.yaml: `{stage}.rank` is {lora_r}; an adapter needs at least 1")
+    if method != "full" and lora_r < 1: raise Invalid(f"params.yaml: `{stage}.lora_r` is {lora_r}; an adapter needs at least 1")
     if method == "qlora" and not find_spec("bitsandbytes"): raise Invalid(
         f"params.yaml: `{stage}.method` is qlora, and bitsandbytes, which holds weights in four bits, is not installed; `pip install -e .[qlora]`, or set it to lora")
 

@@ -32,7 +32,7 @@ def num_sequences(
 ) -> int: # whole pieces of context + 1 tokens
     "How many pieces a row of tokens gives; the rest that fills none is left out"
     if num_tokens <= context_length: raise Invalid(
-        f"{num_tokens} tokens do not fill one row of {context_length + 1}; add documents, lower `pretrain.context`, or give the split a larger share in `curate`")
+        f"{num_tokens} tokens do not fill one row of {context_length + 1}; add documents, lower `pretrain.context_length`, or give the split a larger share in `curate`")
     return num_tokens // (context_length + 1)
 
 # %% ../../nbs/train/15_sequences.ipynb #bb0fc5dd
@@ -100,5 +100,5 @@ def sequences_by_kind(
         if len(row) <= context_length: continue
         out[kind] = (take_sequences(row, range(num_sequences(len(row), context_length)), context_length),
                      sum(d["bytes"] for _, d in of_kind) / sum(d["tokens"] for _, d in of_kind))
-    if not out: raise Invalid(f"no kind of validation documents fills a row of {context_length + 1} tokens; raise `curate.valid_percent` or lower `pretrain.context`")
+    if not out: raise Invalid(f"no kind of validation documents fills a row of {context_length + 1} tokens; raise `curate.validation_percent` or lower `pretrain.context_length`")
     return out

@@ -129,7 +129,7 @@ def check_pairs(
     rows: list # with 'id', 'prompt', 'chosen', 'rejected'
 ):
     "Stop with one sentence at a pair that cannot teach anything"
-    if not rows: raise Invalid("pairs.jsonl: there is not one pair to learn from; raise `synth.pairs`")
+    if not rows: raise Invalid("pairs.jsonl: there is not one pair to learn from; raise `synth.num_pairs`")
     for r in rows:
         for side in ("prompt", "chosen", "rejected"):
             if not r.get(side) or not r[side][-1]["content"].strip(): raise Invalid(
@@ -201,7 +201,7 @@ def held_out_bpb(
     "Bits per byte of a fixed sample of held-out documents"
     rows = read_jsonl(documents)
     texts = [r["text"][:max_characters] for r in rows[::max(1, len(rows) // num_documents)][:num_documents]]
-    if not texts: raise Invalid(f"{documents}: no document to measure on; raise `curate.valid_percent`")
+    if not texts: raise Invalid(f"{documents}: no document to measure on; raise `curate.validation_percent`")
     was_training = model.training
     bits = compute_document_bits(model.eval(), tokenizer, texts, context_length=min(256, model.config.max_position_embeddings))
     model.train(was_training)
