@@ -34,7 +34,7 @@ def sample_text(
     prompts = [tokenizer.decode(ids[:16].tolist()) for ids in rows[::max(1, len(rows) // 3)][:3]]
     model.eval(); texts = generate_texts(model, tokenizer, prompts, max_new_tokens=32); model.train()
     bpb_text = ", ".join(f"{k} {v:.3f}" for k, v in bpb.items())
-    log(f"held out, bits per byte: {bpb_text} · …{prompts[0][-30:]!r} → {texts[0][0][:60]!r}", **{f"bits_per_byte_{k}": v for k, v in bpb.items()})
+    log(f"held out, bits per byte: {bpb_text} · …{prompts[0][-30:]!r} → {texts[0][0][:60]!r}", **{f"bpb_{k}": v for k, v in bpb.items()})
     return [dict(prompt=p, text=t) for p, (t, _) in zip(prompts, texts)]
 
 # %% ../../nbs/train/35_loop.ipynb #4134a6d5
@@ -88,7 +88,7 @@ def evaluate_step(
         samples = sample_text(model, tokenizer, bpb, valid)
         if hasattr(loss_module, "reshard"): loss_module.reshard()
     state["curve"].append(dict(step=state["step"], loss=sum(state["losses"]) / len(state["losses"]), held_out_bpb=bpb["all"])
-                          | {f"bits_per_byte_{k}": v for k, v in bpb.items() if k != "all"})
+                          | {f"bpb_{k}": v for k, v in bpb.items() if k != "all"})
     state["samples"] += [dict(step=state["step"]) | s for s in samples]
     state["losses"] = []
 
