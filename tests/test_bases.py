@@ -21,7 +21,7 @@ from forge_nb.train.architecture import model_from_config
 
 RUN = dict(depth=1, tokens_per_parameter=1., context_length=32, optimizer="adamw", batch_size=4, max_steps=60, matrix_lr=3e-3, embedding_lr=3e-3, lm_head_lr=3e-3, warmup_steps=2, warmdown_ratio=.5, z_loss_weight=0.,
            num_experts=0, num_experts_per_tok=2, shared_expert=False, router_aux_loss_coef=.01, micro_batch_size=0, num_processes=1, launcher="", sharding="ddp", num_evals=2, max_minutes=0., seed=0)
-STUDY = dict(context_length=16, tokens=512, replay_percent=25., passages=2, batch_size=4, num_added_tokens=4, seed=0)
+STUDY = dict(context_length=16, train_tokens=512, replay_percent=25., num_passages=2, batch_size=4, num_added_tokens=4, seed=0)
 
 
 def story(names: str, count: int, seed: int) -> str:
@@ -122,7 +122,7 @@ def test_the_study_lays_gain_and_loss_side_by_side_and_goes_on(made, kept):
     assert {t for _, _, t in rows} == {"domain", "docs", "general", "replayed"} and {("domain", "base"), ("replay", "domain"), ("mean at start", "random at start")} <= {k[:2] for k in rows}
     assert rows["domain", "base", "domain"]["diff"] < 0 and all(r["low"] <= r["diff"] <= r["high"] for r in rows.values())
     metrics = read_json(kept/"metrics.json")
-    assert metrics["tokens"]["replay"] > metrics["tokens"]["domain"] >= 480 and metrics["vocab_size"]["worthwhile"] is False
+    assert metrics["tokens"]["replay"] > metrics["tokens"]["domain"] >= 480 and metrics["vocabulary"]["worthwhile"] is False
     before = {p: p.read_bytes() for p in kept.glob("*.*")}
     shutil.rmtree(kept.parent/"ckpt"/"mean")  # as if interrupted there: the others are not trained again
     marks = {p: p.stat().st_mtime_ns for p in (kept.parent/"ckpt").rglob("*.json")}
@@ -167,7 +167,7 @@ def test_a_folder_that_is_no_model(made, kept, tmp_path, capsys, gone, said):
 
 @pytest.mark.parametrize("given, said", [
     (dict(base="scratch"), ["`continued.base` is scratch"]), (dict(base="smollm9"), ["`continued.base` is 'smollm9'"]), (dict(base="nobody/nothing"), ["make base BASE=nobody/nothing"]),
-    (dict(context_length=99), ["`continued.context_length` is 99"]), (dict(replay_percent=100.), ["`continued.replay_percent` is 100"]), (dict(tokens=10**6), ["lower `continued.train_tokens`"])], ids=str)
+    (dict(context_length=99), ["`continued.context_length` is 99"]), (dict(replay_percent=100.), ["`continued.replay_percent` is 100"]), (dict(train_tokens=10**6), ["lower `continued.train_tokens`"])], ids=str)
 def test_what_the_study_cannot_do(made, kept, capsys, given, said):
     refuse(capsys, kept, lambda: continued(made/"documents", made/"general", made/"tokenizer"/"tokenizer", out=kept, **STUDY | dict(base=str(made/"base")) | given), *said)
 
