@@ -148,11 +148,11 @@ def test_packed_rows_do_not_see_one_another(made, tmp_path, monkeypatch):
 def test_three_ways_compared(made, tmp_path, monkeypatch):
     monkeypatch.setenv("FORGE_CKPT", str(tmp_path/"kept"))
     write_jsonl(tmp_path/"items.jsonl", [dict(question="cat?", answer="hat")] * 4)
-    given = dict(conversations=16, lora_r=2, full_rate=1e-2, adapter_rate=1e-2, batch_size=4, replay_percent=20., replay_window=16, num_eval_items=4, max_new_tokens=4, seed=0, threads=1)
+    given = dict(num_train_rows=16, lora_r=2, full_lr=1e-2, adapter_lr=1e-2, batch_size=4, replay_percent=20., replay_window=16, num_eval_items=4, max_new_tokens=4, seed=0, threads=1)
     compare = lambda out: adapters(made/"base", made/"rows.jsonl", made, tmp_path/"items.jsonl", **given, out=out)
     table = compare(tmp_path/"a")
     full, lora, qlora = (r["memory_mb"] for r in table)
     assert qlora < lora < full and all(r["merge_error"] < 1e-3 for r in table)
-    monkeypatch.setattr(subprocess, "run", None)                        # arms that were run are not run again
+    monkeypatch.setattr(subprocess, "run", None)                        # variants that were run are not run again
     assert compare(tmp_path/"b") == table and (tmp_path/"a"/"comparisons.csv").read_bytes() == (tmp_path/"b"/"comparisons.csv").read_bytes()
     with pytest.raises(Invalid, match="`adapters.lora_r` is 0"): adapters(made/"base", made/"rows.jsonl", made, tmp_path/"items.jsonl", **given | dict(lora_r=0), out=tmp_path/"c")
