@@ -236,7 +236,8 @@ class CausalLMLoss(torch.nn.Module):
     ) -> torch.Tensor: # nats
         "Compute the mean loss of the next token"
         logits = self.model(input_ids=x[:, :-1]).logits
-        return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), x[:, 1:].flatten())
+        labels = x[:, 1:].flatten()
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels)
 
 # %% ../../nbs/bench/10_baselines.ipynb #57d1b10e
 def run_trainer_baseline(
