@@ -86,7 +86,7 @@ def find_removable_duplicates(
         if file not in target_files and (root/"data"/file).is_file(): found[source] = reason
     return found
 
-# %% ../../nbs/ops/30_erasure.ipynb #726765bb
+# %% ../../nbs/ops/30_erasure.ipynb #5de8ebff
 def describe_removal(
     root: Path, # folder of the project
     file: str, # path inside data/
@@ -96,8 +96,9 @@ def describe_removal(
     "Describe a file that is to go"
     members = [d for d in documents if d["file"] == file]
     ids = sorted({d["id"] for d in members} - {""})
+    size_and_hash = describe_raw_file(root/"data"/file)
     return RemovedFile(path=file, ids=ids, kind=members[0]["kind"], documents=len(members), reason=reason,
-                       **describe_raw_file(root/"data"/file))
+                       **size_and_hash)
 
 # %% ../../nbs/ops/30_erasure.ipynb #bc48a8f7
 def plan_erasure(

@@ -94,7 +94,7 @@ def classify_row(
     if "parents" not in row: return "documents" if "source" in row else "rows"
     return "eval_set" if "choices" in row else "training"
 
-# %% ../../nbs/ops/10_lineage.ipynb #f7d53ce1
+# %% ../../nbs/ops/10_lineage.ipynb #e8967cbe
 def rows_naming(
     rows, # dicts
     tracked_names: set, # names of what is looked for; those of the rows that are found are added
@@ -105,7 +105,8 @@ def rows_naming(
     found = dict(kind="rows", rows=0, examples=examples)
     for row in rows:
         row_names = collect_row_names(row)
-        is_empty, has_provenance = False, has_provenance or bool(row_names)
+        is_empty = False
+        has_provenance |= bool(row_names)
         if not row_names & tracked_names and not names_page(row, row_names, pages): continue
         tracked_names |= {row[k] for k in ("id", "fact") if row.get(k)}
         found |= dict(kind=classify_row(row), rows=found["rows"] + 1)
@@ -263,14 +264,15 @@ class WhereisAnswer(BaseModel, extra="forbid"):
     documents: list[DocumentTrace] = Field(description="one for each document asked for")
     tables: list[str] = Field(description="tables of facts that hold the words of --query")
 
-# %% ../../nbs/ops/10_lineage.ipynb #21cc7710
+# %% ../../nbs/ops/10_lineage.ipynb #f3e5f860
 def count_outcomes(
     documents: list # documents of `inventory`
 ) -> tuple: # split → number of documents; drops by reason
     "Count splits and reasons"
     splits = Counter(d["split"] for d in documents if d["split"])
     drops = Counter((d["reason"], d["detail"]) for d in documents if not d["split"])
-    dropped = [DropCount(reason=r, detail=d, documents=drops[r, d]) for r, d in sorted(drops)]
+    count = lambda reason, detail: DropCount(reason=reason, detail=detail, documents=drops[reason, detail])
+    dropped = [count(*key) for key in sorted(drops)]
     return dict(sorted(splits.items())), dropped
 
 # %% ../../nbs/ops/10_lineage.ipynb #f717ec6b
@@ -283,7 +285,7 @@ def describe_document(
     members, trace = target["documents"], lineage(root, target)
     splits, dropped = count_outcomes(members)
     reached = [ReachedArtifact(**r) for r in trace["reached"]]
-    models = [ReachedModel(stage=r.stage, path=r.path, hash=r.hash) for r in reached if is_model(root/r.path)]
+    models = [r for r in reached if is_model(root/r.path)]
     matches = {"training": [], "eval_set": []}
     for file, match in trace["rows"].items():
         matches.setdefault(match.pop("kind"), []).append(RowMatches(file=file, **match))
@@ -295,7 +297,8 @@ def describe_document(
         **describe_raw_file(root/"data"/target["file"]), splits=splits, dropped=dropped, clusters=clusters,
         near_duplicates=[NearDuplicate(source=s, reason=reason) for s, reason in duplicates.items()],
         facts=[FactRowNumbers(table=t, rows=rows) for t, rows in trace["facts"].items()],
-        training=matches["training"], eval_set=matches["eval_set"], reached=reached, models=models, history=None,
+        training=matches["training"], eval_set=matches["eval_set"], reached=reached, history=None,
+        models=[ReachedModel(stage=m.stage, path=m.path, hash=m.hash) for m in models],
         summary=summarize_outcome(splits, [d.reason for d in dropped], num_training_rows,
                                   [r.stage for r in reached], [m.path for m in models]))
 
