@@ -93,14 +93,17 @@ def parse_out_hash(
 # %% ../../nbs/core/20_dvc.ipynb #c513da41
 def read_cached_rows(
     root: Path, # of the project
-    folder_hash: str # of a folder, as dvc.lock has it
+    out_hash: str # hash of an out in dvc.lock: a file of JSON lines, or a folder of them
 ): # dicts, or None when the cache does not hold all of it
-    "The rows of a folder of JSON lines, from DVC's cache"
+    "Read the rows of an out of JSON lines from DVC's cache"
     from dvc.repo import Repo
     cache = Repo(root).cache.local
     cache_path = lambda oid: Path(cache.oid_to_path(oid))
-    if not folder_hash or not cache_path(folder_hash).exists(): return None
-    files = [cache_path(entry["md5"]) for entry in json.loads(cache_path(folder_hash).read_text(encoding="utf-8")) if entry["relpath"].endswith(".jsonl")]
+    if not out_hash or not cache_path(out_hash).exists(): return None
+    files = [cache_path(out_hash)]
+    if out_hash.endswith(".dir"):
+        entries = json.loads(files[0].read_text(encoding="utf-8"))
+        files = [cache_path(entry["md5"]) for entry in entries if entry["relpath"].endswith(".jsonl")]
     if not all(f.exists() for f in files): return None
     return (json.loads(line) for f in files for line in open(f, newline="\n", encoding="utf-8"))
 
@@ -150,14 +153,13 @@ def trace_downstream(
     lock: dict, # stages of dvc.lock
     start, # paths
     *,
-    reads_path = lambda stage, dep, path: True, # whether a stage reads a path below one of its dependencies
     matching_files = lambda out: [out], # files of an out that hold what started
     follow_metrics: bool = False # whether metrics and plots lead further, as they do for DVC
 ) -> list: # stages reached: stage, by: paths, outs: [path, hash, files]
     "The stages that something in `start` reaches, in running order, and what they made of it"
     affected, found = set(start), []
     for name, stage in build_pipeline(graph, lock).items():
-        by = sorted({p for p in affected for dep in stage["deps"] if paths_overlap(p, dep) and reads_path(name, dep, p)})
+        by = sorted({p for p in affected for dep in stage["deps"] if paths_overlap(p, dep)})
         if not by: continue
         outs = []
         for out, digest in stage["outs"].items():

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LOSS_LINE', 'parse_choices', 'parse_axis', 'resolve_objective', 'get_metric', 'LossTracker', 'run_experiment',
            'terminate_process', 'open_study', 'list_finished_trials', 'run_trials', 'tabulate_trials', 'plot_trials',
-           'sweep', 'show_sweep']
+           'sweep', 'show_sweep', 'TrialAnswer', 'SweepAnswer']
 
 # %% ../../nbs/ops/40_sweep.ipynb #045db33a
 import difflib, json, os, re, signal, subprocess, sys
@@ -264,3 +264,27 @@ def show_sweep(
     text.append(f"all trials: {answer['folder']}/trials.csv" + (f", drawn: {answer['folder']}/parallel.png" if len(done) > 1 else ""))
     axes = [k for k in columns if k not in ("trial", "value")]
     return "\n".join(text + (["to take the best one over: dvc exp run " + " ".join(f"-S {k}={json.dumps(done[0][k])}" for k in axes)] if done else []))
+
+# %% ../../nbs/ops/40_sweep.ipynb #653be41b
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+# %% ../../nbs/ops/40_sweep.ipynb #b6a24239
+class TrialAnswer(BaseModel, extra="allow"):
+    "A trial; beside these fields it has one for each axis"
+    trial: int = Field(description="number of the trial")
+    state: Literal["complete", "pruned", "fail"] = Field(description="how it ended")
+    value: float | Literal[""] = Field(description="value of the metric; empty unless complete")
+    experiment: str = Field(description="experiment of DVC; empty unless complete")
+
+# %% ../../nbs/ops/40_sweep.ipynb #c6a47998
+class SweepAnswer(BaseModel, extra="forbid"):
+    "A search over parameters: the answer of `forge sweep --json`"
+    verb: Literal["sweep"] = "sweep"
+    name: str = Field(description="name of the search")
+    metric: str = Field(description="STAGE:KEY")
+    less_is_better: bool = Field(description="whether the metric is to be small")
+    trials: list[TrialAnswer] = Field(description="trials, the best first")
+    best: str | None = Field(description="experiment of the best trial")
+    folder: str = Field(description="folder with trials.csv and parallel.png")

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['estimate_memory', 'calibrate_throughput', 'estimate_run', 'TokenizerStub', 'configure_run', 'measure_token_ratio',
            'configure_base_run', 'enforce_budget', 'check_budget', 'estimate_machines', 'compare_predictions',
-           'record_prediction', 'plot_predictions', 'estimate_pretraining', 'format_estimate']
+           'record_prediction', 'plot_predictions', 'estimate_pretraining', 'format_estimate', 'load_base_config',
+           'ModelSize', 'TrainingMemory', 'LocalForecast', 'MachineForecast', 'OptimalRun', 'PastRun', 'EstimateAnswer']
 
 # %% ../../nbs/train/95_estimate.ipynb #db306c02
 import json, math, os, time
@@ -277,3 +278,84 @@ def format_estimate(
     lines += [f"  {r['ended']}  predicted {format_duration(r['predicted_seconds'])}, took {format_duration(r['seconds'])} ({r['seconds'] / r['predicted_seconds'] - 1:+.0%}); "
               f"{r['predicted_gib']:.1f} and {r['gib']:.1f} GiB" for r in a["predictions"][-5:]]
     return "\n".join(lines)
+
+# %% ../../nbs/train/95_estimate.ipynb #5efcf544
+def load_base_config(
+    base: str, # name in config/bases.yaml, folder, or owner/name of a hub
+    num_added_tokens: int # number of entries added to the base's own vocabulary
+) -> tuple: # configuration, `derive_base_config`, tokenizer
+    "Load what an estimate must know of a base"
+    from transformers import AutoConfig
+    from forge_nb.train.base_tokenizer import load_base_tokenizer
+    from forge_nb.train.bases import derive_base_config, find_base
+    folder, _ = find_base(base)
+    config, tokenizer = AutoConfig.from_pretrained(folder), load_base_tokenizer(folder)
+    config.vocab_size = len(tokenizer) + num_added_tokens
+    return config, derive_base_config, tokenizer
+
+# %% ../../nbs/train/95_estimate.ipynb #653be41b
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+# %% ../../nbs/train/95_estimate.ipynb #dd99cb92
+class ModelSize(BaseModel, extra="forbid"):
+    "Size of a model"
+    total: int = Field(description="number of parameters")
+    active: int = Field(description="number of parameters that a token meets")
+    matmul: int = Field(description="number of parameters that multiply, embeddings aside")
+
+# %% ../../nbs/train/95_estimate.ipynb #4cd8d8cd
+class TrainingMemory(BaseModel, extra="forbid"):
+    "Memory on one machine"
+    states: float = Field(description="weights, gradients and optimiser, GiB")
+    activations: float = Field(description="activations of a step, GiB")
+    total: float = Field(description="all of it with Python, GiB")
+
+# %% ../../nbs/train/95_estimate.ipynb #11fb69e2
+class LocalForecast(BaseModel, extra="forbid"):
+    "A run on this machine, as tried"
+    tokens_per_second: float = Field(description="throughput")
+    mfu: float = Field(description="share of the measured matrix product")
+    seconds: float = Field(description="wall-clock time, seconds")
+    gib: float = Field(description="memory, GiB")
+    cost: float = Field(description="cost in the currency of config/hardware.yaml")
+
+# %% ../../nbs/train/95_estimate.ipynb #a1de6724
+class MachineForecast(BaseModel, extra="forbid"):
+    "A run on one kind of GPU"
+    machine: str = Field(description="name of the GPU")
+    gpus: int = Field(description="number of GPUs")
+    days: float = Field(description="wall-clock time, days")
+    cost: float = Field(description="cost of all of them")
+
+# %% ../../nbs/train/95_estimate.ipynb #8470f663
+class OptimalRun(BaseModel, extra="forbid"):
+    "Best use of as many operations, by results/scaling.csv: value, low and high (95 %)"
+    parameters: list[float] = Field(description="number of parameters that multiply")
+    tokens: list[float] = Field(description="number of tokens to train on")
+    bpb: list[float] = Field(description="bits per byte expected of it")
+
+# %% ../../nbs/train/95_estimate.ipynb #f63736df
+class PastRun(BaseModel, extra="forbid"):
+    "A run beside its prediction"
+    ended: str = Field(description="end of the run, UTC")
+    predicted_seconds: float = Field(description="predicted wall-clock time, seconds")
+    seconds: float = Field(description="wall-clock time, seconds")
+    predicted_gib: float = Field(description="predicted memory, GiB")
+    gib: float = Field(description="memory, GiB")
+
+# %% ../../nbs/train/95_estimate.ipynb #048a63ed
+class EstimateAnswer(BaseModel, extra="forbid"):
+    "What pretraining will take: the answer of `forge estimate --json`"
+    verb: Literal["estimate"] = "estimate"
+    model: str = Field(description="name of the model")
+    parameters: ModelSize = Field(description="size of the model")
+    tokens: int = Field(description="number of tokens to train on")
+    corpus_tokens: int | None = Field(description="number of tokens there are; null before the tokenizer ran")
+    flops: float = Field(description="number of floating-point operations")
+    memory: TrainingMemory = Field(description="memory on one machine")
+    this_machine: LocalForecast | None = Field(description="null where the model does not fit here")
+    best: OptimalRun | None = Field(description="null without results/scaling.csv")
+    machines: list[MachineForecast] = Field(description="kinds of GPU")
+    predictions: list[PastRun] = Field(description="earlier predictions beside the runs")
