@@ -11,12 +11,12 @@ __all__ = ['require_whole_files', 'plan_erasure', 'journal_path', 'read_journal'
 import re, sys, time
 from pathlib import Path
 
-from ..core.dvc import (NotFound, RunFailed, build_pipeline, list_artifact_hashes,
-                               list_completed_studies, list_stale_stages, parse_data_hash, run_dvc, run_git,
-                               trace_downstream)
-from ..core.project import Invalid, atomic, read_json, read_stages, remove_path, write_json
+from ..core.dvc import (build_pipeline, list_artifact_hashes, list_completed_studies, list_stale_stages,
+                               parse_data_hash, run_dvc, trace_downstream)
+from ..core.project import (Invalid, NotFound, RunFailed, atomic, read_json, read_stages, remove_path,
+                                   run_git, write_json)
 from .inventory import (collect_duplicates, collect_fact_rows, drop_csv_rows, find_unique_ngrams,
-                                    hash_file, inventory, list_raw_files, locate_file, make_target,
+                                    describe_file, inventory, list_raw_files, locate_file, make_target,
                                     match_fact_rows, read_csv_text, read_curated, read_texts,
                                     relative_to_data, resolve_targets)
 from .receipt import (build_receipt, compile_path_pattern, list_remaining_copies, prove_erasure,
@@ -60,7 +60,7 @@ def plan_erasure(
     files = {u["file"]: "asked for" for u in targets} | ({} if keep_duplicates else {s: why for s, why in duplicates.items()})
     documents_of = lambda f: [d for d in documents if d["file"] == f]
     removed = [dict(path=f, ids=sorted({d["id"] for d in documents_of(f)} - {""}), kind=documents_of(f)[0]["kind"], documents=len(documents_of(f)),
-                    **hash_file(root/"data"/f), reason=why)
+                    **describe_file(root/"data"/f), reason=why)
                for f, why in files.items()]
     sources = {d["source"] for f in files for d in documents_of(f)}
     return dict(removed=removed, kept_duplicates=[dict(source=s, reason=why) for s, why in duplicates.items()] if keep_duplicates else [],
@@ -169,7 +169,7 @@ def remove_from_data(
         text = read_csv_text(data/"facts"/table)
         remaining = drop_csv_rows(text, match_fact_rows(text, set(journal["sources"])))
         with atomic(data/"facts"/table) as t: t.write_bytes(remaining.encode("utf-8", "surrogateescape"))
-        changed[f"facts/{table}"] = hash_file(data/"facts"/table)["sha256"]
+        changed[f"facts/{table}"] = describe_file(data/"facts"/table)["sha256"]
     checksums = update_checksums((data/"SHA256SUMS").read_text(encoding="utf-8"), removed, changed)
     with atomic(data/"SHA256SUMS") as t: t.write_text(checksums, encoding="utf-8")
 

@@ -4,16 +4,15 @@
 
 # %% auto #0
 __all__ = ['list_raw_files', 'locate_file', 'read_curated', 'inventory', 'match_documents', 'read_texts', 'search_texts',
-           'hash_file', 'hash_ngrams', 'isin_sorted', 'find_unique_ngrams', 'find_similar', 'find_recorded_duplicates',
-           'collect_duplicates', 'get_page_name', 'match_fact_rows', 'drop_csv_rows', 'read_csv_text',
-           'collect_fact_rows', 'make_target', 'relative_to_data', 'resolve_targets']
+           'describe_file', 'hash_ngrams', 'isin_sorted', 'find_unique_ngrams', 'find_similar',
+           'find_recorded_duplicates', 'collect_duplicates', 'get_page_name', 'match_fact_rows', 'drop_csv_rows',
+           'read_csv_text', 'collect_fact_rows', 'make_target', 'relative_to_data', 'resolve_targets']
 
 # %% ../../nbs/ops/00_inventory.ipynb #e1969c56
-import csv, difflib, hashlib, io, json, os, re
+import csv, difflib, io, json, os, re
 from pathlib import Path
 
-from ..core.dvc import NotFound
-from ..core.project import Invalid
+from ..core.project import Invalid, NotFound, hash_file
 
 # %% ../../nbs/ops/00_inventory.ipynb #52876b64
 def list_raw_files(
@@ -103,12 +102,12 @@ def search_texts(
     return [source for source, text in source_texts if normalize(query) in normalize(text)]
 
 # %% ../../nbs/ops/00_inventory.ipynb #8302a3b2
-def hash_file(
+def describe_file(
     path: Path # file
 ) -> dict: # bytes, sha256; None when it is not there
     "Size and SHA-256 of a raw file"
     if not path.is_file(): return dict(bytes=None, sha256=None)
-    with open(path, "rb") as f: return dict(bytes=path.stat().st_size, sha256=hashlib.file_digest(f, "sha256").hexdigest())
+    return dict(bytes=path.stat().st_size, sha256=hash_file(path))
 
 # %% ../../nbs/ops/00_inventory.ipynb #2428cb94
 def hash_ngrams(

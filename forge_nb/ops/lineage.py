@@ -11,9 +11,9 @@ import json, re
 from collections import Counter
 from pathlib import Path
 
-from ..core.dvc import parse_out_hash, paths_overlap, read_cached_rows, run_git, trace_downstream
-from ..core.project import read_stages
-from .inventory import (collect_duplicates, collect_fact_rows, get_page_name, hash_file,
+from ..core.dvc import parse_out_hash, paths_overlap, read_cached_rows, trace_downstream
+from ..core.project import read_stages, run_git
+from .inventory import (collect_duplicates, collect_fact_rows, get_page_name, describe_file,
                                     inventory, resolve_targets)
 
 # %% ../../nbs/ops/10_lineage.ipynb #44e930fd
@@ -148,7 +148,7 @@ def describe_document(
     training = by_kind.get("training", [])
     ids = sorted({d["id"] for d in members} - {""})
     return dict(
-        source=target["source"], path=f"data/{target['file']}", ids=ids, kind=members[0]["kind"], **hash_file(root/"data"/target["file"]),
+        source=target["source"], path=f"data/{target['file']}", ids=ids, kind=members[0]["kind"], **describe_file(root/"data"/target["file"]),
         splits=splits, dropped=[dict(reason=r, detail=t, documents=n) for (r, t), n in reasons.items()],
         clusters=sorted({d["cluster"] for d in members} - {""}),
         near_duplicates=[dict(source=s, reason=why) for s, why in collect_duplicates(members, documents, root).items()],
