@@ -9,7 +9,7 @@ from jsonschema import validate
 from forge_nb.ops.schemas import SCHEMAS
 from forge_nb.core.project import parse_dvc_lock
 
-FORGE = "python -m forge_nb.forge"
+FORGE = "python -m forge_nb.ops.cli"
 TUNED = "sft dpo reward rlhf rl distill".split()
 
 
