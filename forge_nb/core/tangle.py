@@ -670,7 +670,8 @@ def tangle(
     "Check parameters and data, and write what can change a result to build/"
     pages = {read_default_exp(nb): nb for nb in notebooks.values() if read_default_exp(nb)}
     run_pages = {name: nb for name, nb in pages.items() if any(map(is_parameters, nb.cells))}
-    check_sections({name.rpartition(".")[2]: nb for name, nb in run_pages.items()}, all_params(ROOT))
+    stages = {name.rpartition(".")[2]: nb for name, nb in run_pages.items()}
+    check_sections(stages, all_params(ROOT))
     for name, stage in read_stages(ROOT)[0].items():
         if name != "tangle": check_deps(page_of_stage(name), stage, pages)
     check_data(ROOT/"data")

@@ -247,9 +247,9 @@ def tabulate_trials(
     rank = lambda t: (0, sign * t.value, t.number) if is_complete(t) else (1, 0, t.number)
     rows = []
     for t in sorted(list_finished_trials(study), key=rank):
-        value, experiment = (t.value, f"{prefix}-{t.number}") if is_complete(t) else ("", "")
-        row = dict(trial=t.number, state=t.state.name.lower(), value=value)
-        rows.append(row | t.params | dict(experiment=experiment))
+        row = dict(trial=t.number, state=t.state.name.lower(), value="") | t.params | dict(experiment="")
+        if is_complete(t): row |= dict(value=t.value, experiment=f"{prefix}-{t.number}")
+        rows.append(row)
     return rows
 
 # %% ../../nbs/ops/40_sweep.ipynb #969666c5
