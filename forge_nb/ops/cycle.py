@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['group_scores', 'compare_rounds', 'update_kind_weights', 'read_experiment_scores', 'run_round', 'check_cycle',
-           'describe_round', 'cycle', 'format_interval', 'show_cycle']
+           'describe_round', 'cycle', 'format_interval', 'show_cycle', 'SliceChange', 'RoundAnswer', 'CycleAnswer']
 
 # %% ../../nbs/ops/50_cycle.ipynb #1c667c6f
 import json
@@ -179,3 +179,43 @@ def show_cycle(
         lines.append(f"since the start: {since['before']:.3f} → {since['after']:.3f} {format_interval(since)}")
         lines.append(f"to take the last round over: dvc exp apply {last['experiment']} && dvc repro")
     return "\n".join([*lines, f"ended because {answer['ended']}"])
+
+# %% ../../nbs/ops/50_cycle.ipynb #653be41b
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+# %% ../../nbs/ops/50_cycle.ipynb #7e23c644
+class SliceChange(BaseModel, extra="forbid"):
+    "A slice before and after a round"
+    slice: str = Field(description="slice of the evaluation set")
+    n: int = Field(description="number of items")
+    fixed: int = Field(description="number of items whose score rose")
+    broken: int = Field(description="number of items whose score fell")
+    before: float = Field(description="mean before")
+    after: float = Field(description="mean after")
+    diff: float = Field(description="difference of the means")
+    low: float = Field(description="lower end of the 95 % interval")
+    high: float = Field(description="upper end of the 95 % interval")
+    verdict: Literal["better", "worse", "no difference shown"] = Field(description="what the interval shows")
+
+# %% ../../nbs/ops/50_cycle.ipynb #3cfc7144
+class RoundAnswer(BaseModel, extra="forbid"):
+    "A round of refinement"
+    round: int = Field(description="number of the round")
+    experiment: str = Field(description="experiment of DVC")
+    weights: dict[str, float] = Field(description="kind of question → how much more of it")
+    paraphrases_per_fact: int = Field(description="number of new phrasings of a fact, times the weight")
+    changes: list[SliceChange] = Field(description="changes since the round before, all items first, then by slice")
+    since_start: SliceChange = Field(description="change of all items since the first round")
+
+# %% ../../nbs/ops/50_cycle.ipynb #600bce9f
+class CycleAnswer(BaseModel, extra="forbid"):
+    "Rounds of refinement: the answer of `forge cycle --json`"
+    verb: Literal["cycle"] = "cycle"
+    name: str = Field(description="name of the cycle")
+    checkpoint: str = Field(description="checkpoint whose scores drive it")
+    metric: str = Field(description="metric by which items are fixed and broken")
+    rounds: list[RoundAnswer] = Field(description="rounds in order")
+    ended: str = Field(description="reason for the end")
+    folder: str = Field(description="folder with a CSV for each round")
