@@ -209,7 +209,7 @@ def test_the_whole_chain_is_clean_without_its_studies(finished):
 def test_studies_run_beside_the_pipeline_and_forget_reaches_them(finished, tmp_path):
     "On hard links, so that a file which is written where it lies would spoil the cache"
     finished("dvc config --local cache.type hardlink && dvc checkout -q --relink && cd studies && dvc config --local cache.type hardlink")
-    finished(f"cd studies && dvc repro -q effort && dvc exp run -q -n deeper -S ../params.yaml:moe.depth=2 moe && cd .. && dvc repro -q && {COMMIT} studied")
+    finished(f"cd studies && dvc repro -q effort && dvc exp run -q -n deeper -S moe.depth=2 moe && cd .. && dvc repro -q && {COMMIT} studied")
     made = [finished.root/"studies"/p for p in ("artifacts/effort/model/model.safetensors", "artifacts/moe/loads.json", "reports/effort.ipynb", "reports/moe.ipynb")]
     assert all(p.exists() for p in made) and not (finished.root/"reports/moe.ipynb").exists()
     finished("dvc gc -q --workspace --force && rm -r studies/reports && cd studies && dvc checkout effort moe")
