@@ -351,7 +351,7 @@ def distill(
     eval_items, reward = sorted(read_jsonl(eval_set), key=lambda r: stable_uniform(r["id"]))[:num_eval_items], RewardFunction(kpi_file)
     measured_models = [(m, measure_kpi(name, m, tokenizer, eval_items, reward, max_new_tokens), held_out_bpb(m, tokenizer, documents/"valid.jsonl")) for name, m in (
         ("teacher", teacher_model), ("student", load_model(student_folder)[0]), ("alone", load_model(control_folder)[0]))]
-    for (m, _, _), name in zip(measured_models[1:], ("model", "alone")): save_with_manifest(m, tokenizer, out/name)
+    for (m, _, _), name in zip(measured_models[1:], ("model", "student_without_teacher")): save_with_manifest(m, tokenizer, out/name)
     write_csv(out/"curve.csv", off_policy_curve + on_policy_curve + control_curve)
     losses = {f"loss_{name}_{end}": round(c[i]["loss"], 4) for name, c in (("off_policy", off_policy_curve), ("on_policy", on_policy_curve), ("alone", control_curve)) for end, i in (("first", 0), ("last", -1))}
     metrics = dict(questions=len(qa_rows), passages=len(passage_rows), tokens=sum(len(r["input_ids"]) for r in conversations + passage_rows), steps_off_policy=off_policy_steps, steps_on_policy=on_policy_steps) | losses | compare_student(*measured_models)

@@ -161,7 +161,7 @@ def test_a_shallow_clone(little, tmp_path):
     assert CLEAN in other("dvc status") and CLEAN in other("dvc repro")
     other("dvc exp run -q -n one -S ngram.order=3 && git checkout -q . && dvc exp apply one")
     assert order(other) == 3
-    said = other("python -m forge_nb.forge sweep ngram.order=2,3 --metric ngram:bpb --trials 1", rc=2)
+    said = other("python -m forge_nb.ops.cli sweep ngram.order=2,3 --metric ngram:bpb --trials 1", rc=2)
     assert said.splitlines()[-1].startswith("error: this clone is shallow") and "git fetch --unshallow" in said and "Traceback" not in said
 
 
@@ -180,7 +180,7 @@ def test_an_experiment_beside_the_tree_finds_the_base_of_its_project(little):
     for place in ("own", ".cache/bases/smollm2"):
         (little.root/place).mkdir(parents=True)
         for name in ("config.json", "model.safetensors"): (little.root/place/name).touch()
-    asked = "import forge_nb.bases as b; b.weights_digest = lambda folder: b.catalogue()['smollm2']['weights']; b.found = lambda folder, name: folder; print(b.find('own')[0], b.find('smollm2')[0])"
+    asked = "import forge_nb.train.bases as b; b.hash_weights = lambda folder: b.load_catalogue()['smollm2']['weights']; b.check_model_folder = lambda folder, name: folder; print(b.find_base('own')[0], b.find_base('smollm2')[0])"
     try: assert little(f'git clone -q . {beside} && cd {beside} && python -c "{asked}"') == f"{little.root}/own {little.root}/.cache/bases/smollm2\n"
     finally: little(f"rm -rf own .cache/bases {beside}")
 
@@ -216,8 +216,8 @@ def test_studies_run_beside_the_pipeline_and_forget_reaches_them(finished, tmp_p
     assert all(p.exists() for p in made) and finished("git status --porcelain") == ""
     for project in (".", "studies"): assert CLEAN in finished(f"cd {project} && dvc status {'effort moe' if project == 'studies' else ''}")
     page = next(json.loads(line)["source"] for line in open(finished.root/"artifacts/curate/documents/train.jsonl", encoding="utf-8") if '"kind": "docs"' in line)
-    assert "studies/artifacts/effort/model" in finished(f"python -m forge_nb.forge whereis '{page}'")
-    answer = json.loads(finished(f"python -m forge_nb.forge forget '{page}' --yes --json 2>.git/said"))
+    assert "studies/artifacts/effort/model" in finished(f"python -m forge_nb.ops.cli whereis '{page}'")
+    answer = json.loads(finished(f"python -m forge_nb.ops.cli forget '{page}' --yes --json 2>.git/said"))
     assert "effort" in answer["ran"] and answer["proof"]["up_to_date"] and "cd studies && dvc gc" in json.dumps(answer["remaining_copies"])
     assert {a["path"]: a["old"] != a["new"] for a in answer["artifacts"]}["studies/artifacts/effort/model"]
     for cache in (".dvc/cache", "studies/.dvc/cache"): assert not spoiled(finished.root/cache)

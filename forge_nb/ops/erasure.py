@@ -16,10 +16,10 @@ import re, sys, time
 from pathlib import Path
 from typing import Literal
 
-from ..core.dvc import (NotFound, RunFailed, build_pipeline, list_artifact_hashes,
-                               list_completed_studies, list_stale_stages, parse_data_hash, run_dvc, run_git,
-                               trace_downstream)
-from ..core.project import Invalid, atomic, read_json, read_stages, remove_path, write_json
+from ..core.dvc import (build_pipeline, list_artifact_hashes, list_completed_studies, list_stale_stages,
+                               parse_data_hash, run_dvc, trace_downstream)
+from ..core.project import (Invalid, NotFound, RunFailed, atomic, read_json, read_stages, remove_path,
+                                   run_git, write_json)
 from .inventory import (NearDuplicate, collect_duplicates, collect_fact_rows, describe_raw_file,
                                     drop_csv_rows, find_unique_ngrams, inventory, list_raw_files, locate_file,
                                     make_target, match_fact_rows, read_csv_text, read_curated, read_texts,

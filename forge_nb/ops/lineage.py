@@ -16,8 +16,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Literal
 
-from ..core.dvc import parse_out_hash, read_cached_rows, run_git, trace_downstream
-from ..core.project import read_stages
+from ..core.dvc import parse_out_hash, read_cached_rows, trace_downstream
+from ..core.project import read_stages, run_git
 from .inventory import (NearDuplicate, collect_duplicates, collect_fact_rows, describe_raw_file,
                                     get_page_name, inventory, resolve_targets)
 from pydantic import BaseModel, Field

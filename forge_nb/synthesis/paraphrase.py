@@ -13,9 +13,8 @@ import random, re
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from ..core.project import Invalid, Progress, load_params, stable_uniform
-from .endpoint import (hash_weights, load_or_create, open_client, post_completion,
-                                         sample_answers)
+from ..core.project import Invalid, Progress, hash_weights, load_params, stable_uniform
+from .endpoint import load_or_create, open_client, post_completion, sample_answers
 
 # %% ../../nbs/synthesis/10_paraphrase.ipynb #b380ab32
 PHRASING_FORMS = "ask lowered bare hasty typo".split()  # of a phrasing; what they are stands in company/paraphrases.yaml
@@ -130,7 +129,7 @@ def paraphrase_with_model(
 ) -> list: # replies
     "New phrasings by a model from a folder"
     from forge_nb.train.model import load_model
-    weights_id, (model, tokenizer) = hash_weights(path), load_model(path)
+    weights_id, (model, tokenizer) = hash_weights(path)[:8], load_model(path)
     if not tokenizer.chat_template: raise Invalid(f"synth.teacher_model: {path} has no chat template; a teacher is told what to do in a chat")
     answers, progress = [], Progress("teacher", len(jobs))
     for start in range(0, len(jobs), batch_size):
@@ -213,5 +212,5 @@ def paraphrase_questions(
     for field, value in (("teacher_model", model),) if teacher == "model" else (("teacher_url", url), ("teacher_name", name)):
         if not value: raise Invalid(f"params.yaml: the teacher `{teacher}` needs `synth.{field}`")
     if temperature < 0 or parallel < 1 or timeout <= 0: raise Invalid("params.yaml: `synth.teacher_temperature` is 0 or more, `teacher_parallel` 1 or more, `teacher_timeout` more than 0")
-    if teacher == "model": return paraphrase_with_model(jobs, Path(model), temperature=temperature, seed=seed, folder=folder), f"model {hash_weights(Path(model))}"
+    if teacher == "model": return paraphrase_with_model(jobs, Path(model), temperature=temperature, seed=seed, folder=folder), f"model {hash_weights(Path(model))[:8]}"
     return paraphrase_with_endpoint(jobs, url, name, key=key, temperature=temperature, seed=seed, parallel=parallel, timeout=timeout, folder=folder), name
