@@ -86,7 +86,7 @@ def find_removable_duplicates(
         if file not in target_files and (root/"data"/file).is_file(): found[source] = reason
     return found
 
-# %% ../../nbs/ops/30_erasure.ipynb #5de8ebff
+# %% ../../nbs/ops/30_erasure.ipynb #374a950d
 def describe_removal(
     root: Path, # folder of the project
     file: str, # path inside data/
@@ -97,8 +97,8 @@ def describe_removal(
     members = [d for d in documents if d["file"] == file]
     ids = sorted({d["id"] for d in members} - {""})
     size_and_hash = describe_raw_file(root/"data"/file)
-    return RemovedFile(path=file, ids=ids, kind=members[0]["kind"], documents=len(members), reason=reason,
-                       **size_and_hash)
+    return RemovedFile(path=file, ids=ids, kind=members[0]["kind"], documents=len(members),
+                       reason=reason, **size_and_hash)
 
 # %% ../../nbs/ops/30_erasure.ipynb #bc48a8f7
 def plan_erasure(
@@ -121,7 +121,8 @@ def plan_erasure(
     return ErasurePlan(
         removed=[describe_removal(root, file, reason, documents) for file, reason in files.items()],
         kept_duplicates=[NearDuplicate(source=s, reason=reason) for s, reason in kept.items()],
-        facts=[FactRowCount(table=t, rows=len(rows)) for t, rows in facts.items()], tables=tables)
+        facts=[FactRowCount(table=t, rows=len(rows)) for t, rows in facts.items()],
+        tables=tables)
 
 # %% ../../nbs/ops/30_erasure.ipynb #0e071839
 def journal_path(
