@@ -96,7 +96,7 @@ def require_commit(
     if run_git(root, "rev-parse", "--is-shallow-repository") == "true": raise Invalid(
         "this clone is shallow, and DVC loses an experiment that runs beside it; `git fetch --unshallow` first")
     if Repo(str(root)).config["core"].get("no_scm"): raise Invalid(
-        "DVC is set to work without git, and experiments need it; `dvc config --local --unset core.no_scm`")
+        "DVC is told to do without git, and experiments need it; `dvc config --local --unset core.no_scm`")
 
 # %% ../../nbs/core/20_dvc.ipynb #5fa72012
 def list_experiments(
@@ -180,18 +180,18 @@ def parse_out_hash(
 
 # %% ../../nbs/core/20_dvc.ipynb #c513da41
 def read_cached_rows(
-    root: Path, # of the project
-    out_hash: str # hash of an out in dvc.lock: a file of JSON lines, or a folder of them
-): # dicts, or None when the cache does not hold all of it
+    root: Path, # root folder of the project
+    out_hash: str # hash of an out, as dvc.lock has it: a file of JSON lines, or a folder of them
+): # iterator of dicts; None when the cache does not hold all of the out
     "Read the rows of an out of JSON lines from DVC's cache"
     from dvc.repo import Repo
     cache = Repo(root).cache.local
-    cache_path = lambda oid: Path(cache.oid_to_path(oid))
-    if not out_hash or not cache_path(out_hash).exists(): return None
-    files = [cache_path(out_hash)]
+    cached = lambda digest: Path(cache.oid_to_path(digest))
+    if not out_hash or not cached(out_hash).exists(): return None
+    files = [cached(out_hash)]
     if out_hash.endswith(".dir"):
         entries = json.loads(files[0].read_text(encoding="utf-8"))
-        files = [cache_path(entry["md5"]) for entry in entries if entry["relpath"].endswith(".jsonl")]
+        files = [cached(entry["md5"]) for entry in entries if entry["relpath"].endswith(".jsonl")]
     if not all(f.exists() for f in files): return None
     return (json.loads(line) for f in files for line in open(f, newline="\n", encoding="utf-8"))
 
@@ -258,13 +258,13 @@ def trace_downstream(
     lock: dict, # stages of dvc.lock
     start, # iterable of paths
     *,
-    matching_files = lambda out: [out], # files of an out that hold what started
+    matching_files = lambda out: [out], # function: files of an out that hold what started
     follow_metrics: bool = False # whether metrics and plots lead further, as they do for DVC
 ) -> list: # stages reached: stage, by: paths, outs: [path, hash, files]
     "Find the stages that something in `start` reaches, in running order, and what they made of it"
     affected, found = set(start), []
     for name, stage in build_pipeline(graph, lock).items():
-        by = sorted({p for p in affected for dep in stage["deps"] if paths_overlap(p, dep)})
+        by = sorted({path for path in affected for dep in stage["deps"] if paths_overlap(path, dep)})
         if not by: continue
         outs, ends_here = [], set() if follow_metrics else stage["metrics_and_plots"]
         for out, digest in stage["outs"].items():

@@ -41,9 +41,9 @@ def print_error(
 
 # %% ../../nbs/ops/90_cli.ipynb #7cafeddf
 try:
-    from forge_nb.core.project import NotFound, RunFailed
     from forge_nb.core.dvc import list_stale_stages, run_dvc
-    from forge_nb.core.project import Invalid, ROOT, explain_disk_error, load_params, read_csv, read_stages
+    from forge_nb.core.project import (Invalid, NotFound, ROOT, RunFailed, explain_disk_error, load_params,
+                                       read_csv, read_stages)
     from forge_nb.ops.erasure import (build_dry_run, check_data_recorded, forget, format_undo, plan_erasure,
                                       read_journal, start_journal, undo_pending)
     from forge_nb.ops.inventory import relative_to_data

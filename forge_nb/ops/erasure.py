@@ -16,10 +16,10 @@ import re, sys, time
 from pathlib import Path
 from typing import Literal
 
-from ..core.project import NotFound, RunFailed, run_git
-from ..core.dvc import (build_pipeline, list_artifact_hashes, list_completed_studies,
-                               list_stale_stages, parse_data_hash, run_dvc, trace_downstream)
-from ..core.project import Invalid, atomic, read_json, read_stages, remove_path, write_json
+from ..core.dvc import (build_pipeline, list_artifact_hashes, list_completed_studies, list_stale_stages,
+                               parse_data_hash, run_dvc, trace_downstream)
+from ..core.project import (Invalid, NotFound, RunFailed, atomic, read_json, read_stages, remove_path,
+                                   run_git, write_json)
 from .inventory import (NearDuplicate, collect_duplicates, collect_fact_rows, describe_raw_file,
                                     drop_csv_rows, find_unique_ngrams, inventory, list_raw_files, locate_file,
                                     make_target, match_fact_rows, read_csv_text, read_curated, read_texts,
@@ -86,7 +86,7 @@ def find_removable_duplicates(
         if file not in target_files and (root/"data"/file).is_file(): found[source] = reason
     return found
 
-# %% ../../nbs/ops/30_erasure.ipynb #5de8ebff
+# %% ../../nbs/ops/30_erasure.ipynb #374a950d
 def describe_removal(
     root: Path, # folder of the project
     file: str, # path inside data/
@@ -97,8 +97,8 @@ def describe_removal(
     members = [d for d in documents if d["file"] == file]
     ids = sorted({d["id"] for d in members} - {""})
     size_and_hash = describe_raw_file(root/"data"/file)
-    return RemovedFile(path=file, ids=ids, kind=members[0]["kind"], documents=len(members), reason=reason,
-                       **size_and_hash)
+    return RemovedFile(path=file, ids=ids, kind=members[0]["kind"], documents=len(members),
+                       reason=reason, **size_and_hash)
 
 # %% ../../nbs/ops/30_erasure.ipynb #bc48a8f7
 def plan_erasure(
@@ -121,7 +121,8 @@ def plan_erasure(
     return ErasurePlan(
         removed=[describe_removal(root, file, reason, documents) for file, reason in files.items()],
         kept_duplicates=[NearDuplicate(source=s, reason=reason) for s, reason in kept.items()],
-        facts=[FactRowCount(table=t, rows=len(rows)) for t, rows in facts.items()], tables=tables)
+        facts=[FactRowCount(table=t, rows=len(rows)) for t, rows in facts.items()],
+        tables=tables)
 
 # %% ../../nbs/ops/30_erasure.ipynb #0e071839
 def journal_path(

@@ -13,8 +13,7 @@ __all__ = ['list_raw_files', 'locate_file', 'read_curated', 'explain_absence', '
 import csv, difflib, io, json, os, re
 from pathlib import Path
 
-from ..core.project import NotFound
-from ..core.project import Invalid
+from ..core.project import Invalid, NotFound, hash_file
 from pydantic import BaseModel, Field
 
 # %% ../../nbs/ops/00_inventory.ipynb #52876b64
@@ -140,8 +139,7 @@ def describe_raw_file(
 ) -> dict: # bytes, sha256; None when it is not there
     "Give the size and SHA-256 of a raw file"
     if not path.is_file(): return dict(bytes=None, sha256=None)
-    with open(path, "rb") as f: digest = hashlib.file_digest(f, "sha256")
-    return dict(bytes=path.stat().st_size, sha256=digest.hexdigest())
+    return dict(bytes=path.stat().st_size, sha256=hash_file(path))
 
 # %% ../../nbs/ops/00_inventory.ipynb #2428cb94
 def hash_ngrams(

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..core.dvc import parse_out_hash, read_cached_rows, trace_downstream
-from ..core.project import run_git
-from ..core.project import read_stages
+from ..core.project import read_stages, run_git
 from .inventory import (NearDuplicate, collect_duplicates, collect_fact_rows, describe_raw_file,
                                     get_page_name, inventory, resolve_targets)
 from pydantic import BaseModel, Field
@@ -95,7 +94,7 @@ def classify_row(
     if "parents" not in row: return "documents" if "source" in row else "rows"
     return "eval_set" if "choices" in row else "training"
 
-# %% ../../nbs/ops/10_lineage.ipynb #e8967cbe
+# %% ../../nbs/ops/10_lineage.ipynb #971af689
 def rows_naming(
     rows, # dicts
     tracked_names: set, # names of what is looked for; those of the rows that are found are added
@@ -111,7 +110,8 @@ def rows_naming(
         if not row_names & tracked_names and not names_page(row, row_names, pages): continue
         tracked_names |= {row[k] for k in ("id", "fact") if row.get(k)}
         found |= dict(kind=classify_row(row), rows=found["rows"] + 1)
-        if len(examples) < 5: examples.append(str(row.get("id", row.get("item", ""))))
+        name = row.get("id", row.get("item", ""))
+        if len(examples) < 5: examples.append(str(name))
     return found if has_provenance or is_empty else None
 
 # %% ../../nbs/ops/10_lineage.ipynb #dc6d1563
@@ -294,8 +294,9 @@ def describe_document(
     num_training_rows = sum(m.rows for m in matches["training"])
     ids, clusters = (sorted({d[k] for d in members} - {""}) for k in ("id", "cluster"))
     return DocumentTrace(
-        source=target["source"], path=f"data/{target['file']}", kind=members[0]["kind"], ids=ids,
-        **describe_raw_file(root/"data"/target["file"]), splits=splits, dropped=dropped, clusters=clusters,
+        source=target["source"], path=f"data/{target['file']}", kind=members[0]["kind"],
+        ids=ids, clusters=clusters, splits=splits, dropped=dropped,
+        **describe_raw_file(root/"data"/target["file"]),
         near_duplicates=[NearDuplicate(source=s, reason=reason) for s, reason in duplicates.items()],
         facts=[FactRowNumbers(table=t, rows=rows) for t, rows in trace["facts"].items()],
         training=matches["training"], eval_set=matches["eval_set"], reached=reached, history=None,

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LOSS_LINE', 'parse_choices', 'parse_range', 'find_field', 'parse_axis', 'choose_objective', 'resolve_objective',
            'get_metric', 'LossTracker', 'run_watched', 'check_settings', 'open_study', 'list_finished_trials',
-           'record_trial', 'run_trials', 'tabulate_trial', 'tabulate_trials', 'plot_trials', 'last_stage', 'drop_axes',
-           'describe_trial', 'prepare_search', 'sweep', 'tabulate_best', 'show_sweep', 'TrialAnswer', 'SweepAnswer']
+           'record_trial', 'run_trials', 'tabulate_trials', 'plot_trials', 'last_stage', 'drop_axes', 'describe_trial',
+           'prepare_search', 'sweep', 'tabulate_best', 'show_sweep', 'TrialAnswer', 'SweepAnswer']
 
 # %% ../../nbs/ops/40_sweep.ipynb #045db33a
 import difflib, json, re
@@ -237,27 +237,20 @@ def run_trials(
             raise Invalid(f"the first three trials failed; the last said: {errors[-1]}")
 
 # %% ../../nbs/ops/40_sweep.ipynb #9b98236c
-def tabulate_trial(
-    trial, # optuna.trial.FrozenTrial
-    prefix: str # start of the experiments' names
-) -> dict: # trial, state, value, a key for each axis, experiment; value and experiment of complete trials alone
-    "Make a trial's row"
-    is_complete = trial.state.name == "COMPLETE"
-    head = dict(trial=trial.number, state=trial.state.name.lower(), value=trial.value if is_complete else "")
-    return head | trial.params | dict(experiment=f"{prefix}-{trial.number}" if is_complete else "")
-
-# %% ../../nbs/ops/40_sweep.ipynb #5fa74026
 def tabulate_trials(
     study, # optuna.Study
     prefix: str # start of the experiments' names
-) -> list: # dicts of tabulate_trial
+) -> list: # dicts: trial, state, value, a key for each axis, experiment
     "List every trial, the best first"
     sign = 1 if study.direction.name == "MINIMIZE" else -1
-    finished = list_finished_trials(study)
-    complete = [t for t in finished if t.state.name == "COMPLETE"]
-    others = [t for t in finished if t.state.name != "COMPLETE"]
-    best_first = sorted(complete, key=lambda t: (sign * t.value, t.number))
-    return [tabulate_trial(t, prefix) for t in [*best_first, *others]]
+    is_complete = lambda t: t.state.name == "COMPLETE"
+    rank = lambda t: (0, sign * t.value, t.number) if is_complete(t) else (1, 0, t.number)
+    rows = []
+    for t in sorted(list_finished_trials(study), key=rank):
+        row = dict(trial=t.number, state=t.state.name.lower(), value="") | t.params | dict(experiment="")
+        if is_complete(t): row |= dict(value=t.value, experiment=f"{prefix}-{t.number}")
+        rows.append(row)
+    return rows
 
 # %% ../../nbs/ops/40_sweep.ipynb #969666c5
 def plot_trials(
