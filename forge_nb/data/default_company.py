@@ -14,7 +14,8 @@ __all__ = ['ARCHIVES', 'CHECK_LEVELS', 'OBJECT_DIRECTIVE', 'FILTER_EXAMPLE', 'TR
 import ast, functools, gettext, hashlib, html, importlib.util, re, shutil, subprocess, sys, tarfile, tempfile
 from pathlib import Path
 
-from ..core.project import Invalid, ROOT, atomic, run_cli, write_csv
+from ..core.dvc import run_dvc
+from ..core.project import Invalid, ROOT, RunFailed, atomic, run_cli, write_csv
 from ..core.tangle import check_data, write_checksums
 
 # %% ../../nbs/data/00_default_company.ipynb #5bafd069
@@ -319,12 +320,12 @@ NO_SCM_REMEDY = "`git init`, or `dvc config --local core.no_scm true`"  # DVC wi
 # %% ../../nbs/data/00_default_company.ipynb #fc4c028f
 def record_data():
     "Hash data/ into data.dvc and DVC's cache, or say what keeps DVC from it"
-    result = subprocess.run([sys.executable, "-m", "dvc", "add", "data"], cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
-    if not result.returncode: return
-    reason = next((x for x in result.stderr.splitlines() if x.startswith("ERROR: ")), "ERROR: no reason given").removeprefix("ERROR: ")
-    if "is not a git repository" in reason: raise Invalid(f"this folder is no git repository: {NO_SCM_REMEDY}")
-    if "is git-ignored" in reason: raise Invalid(f"the git repository around this folder ignores it: {NO_SCM_REMEDY}")
-    raise Invalid(f"`dvc add data` failed: {reason}")
+    try: run_dvc(ROOT, "add", "data")
+    except RunFailed as e:
+        if "is not a git repository" in str(e): raise Invalid(f"this folder is no git repository: {NO_SCM_REMEDY}") from None
+        if "is git-ignored" in str(e):
+            raise Invalid(f"the git repository around this folder ignores it: {NO_SCM_REMEDY}") from None
+        raise
 
 # %% ../../nbs/data/00_default_company.ipynb #4f9675d6
 def check_data_hash():

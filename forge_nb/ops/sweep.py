@@ -243,8 +243,9 @@ def tabulate_trial(
 ) -> dict: # trial, state, value, a key for each axis, experiment; value and experiment of complete trials alone
     "Make a trial's row"
     is_complete = trial.state.name == "COMPLETE"
-    head = dict(trial=trial.number, state=trial.state.name.lower(), value=trial.value if is_complete else "")
-    return head | trial.params | dict(experiment=f"{prefix}-{trial.number}" if is_complete else "")
+    value, experiment = (trial.value, f"{prefix}-{trial.number}") if is_complete else ("", "")
+    head = dict(trial=trial.number, state=trial.state.name.lower(), value=value)
+    return head | trial.params | dict(experiment=experiment)
 
 # %% ../../nbs/ops/40_sweep.ipynb #5fa74026
 def tabulate_trials(
