@@ -157,7 +157,7 @@ def card(
         effects_note=f"artifacts/evaluate/effects.csv{citations.add_footnote('artifacts/evaluate/effects.csv')}",
         architecture=read_json(artifacts/"rl"/"model"/"config.json")["architectures"][0], params=param_rows,
         params_note=f"{params.name}{citations.add_footnote(params.name)}",
-        question=read_jsonl(artifacts/"synth"/"exam"/"items.jsonl")[0]["question"])
+        question=read_jsonl(artifacts/"synth"/"eval_set"/"items.jsonl")[0]["question"])
     text += "\n" + "".join(f"[^{n}]: {source}\n" for n, source in enumerate(citations.footnotes, 1))
     with atomic(out/"README.md") as t: t.write_text(text, encoding="utf-8")
     write_json(out/"metrics.json", dict(citations=len(citations.footnotes)))

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LOSS_LINE', 'parse_choices', 'parse_range', 'find_field', 'parse_axis', 'choose_objective', 'resolve_objective',
            'get_metric', 'LossTracker', 'run_watched', 'check_settings', 'open_study', 'list_finished_trials',
-           'record_trial', 'run_trials', 'tabulate_trials', 'plot_trials', 'last_stage', 'drop_axes', 'describe_trial',
-           'prepare_search', 'sweep', 'tabulate_best', 'show_sweep', 'TrialAnswer', 'SweepAnswer']
+           'record_trial', 'run_trials', 'tabulate_trial', 'tabulate_trials', 'plot_trials', 'last_stage', 'drop_axes',
+           'describe_trial', 'prepare_search', 'sweep', 'tabulate_best', 'show_sweep']
 
 # %% ../../nbs/ops/40_sweep.ipynb #045db33a
 import difflib, json, re
@@ -237,20 +237,28 @@ def run_trials(
             raise Invalid(f"the first three trials failed; the last said: {errors[-1]}")
 
 # %% ../../nbs/ops/40_sweep.ipynb #9b98236c
+def tabulate_trial(
+    trial, # optuna.trial.FrozenTrial
+    prefix: str # start of the experiments' names
+) -> dict: # trial, state, value, a key for each axis, experiment; value and experiment of complete trials alone
+    "Make a trial's row"
+    is_complete = trial.state.name == "COMPLETE"
+    value, experiment = (trial.value, f"{prefix}-{trial.number}") if is_complete else ("", "")
+    head = dict(trial=trial.number, state=trial.state.name.lower(), value=value)
+    return head | trial.params | dict(experiment=experiment)
+
+# %% ../../nbs/ops/40_sweep.ipynb #5fa74026
 def tabulate_trials(
     study, # optuna.Study
     prefix: str # start of the experiments' names
-) -> list: # dicts: trial, state, value, a key for each axis, experiment
+) -> list: # dicts of tabulate_trial
     "List every trial, the best first"
     sign = 1 if study.direction.name == "MINIMIZE" else -1
-    is_complete = lambda t: t.state.name == "COMPLETE"
-    rank = lambda t: (0, sign * t.value, t.number) if is_complete(t) else (1, 0, t.number)
-    rows = []
-    for t in sorted(list_finished_trials(study), key=rank):
-        row = dict(trial=t.number, state=t.state.name.lower(), value="") | t.params | dict(experiment="")
-        if is_complete(t): row |= dict(value=t.value, experiment=f"{prefix}-{t.number}")
-        rows.append(row)
-    return rows
+    finished = list_finished_trials(study)
+    complete = [t for t in finished if t.state.name == "COMPLETE"]
+    others = [t for t in finished if t.state.name != "COMPLETE"]
+    best_first = sorted(complete, key=lambda t: (sign * t.value, t.number))
+    return [tabulate_trial(t, prefix) for t in [*best_first, *others]]
 
 # %% ../../nbs/ops/40_sweep.ipynb #969666c5
 def plot_trials(
@@ -388,27 +396,3 @@ def show_sweep(
         values = " ".join(f"-S {k}={json.dumps(complete[0][k])}" for k in axes)
         lines.append(f"to take the best one over: dvc exp run {values}")
     return "\n".join(lines)
-
-# %% ../../nbs/ops/40_sweep.ipynb #653be41b
-from typing import Literal
-
-from pydantic import BaseModel, Field
-
-# %% ../../nbs/ops/40_sweep.ipynb #b6a24239
-class TrialAnswer(BaseModel, extra="allow"):
-    "A trial; beside these fields it has one for each axis"
-    trial: int = Field(description="number of the trial")
-    state: Literal["complete", "pruned", "fail"] = Field(description="how it ended")
-    value: float | Literal[""] = Field(description="value of the metric; empty unless complete")
-    experiment: str = Field(description="experiment of DVC; empty unless complete")
-
-# %% ../../nbs/ops/40_sweep.ipynb #c6a47998
-class SweepAnswer(BaseModel, extra="forbid"):
-    "A search over parameters: the answer of `forge sweep --json`"
-    verb: Literal["sweep"] = "sweep"
-    name: str = Field(description="name of the search")
-    metric: str = Field(description="STAGE:KEY")
-    less_is_better: bool = Field(description="whether the metric is to be small")
-    trials: list[TrialAnswer] = Field(description="trials, the best first")
-    best: str | None = Field(description="experiment of the best trial")
-    folder: str = Field(description="folder with trials.csv and parallel.png")
