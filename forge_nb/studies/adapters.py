@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..metrics.graders import grade_answer
+from ..metrics.graders import grade_value
 from ..metrics.stats import bootstrap_difference
 from ..train.model import generate_texts
 from ..train.trainer import held_out_bpb, run_trainer
@@ -56,7 +56,7 @@ def run_adapter_variant(
     merged, merge_stats = merge_and_check(trainer.model, Path(base), tokenized_rows[:8], "adapters")
     items = read_jsonl(Path(eval_set))[:num_eval_items]
     prompts = tokenizer.apply_chat_template([[dict(role="user", content=i["question"])] for i in items], tokenize=False, add_generation_prompt=True)
-    verdicts = [grade_answer(text, finished, i["answer"]) for i, (text, finished) in zip(items, generate_texts(merged, tokenizer, prompts, max_new_tokens=max_new_tokens))]
+    verdicts = [grade_value(text, finished, i["answer"]) for i, (text, finished) in zip(items, generate_texts(merged, tokenizer, prompts, max_new_tokens=max_new_tokens))]
     bpb = held_out_bpb(merged, tokenizer, Path(documents)/"valid.jsonl")
     write_json(Path(out), dict(method=method, memory=memory, curve=curve, adapter=merge_stats, verdicts=verdicts, bpb=bpb))
 
