@@ -151,7 +151,7 @@ def parse_paraphrase(
 # %% ../../nbs/synthesis/10_paraphrase.ipynb #c2a262d2
 PARAPHRASERS = "templates model endpoint".split()
 
-# %% ../../nbs/synthesis/10_paraphrase.ipynb #e8950326
+# %% ../../nbs/synthesis/10_paraphrase.ipynb #5bf9278a
 @dataclass
 class ParaphraseConfig:
     "Which paraphraser, and how it is asked"
@@ -168,10 +168,10 @@ class ParaphraseConfig:
         needed = dict(templates=(), model=("model", ), endpoint=("url", "name"))
         if self.teacher not in PARAPHRASERS:
             raise Invalid(f"params.yaml: `synth.teacher` is {self.teacher!r}; "
-                          f"the teachers are {', '.join(PARAPHRASERS)}")
+                          f"it must be one of {', '.join(PARAPHRASERS)}")
         for field in needed[self.teacher]:
             if not getattr(self, field):
-                raise Invalid(f"params.yaml: the teacher `{self.teacher}` needs `synth.teacher_{field}`")
+                raise Invalid(f"params.yaml: `synth.teacher: {self.teacher}` needs `synth.teacher_{field}`")
         if self.temperature < 0 or self.parallel < 1 or self.timeout <= 0:
             raise Invalid("params.yaml: `synth.teacher_temperature` is 0 or more, `teacher_parallel` 1 or more, "
                           "`teacher_timeout` more than 0")
