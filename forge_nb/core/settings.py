@@ -37,8 +37,8 @@ def describe_fault(
     model: type, # model, or mapping of models, that was asked for
     error: ValidationError # exception that the model raised
 ) -> str: # field and what is wrong with it
-    "Put the first fault of a value into words"
-    fault = error.errors(include_url=False)[0]
+    "Put one fault of a value into words"
+    fault = min(error.errors(include_url=False), key=lambda fault: fault["type"] != "extra_forbidden")
     path = fault["loc"]
     field = ".".join(map(str, path))
     if fault["type"] == "missing": return f"field `{field}` is missing; add it"
