@@ -68,13 +68,13 @@ def collect_columns(
     for fact in inputs.known_facts: columns[fact["kind"]].update(fact["fill"])
     return columns
 
-# %% ../nbs/20_synth.ipynb #aa21dabf
+# %% ../nbs/20_synth.ipynb #4078895d
 def propose_paraphrases(
     inputs: SynthInputs, # facts, kinds and voices
     config: ParaphraseConfig, # paraphraser
     paraphrases_file: Path, # company/paraphrases.yaml
     paraphrases_per_fact: float, # number of new phrasings of a fact, on average
-    paraphrase_weights: list, # multiples of that number, as `kind=weight`
+    paraphrase_weights: list, # multiples of the number of new phrasings by kind, as `kind=weight`
     seed: int # random seed of the draws
 ) -> tuple: # rows with `messages` or `error`, and the name of the generator
     "Have trained facts asked in other words"
@@ -183,14 +183,14 @@ def synth(
     num_eval_items: int, # number of items in each part
     num_pairs: int, # number of preference pairs
     paraphrases_per_fact: float, # number of new phrasings of a fact, on average
-    paraphrase_weights: list, # multiples of that number, as `kind=weight`
+    paraphrase_weights: list, # multiples of the number of new phrasings by kind, as `kind=weight`
     dedup_threshold: float, # Jaccard similarity from which a phrasing is nothing new
     num_reasoning: int, # number of questions about two facts
-    train_on_reasoning: bool, # whether sft sees them
+    train_on_reasoning: bool, # whether sft sees questions about two facts
     teacher: str, # paraphraser: templates, model or endpoint
-    teacher_model: str, # folder of a model
-    teacher_url: str, # address of an endpoint
-    teacher_name: str, # name of a model there
+    teacher_model: str, # folder of the model, for `model`
+    teacher_url: str, # address of the endpoint, for `endpoint`
+    teacher_name: str, # name of the model behind the endpoint
     teacher_key: str, # name of the environment variable that holds the key
     teacher_temperature: float, # temperature of a model's sampling
     teacher_parallel: int, # number of requests at a time

@@ -151,14 +151,14 @@ def parse_paraphrase(
 # %% ../../nbs/synthesis/10_paraphrase.ipynb #c2a262d2
 PARAPHRASERS = "templates model endpoint".split()
 
-# %% ../../nbs/synthesis/10_paraphrase.ipynb #5bf9278a
+# %% ../../nbs/synthesis/10_paraphrase.ipynb #a5742305
 @dataclass
 class ParaphraseConfig:
     "Which paraphraser, and how it is asked"
     teacher: str # paraphraser of PARAPHRASERS
     model: str # folder of the model, for `model`
     url: str # address of the server, for `endpoint`
-    name: str # name of a model there, for `endpoint`
+    name: str # name of the model, for `endpoint`
     key: str # name of the environment variable that holds the key, for `endpoint`
     temperature: float # temperature of a model's sampling
     parallel: int # number of requests at a time, for `endpoint`
