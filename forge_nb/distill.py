@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .metrics.graders import HOUSE_STYLE_PATTERN
+from .core.settings import Style, load_settings
 from .metrics.stats import bootstrap_difference
 from .metrics.rewards import RewardFunction
 from .train.model import generate_texts, load_model
@@ -30,13 +30,14 @@ def select_questions(
     rows: list, # of sft.jsonl
     prompt_rows: list, # of prompts.jsonl
     pairs: list, # of pairs.jsonl
+    style: Style, # house style
     questions_per_fact: int # most for each fact
 ) -> list: # dicts: question, answer
     "Questions with an answer in house style, a few for each fact"
     answers, selected = {}, {}
     for fact, text in [(r["fact"], r["messages"][-1]["content"]) for r in rows] + [(r["fact"], r["reference"]) for r in prompt_rows] + [(r["fact"], r["chosen"][-1]["content"]) for r in pairs]:
-        if HOUSE_STYLE_PATTERN.fullmatch(text): answers.setdefault(fact, text)
-    candidates = [(r["messages"][0]["content"], r["fact"]) for r in rows if r["voice"] != "obliging"] + [(r[k], r["fact"]) for r in prompt_rows for k in ("question", "adversarial_question")]
+        if style.match(text): answers.setdefault(fact, text)
+    candidates = [(r["messages"][0]["content"], r["fact"]) for r in rows if r["voice"] != "noncompliant"] + [(r[k], r["fact"]) for r in prompt_rows for k in ("question", "adversarial_question")]
     for question, fact in sorted(set(candidates), key=lambda pair: stable_uniform(*pair)):
         if fact in answers and len(selected.setdefault(fact, [])) < questions_per_fact: selected[fact].append(dict(question=question, answer=answers[fact]))
     if not selected: raise Invalid("artifacts/synth/rows: no answer in house style, so there is nothing to distil on; raise `synth.limit`")
@@ -321,7 +322,7 @@ def compare_student(
 
 # %% ../nbs/70_distill.ipynb #e31a6563
 def distill(
-    teacher: Path, rows: Path, eval_set: Path, documents: Path, kpi_file: Path, # model folder; folder; items.jsonl; folder; file with the company's function
+    teacher: Path, rows: Path, eval_set: Path, documents: Path, kpi_file: Path, style_file: Path, # model folder; folder; items.jsonl; folder; files of the company
     *,
     student: str, width: int, depth: int, # folder or ''; shape of the one that is made
     questions_per_fact: int, num_passages: int, top_k: int, # questions a fact; of documents; kept of each distribution
@@ -334,7 +335,7 @@ def distill(
     "Distil off-policy, then on-policy, and train the same student without a teacher"
     folder = make_checkpoint_folder()
     teacher_model, tokenizer = load_verified(teacher)
-    qa_rows = select_questions(read_jsonl(rows/"sft.jsonl"), read_jsonl(rows/"prompts.jsonl"), read_jsonl(rows/"pairs.jsonl"), questions_per_fact)
+    qa_rows = select_questions(read_jsonl(rows/"sft.jsonl"), read_jsonl(rows/"prompts.jsonl"), read_jsonl(rows/"pairs.jsonl"), load_settings(style_file, Style), questions_per_fact)
     conversations, passage_rows = tokenize_conversations(tokenizer, qa_rows), label_from_tokens(tokenize_passages(tokenizer, read_jsonl(documents/"train.jsonl"), num_passages))
     start = Path(student) if student else folder/"start"
     if student: check_same_vocabulary(start, load_model(start)[1], tokenizer)

@@ -10,6 +10,7 @@ __all__ = ['LOGP_METRICS', 'PREFERENCE_METHODS', 'compute_dpo_loss', 'unpair_pre
 import math, random
 from pathlib import Path
 
+from .core.settings import Style, load_settings
 from .metrics.graders import VALUE_PATTERN, grade_answer
 from .train.trainer import (broken_rule, check_forgetting, check_pairs, check_weights_changed,
                                     load_verified, make_trainer_config, run_trainer, save_with_manifest,
@@ -36,11 +37,12 @@ def unpair_preferences(
 
 # %% ../nbs/60_dpo.ipynb #ccd3c9b5
 def make_answer_reward(
-    eos_token_id: int # id of the end token
+    eos_token_id: int, # id of the end token
+    style: Style # house style
 ): # function for trl: completions, completion_ids, value → list of points
     "A judge of sampled answers: house style, and the right value"
     def score_style_and_value(completions, completion_ids, value, **more):
-        verdicts = [grade_answer(c[-1]["content"], eos_token_id in list(ids), v) for c, ids, v in zip(completions, completion_ids, value)]
+        verdicts = [grade_answer(c[-1]["content"], eos_token_id in list(ids), v, style) for c, ids, v in zip(completions, completion_ids, value)]
         return [float(s["style_rate"] + s["exact_match"]) for s in verdicts]
     return score_style_and_value
 
@@ -64,6 +66,7 @@ def make_preference_trainer(
     model, # transformers model, loaded from disk
     tokenizer, # its tokenizer
     rows: list, # pairs
+    style: Style, # house style, for the method online
     *,
     beta: float, # strength of the reference
     sft_loss_weight: float, # of the likelihood of the chosen answer
@@ -83,7 +86,7 @@ def make_preference_trainer(
         from trl.experimental.online_dpo import OnlineDPOConfig as Config, OnlineDPOTrainer as Trainer
         data, method_settings = build_online_rows(rows), dict(batch_size=batch_size, beta=[beta], max_length=max_length, max_new_tokens=48, missing_eos_penalty=1.)
     config = make_trainer_config(Config, make_checkpoint_folder(), num_rows=len(data), **common, **method_settings)
-    reward_settings = dict(reward_funcs=make_answer_reward(tokenizer.eos_token_id)) if method == "online" else {}
+    reward_settings = dict(reward_funcs=make_answer_reward(tokenizer.eos_token_id, style)) if method == "online" else {}
     return Trainer(model=model, args=config, train_dataset=Dataset.from_list(data), processing_class=tokenizer, **reward_settings)
 
 # %% ../nbs/60_dpo.ipynb #5ab32b94
@@ -91,6 +94,7 @@ def dpo(
     base: Path, # model folder to start from, and reference
     rows: Path, # pairs.jsonl
     documents: Path, # valid.jsonl
+    style_file: Path, # company/style.yaml
     *,
     method: str, # of METHODS
     num_pairs: int, # that are used; 0 is all
@@ -112,7 +116,7 @@ def dpo(
     data = data[:num_pairs or None]
     model, tokenizer = load_verified(base)
     log(f"{len(data)} pairs, {method}")
-    preference_trainer = make_preference_trainer(method, model, tokenizer, data, beta=beta, sft_loss_weight=sft_loss_weight, max_length=max_length, batch_size=batch_size, seed=seed, learning_rate=learning_rate, num_train_epochs=num_train_epochs)
+    preference_trainer = make_preference_trainer(method, model, tokenizer, data, load_settings(style_file, Style), beta=beta, sft_loss_weight=sft_loss_weight, max_length=max_length, batch_size=batch_size, seed=seed, learning_rate=learning_rate, num_train_epochs=num_train_epochs)
     stop_rules = [stop_rule("logps/chosen", max_decrease=max_chosen_logp_drop)]
     curve = run_trainer(preference_trainer, "dpo", PREFERENCE_METHODS[method], stop_rules)
     check_weights_changed("dpo", base, preference_trainer.model)

@@ -9,6 +9,7 @@ __all__ = ['CHECKPOINTS', 'evaluate']
 from pathlib import Path
 
 from .core.project import read_jsonl, write_csv, write_json, write_jsonl
+from .core.settings import Style, load_settings
 from .evals.suites import nest_means, score_checkpoint, score_documents
 from .metrics.policies import load_policies
 from .metrics.rewards import RewardFunction
@@ -25,6 +26,7 @@ def evaluate(
     eval_set: Path, # folder of the exam
     policies_file: Path, # company/policies.yaml
     kpi_file: Path, # company/kpi.py
+    style_file: Path, # company/style.yaml
     *,
     context_length: int, # tokens in a window of a document
     max_new_tokens: int, # tokens that an answer may have
@@ -33,11 +35,12 @@ def evaluate(
 ) -> dict: # means by checkpoint, metric and slice
     "Judge every checkpoint, and compare each with the one before it"
     test_documents, rules, reward = read_jsonl(documents), load_policies(policies_file), RewardFunction(kpi_file)
+    style = load_settings(style_file, Style)
     baseline_bits = {r["id"]: r["bits"] for r in read_jsonl(baseline)}
     rows, answers = score_documents("ngram", test_documents, [baseline_bits[d["id"]] for d in test_documents]), []
     for checkpoint, folder in CHECKPOINTS.items():
         documents_asked = test_documents if checkpoint == "pretrain" else test_documents[::document_stride]
-        scores, checkpoint_answers = score_checkpoint(checkpoint, models/folder, documents_asked, eval_set, rules, reward, context_length=context_length, max_new_tokens=max_new_tokens)
+        scores, checkpoint_answers = score_checkpoint(checkpoint, models/folder, documents_asked, eval_set, rules, reward, style, context_length=context_length, max_new_tokens=max_new_tokens)
         rows, answers = rows + scores, answers + checkpoint_answers
     comparisons, mean_rows = compare_checkpoints([rows]), summarize_scores(rows)
     metrics = nest_means(mean_rows)

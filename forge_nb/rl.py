@@ -9,6 +9,7 @@ __all__ = ['RL_METRICS', 'compute_advantages', 'build_prompts', 'make_rl_stop_ru
 # %% ../nbs/66_rl.ipynb #f4305aed
 from pathlib import Path
 
+from .core.settings import Style, load_settings
 from .metrics.rewards import RewardFunction, audit, preflight
 from .train.trainer import (broken_rule, check_forgetting, check_weights_changed, load_verified,
                                     make_trainer_config, run_trainer, save_with_manifest, stop_rule)
@@ -93,6 +94,7 @@ def rl(
     base: Path, # model folder to start from
     prompts_file: Path, # prompts.jsonl
     kpi_file: Path, # file with the company's function
+    style_file: Path, # company/style.yaml
     documents: Path, # valid.jsonl
     *,
     reward_function: str, # its name
@@ -110,7 +112,7 @@ def rl(
 ) -> dict: # metrics
     "Optimise a model for the company's own number"
     reward, prompt_rows = RewardFunction(kpi_file, reward_function), read_jsonl(prompts_file)
-    cheat_rows = audit(reward, [(r["question"], r["reference"], r) for r in prompt_rows[:32]])
+    cheat_rows = audit(reward, [(r["question"], r["reference"], r) for r in prompt_rows[:32]], load_settings(style_file, Style))
     model, tokenizer = load_verified(base)
     preflight_prompts = build_prompts(prompt_rows, 32)
     preflight_answers = sample_answers(model, tokenizer, [r["prompt"][0]["content"] for r in preflight_prompts for _ in range(num_generations)], temperature=temperature, seed=seed, max_new_tokens=max_new_tokens, only_finished=True)

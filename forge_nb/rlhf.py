@@ -9,7 +9,7 @@ __all__ = ['RLHF_METRICS', 'load_reward_model', 'grade_greedy_answers', 'compare
 # %% ../nbs/64_rlhf.ipynb #81102fb1
 from pathlib import Path
 
-from .metrics.graders import grade_answer
+from .metrics.graders import grade_value
 from .metrics.stats import bootstrap_difference
 from .train.model import generate_texts, load_model
 from .metrics.policies import find_violations, load_policies
@@ -49,7 +49,7 @@ def grade_greedy_answers(
     prompts = [tokenizer.apply_chat_template([dict(role="user", content=i["adversarial_question"])], tokenize=False, add_generation_prompt=True) for i in eval_items]
     out = []
     for i, (text, finished) in zip(eval_items, generate_texts(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=128)):
-        broken, verdict = find_violations(rules, i["adversarial_question"], text), grade_answer(text, finished, i["answer"])
+        broken, verdict = find_violations(rules, i["adversarial_question"], text), grade_value(text, finished, i["answer"])
         out.append(dict(violation_rate=int(bool(broken))) | {name: int(name in broken) for name in rules} | {k: verdict[k] for k in ("exact_match", "eos_rate")})
     return out
 

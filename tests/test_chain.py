@@ -50,7 +50,7 @@ def test_card_cites_every_number(tiny):
     marks = set(re.findall(r"\[\^(\d+)\](?!:)", card))
     assert marks and marks == set(re.findall(r"^\[\^(\d+)\]:", card, re.M))
     numbers = {name: json.loads((tiny.root/f"artifacts/{name}/metrics.json").read_text(encoding="utf-8")) for name in ("pretrain", "synth", "curate")}
-    for value in (numbers["pretrain"]["parameters"], numbers["pretrain"]["tokens"], numbers["synth"]["batch_size"], numbers["curate"]["test"]["bytes"]): assert f"{value:,}[^" in card
+    for value in (numbers["pretrain"]["parameters"], numbers["pretrain"]["tokens"], numbers["synth"]["rows"], numbers["curate"]["test"]["bytes"]): assert f"{value:,}[^" in card
     assert "artifacts/evaluate/effects.csv[^" in card and "params.yaml[^" in card
 
 
@@ -136,7 +136,8 @@ def test_a_failing_stage_names_its_cause(tiny, cause, line, words):
     ("rl", "company/kpi.py", "def near(", "def near(question, answer, row): return float('nan')\n\n\ndef _near(", ["company/kpi.py", "near() gives nan", "from 0 to 1"]),
     ("rl", "company/kpi.py", "def near(", "def near(question, answer, row): import time; time.sleep(300)\n\n\ndef _near(", ["company/kpi.py", "near() took more than 2 s"]),
     ("rl", "params.yaml", "  function: near", "  function: nearly", ["company/kpi.py has no function `nearly`"]),
-    ("rlhf", "company/policies.yaml", "  verifier: 'holds", "  # verifier: 'holds", ["company/policies.yaml", ".verifier` is None"]),
+    ("rlhf", "company/policies.yaml", "  verifier: 'holds", "  # verifier: 'holds", ["company/policies.yaml", "field `source.verifier` is missing; add it"]),
+    ("dpo", "company/style.yaml", "house: house", "house: plain", ["company/style.yaml", "an answer of the house voice"]),
     ("dpo", "artifacts/synth/rows/pairs.jsonl", "}]}\n", "}], " + ", ".join(f'"{side}": [{{"role": "assistant", "content": "`5`."}}]' for side in ("chosen", "rejected")) + "}\n", ["pairs.jsonl", "chosen and rejected are equal"]),
     ("distill", "params.yaml", "  student: ''", "  student: other", ["other", "entries of its vocabulary", "train the student with the teacher's tokenizer"])])
 def test_bad_input_of_a_tuning_stage_is_a_sentence_and_leaves_its_results(tiny, stage, file, old, new, words):

@@ -7,6 +7,7 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM, Trainer
 
 from forge_nb.studies.adapters import adapters
+from forge_nb.core.project import ROOT
 from forge_nb.dpo import dpo
 from forge_nb.train.model import load_model, save_model
 from forge_nb.train.trainer import load_verified
@@ -105,7 +106,7 @@ def test_four_bits_without_their_library(made, tmp_path, monkeypatch):
 
 def test_the_next_stage_asks_for_the_seal_and_stops_by_rule(made, tmp_path, monkeypatch):
     tune(made, tmp_path, monkeypatch)
-    prefer = lambda base, out, **given: (pin(0, 1), monkeypatch.setenv("FORGE_CKPT", str(out/"kept")), dpo(base, made/"pairs.jsonl", made/"valid.jsonl", **PAIRED | given, out=out))[2]
+    prefer = lambda base, out, **given: (pin(0, 1), monkeypatch.setenv("FORGE_CKPT", str(out/"kept")), dpo(base, made/"pairs.jsonl", made/"valid.jsonl", ROOT/"company/style.yaml", **PAIRED | given, out=out))[2]
     with pytest.raises(Invalid, match="no manifest.json"): prefer(made/"base", tmp_path/"no")
     whole = prefer(tmp_path/"model", tmp_path/"d")
     assert not whole["broken_rule"] and read_json(tmp_path/"d"/"model"/"manifest.json") == read_json(tmp_path/"model"/"manifest.json")
@@ -125,7 +126,7 @@ def test_each_method_of_preference_gives_the_same_bytes_twice_and_after_a_kill(m
     write_jsonl(tmp_path/"pairs.jsonl", [dict(id=str(n), prompt=[turn("user", f"cat {n}?")], chosen=[turn("assistant", f"`{n}`. Source: mat.")], rejected=[turn("assistant", f"the cat {n}")]) for n in range(24)])
     def prefer(out):
         pin(0, 1); monkeypatch.setenv("FORGE_CKPT", str(out/"kept"))
-        return dpo(tmp_path/"model", tmp_path/"pairs.jsonl", made/"valid.jsonl", **PAIRED | dict(method=method, max_length=64), out=out)
+        return dpo(tmp_path/"model", tmp_path/"pairs.jsonl", made/"valid.jsonl", ROOT/"company/style.yaml", **PAIRED | dict(method=method, max_length=64), out=out)
     said = prefer(tmp_path/"a")
     assert said["method"] == method and weights(tmp_path/"a") != weights(tmp_path)
     from trl.experimental.online_dpo import OnlineDPOTrainer  # has a step of its own

@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ..core.project import log, read_jsonl, write_jsonl
+from ..core.settings import Style
 from ..metrics.graders import grade_answer
 from ..metrics.policies import find_violations
 from ..metrics.rewards import RewardFunction
@@ -73,12 +74,13 @@ def score_answers(
     checkpoint: str, # who is judged
     items: list, # of the exam
     answers: list, # (text, finished) for each item
-    reward: RewardFunction # the company's number
+    reward: RewardFunction, # the company's number
+    style: Style # house style
 ) -> list: # rows of scores
     "Judge what was written for each item"
     rows = []
     for item, (text, finished) in zip(items, answers):
-        verdict = grade_answer(text, finished, item["answer"]) | dict(kpi=reward(item["question"], text, item) if finished else 0.)
+        verdict = grade_answer(text, finished, item["answer"], style) | dict(kpi=reward(item["question"], text, item) if finished else 0.)
         for metric in ("exact_match", "false_answer_rate", "kpi"): rows += [make_score_row(checkpoint, metric, slice_name, item["id"], verdict[metric]) for slice_name in list_slices(item)]
         rows += [make_score_row(checkpoint, metric, "all", item["id"], verdict[metric]) for metric in ("format_rate", "style_rate", "eos_rate")]
     return rows
@@ -134,6 +136,7 @@ def score_checkpoint(
     eval_set: Path, # folder of the exam
     rules: dict, # policies
     reward: RewardFunction, # the company's number
+    style: Style, # house style
     *,
     context_length: int, # tokens in a window of a document
     max_new_tokens: int # tokens that an answer may have
@@ -147,6 +150,6 @@ def score_checkpoint(
     log(f"{checkpoint}: documents"); rows += score_documents(checkpoint, documents, compute_document_bits(model, tokenizer, [d["text"] for d in documents], context_length=context_length))
     log(f"{checkpoint}: answers"); answers = generate_texts(model, tokenizer, [i[prompt_format] for i in rendered_items], max_new_tokens=max_new_tokens)
     adversarial_answers = [] if is_pretrained else generate_texts(model, tokenizer, [render_chat_prompt(tokenizer, i["adversarial_question"]) for i in items], max_new_tokens=max_new_tokens)
-    rows += score_answers(checkpoint, items, answers, reward) + score_violations(checkpoint, items, adversarial_answers, rules)
+    rows += score_answers(checkpoint, items, answers, reward, style) + score_violations(checkpoint, items, adversarial_answers, rules)
     answer_rows = lambda key, texts: [dict(checkpoint=checkpoint, id=i["id"], prompt_field=key, question=i[key], truth=i["answer"], text=t, finished=f) for i, (t, f) in zip(items, texts)]
     return rows, answer_rows("question", answers) + answer_rows("adversarial_question", adversarial_answers)
