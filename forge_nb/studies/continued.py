@@ -47,10 +47,11 @@ def read_general_text(
     documents = dict(replay=[], general=[], replayed=[])
     for n, book in enumerate(books):
         text = read_book(book)
-        split_at = len(text) * 4 // 5
-        parts = dict(replay=text[:split_at], replayed=text[split_at:]) if n % 4 else dict(general=text)
-        source = f"{folder.name}/{book.name}"
-        for kind, part in parts.items(): documents[kind].append(dict(source=source, kind=kind, text=part))
+        source, split_at = f"{folder.name}/{book.name}", len(text) * 4 // 5
+        parts = dict(replay=text[:split_at], replayed=text[split_at:])
+        if n % 4 == 0: parts = dict(general=text)
+        for kind, part in parts.items():
+            documents[kind].append(dict(source=source, kind=kind, text=part))
     return documents
 
 # %% ../../nbs/studies/20_continued.ipynb #57d12002
@@ -279,7 +280,8 @@ def trace_curve(
     for point in curve:
         by_kind = {k.removeprefix("bpb_"): v for k, v in point.items()}
         bpb = summarize_bpb(by_kind, valid)
-        rows.append(dict(step=point["step"], variant=variant, domain=bpb["domain"], general=bpb["general"]))
+        measured = dict(domain=bpb["domain"], general=bpb["general"])
+        rows.append(dict(step=point["step"], variant=variant) | measured)
     return rows
 
 # %% ../../nbs/studies/20_continued.ipynb #c0a10024
@@ -322,7 +324,8 @@ def group_by_kind(
     kinds = [p["kind"] for p in held_out]
     domain = [n for n, kind in enumerate(kinds) if kind not in ("general", "replayed")]
     groups = dict(domain=domain)
-    for kind in dict.fromkeys(kinds): groups[kind] = [n for n, k in enumerate(kinds) if k == kind]
+    for kind in dict.fromkeys(kinds):
+        groups[kind] = [n for n, k in enumerate(kinds) if k == kind]
     return groups
 
 # %% ../../nbs/studies/20_continued.ipynb #c0a10026
@@ -374,9 +377,10 @@ def summarize_continued(
         pair = f"{r['variant']} against {r['against']}"
         figures = {k: r[k] for k in ("before", "after", "diff", "low", "high", "percent")}
         side_by_side.setdefault(pair, {})[r["text"]] = figures
-    return dict(base=record_base(base), tokens={variant: r["tokens"] for variant, r in runs.items()},
-                max_steps={variant: r["max_steps"] for variant, r in runs.items()},
-                side_by_side=side_by_side, vocabulary=recommendation)
+    tokens = {variant: r["tokens"] for variant, r in runs.items()}
+    max_steps = {variant: r["max_steps"] for variant, r in runs.items()}
+    return dict(base=record_base(base), tokens=tokens, max_steps=max_steps, side_by_side=side_by_side,
+                vocabulary=recommendation)
 
 # %% ../../nbs/studies/20_continued.ipynb #c0a1002b
 def compare_vocabularies(

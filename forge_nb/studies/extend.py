@@ -391,7 +391,8 @@ def insert_facts(
     for cut, fact in zip(cuts, order):
         row += [*text[at:cut], *fact]
         at = cut
-    return np.array([*row, *text[at:]][:num_tokens], np.int64)
+    filled = [*row, *text[at:]]
+    return np.array(filled[:num_tokens], np.int64)
 
 # %% ../../nbs/studies/30_extend.ipynb #3d6fe617
 def make_long_training_rows(
@@ -496,8 +497,10 @@ def compare_to_sliding(
     late_share = 1 - starts[late].min() / bin_edges[-1]
     late_bytes = sum_by_document(row_bytes, row_documents) * late_share
     bits = {variant: np.array(r["bins"]) for variant, r in runs.items()}
-    late_bits = {variant: sum_by_document(b[:, late].sum(1), row_documents) for variant, b in bits.items()}
-    late_bpb = {variant: (b / late_bytes)[None] for variant, b in late_bits.items()}
+    late_bpb = {}
+    for variant, b in bits.items():
+        late_bits = sum_by_document(b[:, late].sum(1), row_documents)
+        late_bpb[variant] = (late_bits / late_bytes)[None]
     rows = []
     for variant, b in bits.items():
         last_quarter_bpb = float((late_bpb[variant] * late_bytes).sum() / late_bytes.sum())

@@ -103,8 +103,9 @@ def compare_to_dense(
     row_bytes: np.ndarray # (rows,) bytes of held-out rows
 ) -> list: # rows: variant, parameters, active, seeds, bpb, diff, low, high
     "Compare each variant with dense"
-    bits = {variant: np.array([r["bits"] for r in results]) for variant, results in runs.items()}
-    row_bpb = {variant: row_bits / row_bytes for variant, row_bits in bits.items()}
+    row_bpb = {}
+    for variant, results in runs.items():
+        row_bpb[variant] = np.array([r["bits"] for r in results]) / row_bytes
     rows = []
     for difference in compare_variants(row_bpb, row_bytes, [(variant, "dense") for variant in runs]):
         variant = difference["variant"]
