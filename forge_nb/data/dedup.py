@@ -7,7 +7,7 @@ __all__ = ['DOCUMENT_DTYPE', 'GROUP_HEADS', 'GROUP_WINDOW', 'MAX_REFUSALS', 'MAX
            'compute_minhash', 'candidate_probability', 'choose_bands', 'read_document_batches', 'write_signatures',
            'read_candidate_groups', 'merge_components', 'pair_neighbours', 'select_candidates', 'load_shingles',
            'decide_duplicates', 'label_components', 'order_by_source', 'verify_candidates', 'read_clusters',
-           'near_duplicates']
+           'near_duplicates', 'list_duplicates']
 
 # %% ../../nbs/data/85_dedup.ipynb #7cd5bb19
 import math
@@ -340,3 +340,19 @@ def near_duplicates(
     run([MinhashDedupCluster(str(verified_dir), str(clusters_dir), config=config, save_cluster_id=True, lines_to_buffer=1000)], 1, "cluster", logs)
     duplicate_ids = np.concatenate([np.load(verified_dir/f"{i:05d}.npy") for i in range(band_shape[0])]).tolist()
     return read_clusters(clusters_dir, signatures_dir), {f"{a:016x}": f"{b:016x}" for a, b in sorted(duplicate_ids)}
+
+# %% ../../nbs/data/85_dedup.ipynb #9c848989
+def list_duplicates(
+    rows: list, # documents: id and source of each
+    duplicate_of: dict # id of a near duplicate → id of the document that stays
+) -> dict: # source of a duplicate → (reason, source of the document that stays)
+    "Name every exact or near duplicate, and the document that it repeats"
+    kept_source, duplicates = {}, {}
+    for r in sorted(rows, key=lambda r: (len(r["source"]), r["source"])):
+        kept_source.setdefault(r["id"], r["source"])
+    for r in rows:
+        kept = kept_source[r["id"]]
+        if kept != r["source"]: duplicates[r["source"]] = ("exact duplicate", kept)
+        elif r["id"] in duplicate_of:
+            duplicates[r["source"]] = ("near duplicate", kept_source[duplicate_of[r["id"]]])
+    return duplicates
