@@ -193,8 +193,6 @@ def make_document(
     text: str, # as read
     context: dict, # of the file; its licence holds unless the head of the text says otherwise
     *,
-    start: int = None, # first byte in the file
-    end: int = None, # byte after the last
     record: dict = None, # structure of rows and chats
     encoding: str = None # where it is not UTF-8
 ) -> dict: # the document
@@ -205,7 +203,7 @@ def make_document(
                                                      "write the text again as valid UTF-8") from None
     spdx = SPDX_TAG.search(text[:2048]) if record is None else None
     found = dict(id=key, source=source, kind=kind, language=detect_language(text, kind, source),
-                 licence=spdx[1] if spdx else context["licence"], start=start, end=end, text=text)
+                 licence=spdx[1] if spdx else context["licence"], text=text)
     if record is not None: found["record"] = record
     if encoding: found["encoding"] = encoding
     return found

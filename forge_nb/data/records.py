@@ -168,15 +168,15 @@ def parse_json(
 
 # %% ../../nbs/data/40_records.ipynb #65aff861
 def read_records(
-    records, # (number, line, start, end, record), a problem instead of the record where there is one
+    records, # (number, line, record), a problem instead of the record where there is one
     source: str, # the file
     context: dict, # of the file
     encoding: str = None # where it is not UTF-8
 ): # (document, None) or (None, reject)
     "A document for each record, by its shape; the first record decides the file's"
     table, first, render_row = get_table_name(source), None, None
-    for number, line, start, end, record in records:
-        place, location = f"{source}#{number}", dict(start=start, end=end, encoding=encoding)
+    for number, line, record in records:
+        place = f"{source}#{number}"
         try:
             if isinstance(record, Unreadable): raise record
             if not isinstance(record, dict): raise Unreadable(
@@ -188,13 +188,15 @@ def read_records(
                                                    "put records of another shape in a file of their own")
             if shape == "rows":
                 render_row = render_row or make_row_renderer(table, [*record], context["templates"])
-                doc = make_row_document(place, table, record, render_row, context, **location)
+                doc = make_row_document(place, table, record, render_row, context, encoding=encoding)
             else:
                 check_record(record, shape)
                 fields = {k: record[k] for k in (*RECORD_SHAPES[shape], "tools") if record.get(k) is not None}
-                doc = make_document(place, "docs", record["text"], context, **location) if shape == "text" else \
-                    make_document(place, "chat", chat_to_text(record, shape), context, record=fields, **location)
-        except Unreadable as e: yield None, make_reject(place, e, line); continue
+                if shape == "text": doc = make_document(place, "docs", record["text"], context, encoding=encoding)
+                else: doc = make_document(place, "chat", chat_to_text(record, shape), context, record=fields, encoding=encoding)
+        except Unreadable as e:
+            yield None, make_reject(place, e, line)
+            continue
         yield doc, None
 
 # %% ../../nbs/data/40_records.ipynb #cfd4fc6f
@@ -210,7 +212,7 @@ def read_jsonl_file(
     file.seek(0)
 
     def records():
-        for number, start, end, line in read_lines(file):
+        for number, line in read_lines(file):
             if line is None: record = Unreadable(f"expected lines of at most {MAX_LINE_BYTES >> 20} MiB; split this record")
             else:
                 try:
@@ -220,19 +222,19 @@ def read_jsonl_file(
                 except UnicodeDecodeError as e: record = Unreadable(
                     f"expected UTF-8, found another byte at column {e.start + 1}; save it as UTF-8")
                 except Unreadable as e: e.line = None; record = e
-            yield number, number, start, end, record
+            yield number, number, record
 
     yield from read_records(records(), source, context)
 
 # %% ../../nbs/data/40_records.ipynb #29ed992f
 def parse_json_records(
     text: str # a list of records, or one
-): # (number, line, None, None, record)
+): # (number, line, record)
     "Records of a JSON document with their lines, one at a time"
     number, counted_until, line, blank = 0, 0, 1, re.compile(r"[ \t\r\n]*")
     at = blank.match(text).end()
     if text[at:at + 1] != "[":
-        yield 1, 1, None, None, parse_json(text, at)[0]
+        yield 1, 1, parse_json(text, at)[0]
         return
     at = blank.match(text, at + 1).end()
     mark = text[at:at + 1]
@@ -246,7 +248,7 @@ def parse_json_records(
             except ValueError: raise e from None  # broken further on, too
         if number == 1 and not isinstance(record, (dict, Unreadable)): raise Unreadable(
             f"expected a list of records, found a list that begins with {describe_json_type(record)}; write objects", line)
-        yield number, line, None, None, record
+        yield number, line, record
         at = blank.match(text, at).end()
         mark, at = text[at:at + 1], blank.match(text, at + 1).end()
         if mark not in (",", "]"): raise Unreadable(
@@ -283,7 +285,7 @@ def read_parquet_file(
             for batch in table.iter_batches(1000, use_threads=False):
                 for row in batch.to_pylist():
                     number += 1
-                    yield number, None, None, None, to_json_value(row)
+                    yield number, None, to_json_value(row)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as e: raise Unreadable(
             f"expected Parquet, but pyarrow cannot read it after row {number} ({shorten_error(e)}); write the file again") from None
 

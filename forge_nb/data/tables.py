@@ -91,11 +91,11 @@ def make_row_document(
     *,
     key: dict = None, # primary key
     references: list = None, # foreign keys: column, table, to
-    **place # start, end, encoding
+    encoding: str = None # encoding of the file, where it is not UTF-8
 ) -> dict: # document
     "A row of a table as a document that keeps its structure"
     record = dict(table=table, key=key or {}, references=references or [], values=values)
-    return make_document(source, "rows", render_row(values), context, record=record, **place)
+    return make_document(source, "rows", render_row(values), context, record=record, encoding=encoding)
 
 # %% ../../nbs/data/30_tables.ipynb #acfd82a9
 def detect_file_encoding(
@@ -121,23 +121,22 @@ def parse_csv_rows(
     file, # binary, just behind its mark
     encoding: str, # of the file
     delimiter: str = None # None: the one that the first line uses most
-): # (line, start, end, cells), a problem instead of the cells where there is one
-    "Rows of a CSV file with their places"
+): # (line, cells), a problem instead of the cells where there is one
+    "Yield the rows of a CSV file with their lines"
     csv.field_size_limit(MAX_LINE_BYTES)  # a bound against a quote that nobody closes; the module has one for all
-    state = dict(line=0, at=file.tell(), long=False)
+    state = dict(line=0, long=False)
     text = io.TextIOWrapper(file, encoding, newline="")
     first = text.readline(MAX_LINE_BYTES + 1)
     while first and not first.strip("\r\n"):  # blank lines above the header
-        state["line"] += 1; state["at"] += len(first.encode(encoding)); first = text.readline(MAX_LINE_BYTES + 1)
+        state["line"] += 1
+        first = text.readline(MAX_LINE_BYTES + 1)
 
     def feed(line):
         while line:
             state["line"] += 1
-            state["at"] += len(line) if line.isascii() and encoding == "utf-8" else len(line.encode(encoding))
             if len(line) > MAX_LINE_BYTES:
                 state["long"] = True
-                while not line.endswith(("\n", "\r")) and (line := text.readline(1 << 20)):
-                    state["at"] += len(line.encode(encoding))
+                while not line.endswith(("\n", "\r")) and (line := text.readline(1 << 20)): pass
                 line = "\n"
             yield line
             line = text.readline(MAX_LINE_BYTES + 1)
@@ -145,13 +144,13 @@ def parse_csv_rows(
     reader = csv.reader(feed(first), delimiter=delimiter or max(",;\t|", key=first.count), strict=True)
     try:
         while True:
-            line, start = state["line"] + 1, state["at"]
+            line = state["line"] + 1
             try: cells = next(reader, None)
             except csv.Error as e: cells = Unreadable(f"expected a row of CSV, found an unclosed or misplaced quote ({e}); "
                                                       f"mend the quotes from this line to line {state['line']}")
             if state["long"]: cells = Unreadable(f"expected lines of at most {MAX_LINE_BYTES >> 20} MiB; break this one")
             if cells is None: return
-            if cells: yield line, start, state["at"], cells
+            if cells: yield line, cells
             state["long"] = False
     finally: text.detach()
 
@@ -173,7 +172,8 @@ def read_csv_file(
     "A document for each row of a CSV or TSV file"
     encoding, columns, number, table = detect_file_encoding(file), None, 0, get_table_name(source)
     encoding_flag = None if encoding == "utf-8" else encoding
-    for line, start, end, cells in parse_csv_rows(file, encoding, "\t" if get_file_name(source).endswith(".tsv") else None):
+    delimiter = "\t" if get_file_name(source).endswith(".tsv") else None
+    for line, cells in parse_csv_rows(file, encoding, delimiter):
         if columns is None:
             if isinstance(cells, Unreadable): raise Unreadable(str(cells), line)
             columns = [c.strip() or f"column {n}" for n, c in enumerate(cells, 1)]
@@ -188,5 +188,5 @@ def read_csv_file(
             if len(cells) != len(columns): raise Unreadable(f"expected {len(columns)} cells as in the header, found {len(cells)}; "
                                                             "add what is missing, or quote the cell that holds the delimiter")
             values = dict(zip(columns, (c if c.strip() else None for c in cells)))
-            yield make_row_document(place, table, values, render_row, context, start=start, end=end, encoding=encoding_flag), None
+            yield make_row_document(place, table, values, render_row, context, encoding=encoding_flag), None
         except Unreadable as e: yield None, make_reject(place, e, line)

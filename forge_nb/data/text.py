@@ -83,14 +83,14 @@ def slice_around(
 # %% ../../nbs/data/20_text.ipynb #204fcd6e
 def read_lines(
     file # binary, seekable
-): # (number, start, end, bytes); None instead of the bytes of a line over MAX_LINE_BYTES
-    "Lines of a file with their places"
-    number = end = 0
+): # (number, bytes); None instead of the bytes of a line over MAX_LINE_BYTES
+    "Yield the lines of a file with their numbers"
+    number = 0
     while line := file.readline(MAX_LINE_BYTES + 1):
-        number, start, end = number + 1, end, end + len(line)
-        if len(line) <= MAX_LINE_BYTES: yield number, start, end, line; continue
-        while not line.endswith(b"\n") and (line := file.readline(1 << 20)): end += len(line)
-        yield number, start, end, None
+        number += 1
+        is_too_long = len(line) > MAX_LINE_BYTES
+        yield number, None if is_too_long else line
+        while is_too_long and not line.endswith(b"\n") and (line := file.readline(1 << 20)): pass
 
 # %% ../../nbs/data/20_text.ipynb #dbbd4e68
 def read_whole_file(
@@ -116,7 +116,7 @@ def read_text_file(
                 f"expected lines of at most {MAX_LINE_BYTES >> 20} MiB; break this one", number)
     text, encoding = decode_text(raw)
     kind = "code" if detect_code_language(source, text[:200]) else "docs"
-    yield make_document(source, kind, text, context, start=0, end=len(raw), encoding=encoding), None
+    yield make_document(source, kind, text, context, encoding=encoding), None
 
 # %% ../../nbs/data/20_text.ipynb #858453e2
 SPACED_TAGS = frozenset("h1 h2 h3 h4 h5 h6 p pre table ul ol dl blockquote section article figure".split())  # a blank line around them
