@@ -61,7 +61,7 @@ def ingest_files(
     run([partial(ingest_shard, **inputs, strict=strict, work=work)], len(shard_files), "read", work/"logs")
     return len(file_names)
 
-# %% ../nbs/10_ingest.ipynb #54b1ecd1
+# %% ../nbs/10_ingest.ipynb #e0f2c79e
 def write_ingested(
     work: Path, # folder with what the tasks wrote
     num_files: int, # files read
@@ -74,11 +74,14 @@ def write_ingested(
     if not index: raise Invalid(
         "data/: no document can be read; put documents there, mend what artifacts/ingest/rejects.jsonl names, "
         "or mend `ingest.exclude`")
-    _, duplicate_of = find_duplicates(sorted((work/"documents").glob("*.jsonl")))
+    shards = sorted((work/"documents").glob("*.jsonl"))  # not what a killed worker left half done
+    _, duplicate_of = find_duplicates(shards)
     rows = [dict(source=source, reason=reason, duplicate_of=kept)
             for source, (reason, kept) in list_duplicates(index, duplicate_of).items()]
     write_jsonl(out/"duplicates.jsonl", rows)
-    with atomic(out/"documents") as folder: shutil.copytree(work/"documents", folder)
+    with atomic(out/"documents") as folder:
+        folder.mkdir()
+        for shard in shards: shutil.copy(shard, folder)
     metrics = dict(files=num_files, documents=len(index), rejects=len(rejects), duplicates=len(rows))
     write_json(out/"metrics.json", metrics)
     return metrics
