@@ -28,7 +28,7 @@ def count_text_pretokens(
     kind_of_byte = np.zeros(256, np.uint8)  # 0: blank
     kind_of_byte[33:127] = 3  # punctuation, where nothing below says otherwise
     kind_of_byte[48:58] = 2  # digits
-    for letters in (slice(65, 91), slice(97, 123), slice(128, 256)): kind_of_byte[letters] = 1
+    for first, last in ((65, 91), (97, 123), (128, 256)): kind_of_byte[first:last] = 1  # letters
     kinds = kind_of_byte[np.frombuffer(text.encode(), np.uint8)]
     begins_run = (kinds[1:] != kinds[:-1]) & (kinds[1:] > 0)
     return int(begins_run.sum() + (kinds[:1] > 0).sum())
@@ -38,8 +38,10 @@ def sample_line_hashes(
     text: str # a document
 ) -> dict: # hash → bytes, of the distinct long lines that are followed
     "Hash the lines of a document that are followed"
-    encoded_lines = [line.encode() for line in {line.strip() for line in text.split("\n")} if len(line) >= 20]
-    return {h: len(line) for line in encoded_lines if (h := zlib.crc32(line)) % 8 == 0}
+    lines = {line.strip() for line in text.split("\n")}
+    encoded_lines = [line.encode() for line in lines if len(line) >= 20]
+    line_bytes = {zlib.crc32(line): len(line) for line in encoded_lines}
+    return {h: size for h, size in line_bytes.items() if h % 8 == 0}
 
 # %% ../nbs/12_assess.ipynb #23a5a89e
 def measure_boilerplate(
@@ -62,7 +64,7 @@ def source_group(
     if "/" not in source: return source.split("#")[0]
     return source.split("/", 1)[0].removesuffix("!")  # shop.sqlite!/orders#17
 
-# %% ../nbs/12_assess.ipynb #9cb9793a
+# %% ../nbs/12_assess.ipynb #c433aa9c
 def survey_document(
     document: dict # a document of `ingest`
 ) -> dict: # counts and labels of it, without text
@@ -72,8 +74,9 @@ def survey_document(
         found.setdefault(kind, []).append(redact_sample(text, start, end, kind))
     labels = {k: document[k] for k in ("id", "source", "kind", "language", "licence")}
     return labels | dict(
-        group=source_group(document["source"]), encoding=document.get("encoding", ""), bytes=len(text.encode()),
-        pretokens=count_text_pretokens(text), replacement_characters=text.count("\ufffd"),
+        group=source_group(document["source"]), encoding=document.get("encoding", ""),
+        bytes=len(text.encode()), pretokens=count_text_pretokens(text),
+        replacement_characters=text.count("\ufffd"),
         found={kind: [len(shapes), shapes[:3]] for kind, shapes in sorted(found.items())})
 
 # %% ../nbs/12_assess.ipynb #abb3893a
@@ -97,12 +100,13 @@ def survey_shard(
     line_totals = {h: [line_counts[h], line_bytes[h]] for h in sorted(line_counts)}
     write_json(work/"line_totals"/f"{rank:05d}.json", line_totals)
 
-# %% ../nbs/12_assess.ipynb #265aa6e3
+# %% ../nbs/12_assess.ipynb #ace712d4
 def format_top_values(
     values: list # labels, one for each document
 ) -> str: # the five most frequent, as label:count
     "Write the most frequent labels with their counts"
-    ranked = sorted(Counter(values).items(), key=lambda entry: (-entry[1], entry[0]))
+    rank = lambda entry: (-entry[1], entry[0])
+    ranked = sorted(Counter(values).items(), key=rank)
     return " ".join(f"{label or 'unknown'}:{count}" for label, count in ranked[:5])
 
 # %% ../nbs/12_assess.ipynb #de63e615
@@ -129,7 +133,7 @@ def count_lengths(
     rows: list # rows of the survey
 ) -> list: # rows: kind, bytes (lower edge), documents
     "Count documents by their length in powers of two"
-    lower_edge = lambda size: 1 << max(0, size.bit_length() - 1)
+    def lower_edge(size): return 1 << max(0, size.bit_length() - 1)
     counts = Counter((r["kind"], lower_edge(r["bytes"])) for r in rows)
     return [dict(kind=k, bytes=b, documents=n) for (k, b), n in sorted(counts.items())]
 
@@ -141,8 +145,8 @@ def summarize_findings(
     table = []
     for kind in sorted({k for r in rows for k in r["found"]}):
         counts, samples = zip(*(r["found"][kind] for r in rows if kind in r["found"]))
-        shapes = sorted({shape for sample in samples for shape in sample})[:3]
-        table.append(dict(kind=kind, count=sum(counts), documents=len(counts), samples=" · ".join(shapes)))
+        shapes = " · ".join(sorted(set(sum(samples, [])))[:3])
+        table.append(dict(kind=kind, count=sum(counts), documents=len(counts), samples=shapes))
     return table
 
 # %% ../nbs/12_assess.ipynb #3c62f091
@@ -180,17 +184,20 @@ def check_thresholds(
     thresholds = [
         (">=", min_documents, "not ready", "add documents"),
         (">=", min_megabytes, "not ready", "add documents"),
-        ("<=", max_reject_percent, "not ready", "artifacts/ingest/rejects.jsonl names them; mend or remove those files"),
+        ("<=", max_reject_percent, "not ready",
+         "artifacts/ingest/rejects.jsonl names them; mend or remove those files"),
         ("<=", max_duplicate_percent, "not ready", "remove duplicate exports"),
         ("<=", max_boilerplate_percent, "reservation", "strip headers and footers before export"),
         (">=", min_licence_percent, "reservation", "put a LICENSE file beside the documents"),
         ("<=", 1., "reservation", "convert them to UTF-8"),
         ("<=", 0, "reservation", "curate masks them; change every secret that was real")]
     table = []
-    for (check, value), (sign, threshold, outcome, remedy) in zip(measured.items(), thresholds, strict=True):
+    for check, (sign, threshold, outcome, remedy) in zip(measured, thresholds, strict=True):
+        value = measured[check]
         passes = value >= threshold if sign == ">=" else value <= threshold
-        row = dict(check=check, measured=round(float(value), 2), threshold=f"{sign} {threshold:g}")
-        table.append(row | (dict(outcome="ok", remedy="") if passes else dict(outcome=outcome, remedy=remedy)))
+        if passes: outcome, remedy = "ok", ""
+        table.append(dict(check=check, measured=round(float(value), 2), threshold=f"{sign} {threshold:g}",
+                          outcome=outcome, remedy=remedy))
     return table
 
 # %% ../nbs/12_assess.ipynb #a397bfed
@@ -202,13 +209,13 @@ def readiness_verdict(
     if "not ready" in outcomes: return "not ready"
     return "ready with reservations" if "reservation" in outcomes else "ready"
 
-# %% ../nbs/12_assess.ipynb #b707f20c
+# %% ../nbs/12_assess.ipynb #827d53d6
 def describe_verdict(
     check_results: list # rows of `check_thresholds`
 ) -> str: # one sentence
     "Say whether the data are ready, and why not or with which reservations"
     verdict = readiness_verdict(check_results)
-    decisive = dict(zip(("not ready", "ready with reservations"), ("not ready", "reservation"))).get(verdict)
+    decisive = "not ready" if verdict == "not ready" else "reservation"
     reasons = [f"{c['check']}: {float(c['measured']):,.10g}, where {c['threshold']} is asked for"
                for c in check_results if c["outcome"] == decisive]
     return f"The data are {verdict}" + (": " + "; ".join(reasons) if reasons else "; every check is passed") + "."
@@ -306,7 +313,8 @@ def assess(
         min_licence_percent=min_licence_percent)
     write_csv(out/"sources.csv", summarize_sources(rows, duplicate_sources))
     write_csv(out/"lengths.csv", count_lengths(rows))
-    write_csv(out/"findings.csv", summarize_findings(rows) or [dict(kind="none", count=0, documents=0, samples="")])
+    nothing_found = [dict(kind="none", count=0, documents=0, samples="")]
+    write_csv(out/"findings.csv", summarize_findings(rows) or nothing_found)
     write_csv(out/"checks.csv", check_results)
     metrics = summarize_survey(rows, check_results, num_rejects, len(duplicate_sources), boilerplate_share)
     write_json(out/"metrics.json", metrics)

@@ -96,7 +96,8 @@ def mark_contaminated(
     for d in rows:
         if eval_index is not None and "drop" not in d.metadata:
             items = find_contamination(d.text, eval_index)
-            if items: d.metadata["drop"] = dict(reason="in an evaluation set", detail=f"items {', '.join(map(str, items[:9]))}")
+            detail = f"items {', '.join(map(str, items[:9]))}"
+            if items: d.metadata["drop"] = dict(reason="in an evaluation set", detail=detail)
         yield d
 
 # %% ../nbs/15_curate.ipynb #bf433b93
@@ -136,8 +137,8 @@ def write_shard(
             m, size = dict(d.metadata), len(d.text.encode())
             if replay_sources and fnmatch(m["source"], replay_sources): m["kind"] = "general"
             if drop := m.pop("drop", None):
-                row = dict(id=d.id, source=m["source"], kind=m["kind"], **drop, bytes=size, sample=d.text[:160])
-                write_row(dropped, row)
+                identity = dict(id=d.id, source=m["source"], kind=m["kind"])
+                write_row(dropped, identity | drop | dict(bytes=size, sample=d.text[:160]))
             else:
                 write_row(kept, dict(id=d.id, **m, text=d.text))
                 write_row(index, make_index_row(d.id, m, size))
@@ -252,16 +253,16 @@ def require_splits(
         f"data/: the split `{empty_splits[0]}` is empty with {len(assignment)} documents; "
         f"add documents or raise `curate.{empty_splits[0]}_percent`")
 
-# %% ../nbs/15_curate.ipynb #0f88c81b
+# %% ../nbs/15_curate.ipynb #4ca1043c
 def describe_drop(
     document: dict, # a kept document that is not assigned to a split
     reason: str, # why it is left out
     detail: str # what it repeats, where that is the reason
 ) -> dict: # a row of dropped.jsonl
     "Note a document that is left out, with the beginning of its text"
-    identity = {k: document[k] for k in ("id", "source", "kind")}
-    size = len(document["text"].encode())
-    return identity | dict(reason=reason, detail=detail, cluster=document["cluster"], bytes=size, sample=document["text"][:160])
+    text, identity = document["text"], {k: document[k] for k in ("id", "source", "kind")}
+    return identity | dict(reason=reason, detail=detail, cluster=document["cluster"],
+                           bytes=len(text.encode()), sample=text[:160])
 
 # %% ../nbs/15_curate.ipynb #e02d23bf
 def route_documents(
@@ -311,7 +312,9 @@ def write_documents(
     with ExitStack() as stack:
         dataset_folder = stack.enter_context(atomic(out/"dataset"))
         dataset_folder.mkdir()
-        def open_rows(path): return stack.enter_context(open(stack.enter_context(atomic(path)), "w", newline="\n", encoding="utf-8"))
+        def open_rows(path):
+            temporary = stack.enter_context(atomic(path))
+            return stack.enter_context(open(temporary, "w", newline="\n", encoding="utf-8"))
         dropped_file = open_rows(out/"dropped.jsonl")
         split_files = {s: open_rows(out/"documents"/f"{s}.jsonl") for s in SPLITS}
         parquet_writers = {s: stack.enter_context(open_parquet_writer(dataset_folder/f"{s}.parquet")) for s in SPLITS}
@@ -319,10 +322,12 @@ def write_documents(
             outcome = f"kept for {split}" if split else d["reason"]
             outcome_counts[d["kind"], outcome, "documents"] += 1
             outcome_counts[d["kind"], outcome, "bytes"] += len(d["text"].encode()) if split else d["bytes"]
-            if not split: write_row(dropped_file, d)
-            else:
-                for _ in range(repeats): write_row(split_files[split], {f: d[f] for f in DOCUMENT_FIELDS if f in d})
-                parquet_writers[split](d)
+            if not split:
+                write_row(dropped_file, d)
+                continue
+            row = {f: d[f] for f in DOCUMENT_FIELDS if f in d}
+            for _ in range(repeats): write_row(split_files[split], row)
+            parquet_writers[split](d)
     return outcome_counts
 
 # %% ../nbs/15_curate.ipynb #b76dd95c
@@ -345,7 +350,7 @@ def make_card_data(
         language=sorted(prose_codes), license=licence or "other", task_categories=["text-generation"],
         size_categories=[size], configs=[dict(config_name="default", data_files=data_files)])
 
-# %% ../nbs/15_curate.ipynb #70e494f6
+# %% ../nbs/15_curate.ipynb #10c74824
 CARD = """---
 {head}
 ---
@@ -369,8 +374,10 @@ CARD = """---
 
 ## How it was made
 
-Read, judged by rules for prose and for code, personal data and secrets replaced by their kind, documents holding evaluation items left out, exact and near duplicates reduced to one,
-split by document (a cluster of near duplicates goes one way). Parameters stand in `params.yaml`, sections `ingest`, `curate` and `shared`; the commit and `dvc.lock` say which data.
+Read, judged by rules for prose and for code, personal data and secrets replaced by their kind, documents
+holding evaluation items left out, exact and near duplicates reduced to one, split by document (a cluster of
+near duplicates goes one way). Parameters stand in `params.yaml`, sections `ingest`, `curate` and `shared`;
+the commit and `dvc.lock` say which data.
 """
 
 # %% ../nbs/15_curate.ipynb #ebc0d9c5
@@ -429,8 +436,10 @@ def tabulate_outcomes(
     outcome_counts: Counter # counts of `write_documents`
 ) -> list: # rows: kind, outcome, documents, bytes
     "Tabulate what became of the documents; stop unless every one that came in is there"
-    outcomes = [dict(kind=k, outcome=o, **{unit: outcome_counts[k, o, unit] for unit in ("documents", "bytes")})
-                for k, o in sorted({key[:2] for key in outcome_counts})]
+    units, outcomes = ("documents", "bytes"), []
+    for kind, outcome in sorted({key[:2] for key in outcome_counts}):
+        counts = {unit: outcome_counts[kind, outcome, unit] for unit in units}
+        outcomes.append(dict(kind=kind, outcome=outcome, **counts))
     num_accounted = sum(r["documents"] for r in outcomes)
     if num_read != num_accounted: raise AssertionError(
         f"{num_read} documents came in and {num_accounted} are accounted for")
@@ -448,8 +457,10 @@ def summarize_outcomes(
     count = lambda key: dict(sorted(Counter(r[key] for r in kept).items()))
     total = lambda unit, wanted: sum(r[unit] for r in outcomes if wanted(r["outcome"]))
     splits = {s: {unit: total(unit, f"kept for {s}".__eq__) for unit in ("documents", "bytes")} for s in SPLITS}
-    return dict(documents=total("documents", bool), dropped=total("documents", lambda o: not o.startswith("kept for")),
-                masked=dict(sorted(masked_counts.items())), languages=count("language"), licences=count("licence")) | splits
+    is_dropped = lambda outcome: not outcome.startswith("kept for")
+    return dict(documents=total("documents", bool), dropped=total("documents", is_dropped),
+                masked=dict(sorted(masked_counts.items())), languages=count("language"),
+                licences=count("licence")) | splits
 
 # %% ../nbs/15_curate.ipynb #d67a6fc8
 def write_dataset(
@@ -494,9 +505,10 @@ def curate(
     "Turn raw documents into documents that a model may read, and account for every one"
     parse_mixture(mixture)  # a mistake there is told before anything is read
     work, run = make_checkpoint_folder(), partial(run_pipeline, executor=executor, workers=workers)
-    shards, eval_items = sorted((ingested/"documents").resolve().glob("*.jsonl")), read_eval_items(eval_sets)
-    process_shards(shards, eval_items, work, min_characters=min_characters, max_repeated_lines=max_repeated_lines,
-                   languages=languages, pii=pii, replay_sources=replay_sources, run=run)
+    shards = sorted((ingested/"documents").resolve().glob("*.jsonl"))
+    process_shards(shards, read_eval_items(eval_sets), work, min_characters=min_characters,
+                   max_repeated_lines=max_repeated_lines, languages=languages, pii=pii,
+                   replay_sources=replay_sources, run=run)
     log("near duplicates")
     kept_shards = sorted((work/"kept").glob("*.jsonl"))
     clusters, duplicate_of = near_duplicates(run, kept_shards, work/"dedup", dedup_threshold=dedup_threshold)

@@ -61,7 +61,7 @@ def ingest_files(
     run([partial(ingest_shard, **inputs, strict=strict, work=work)], len(shard_files), "read", work/"logs")
     return len(file_names)
 
-# %% ../nbs/10_ingest.ipynb #e0f2c79e
+# %% ../nbs/10_ingest.ipynb #97497cdd
 def write_ingested(
     work: Path, # folder with what the tasks wrote
     num_files: int, # files read
@@ -76,8 +76,8 @@ def write_ingested(
         "or mend `ingest.exclude`")
     shards = sorted((work/"documents").glob("*.jsonl"))  # not what a killed worker left half done
     _, duplicate_of = find_duplicates(shards)
-    rows = [dict(source=source, reason=reason, duplicate_of=kept)
-            for source, (reason, kept) in list_duplicates(index, duplicate_of).items()]
+    duplicates = list_duplicates(index, duplicate_of)
+    rows = [dict(source=s, reason=reason, duplicate_of=kept) for s, (reason, kept) in duplicates.items()]
     write_jsonl(out/"duplicates.jsonl", rows)
     with atomic(out/"documents") as folder:
         folder.mkdir()
