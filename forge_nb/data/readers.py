@@ -51,7 +51,8 @@ def open_packed_stream(
     "Open a single packed file"
     if suffix != ".zst": return DECOMPRESSORS[suffix](file)
     import pyarrow as pa
-    return pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd")  # unlike others it notices an end that comes too early
+    # unlike others it notices an end that comes too early
+    return pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd")
 
 # %% ../../nbs/data/60_readers.ipynb #46326dd2
 def read_packed_file(
@@ -63,7 +64,8 @@ def read_packed_file(
     name = source.rpartition("/")[2].lower()
     suffix = next(s for s in (*DECOMPRESSORS, ".tgz", ".tbz2", ".txz") if name.endswith(s))
     inner = name.removesuffix(suffix) if suffix in DECOMPRESSORS else f"{name}.tar"
-    if get_reader(inner) is read_packed_file: raise Unreadable(f"expected one layer of packing, found two ({name}); unpack the outer one")
+    if get_reader(inner) is read_packed_file: raise Unreadable(f"expected one layer of packing, found two ({name}); "
+                                                               "unpack the outer one")
     suffix = {".tgz": ".gz", ".tbz2": ".bz2", ".txz": ".xz"}.get(suffix, suffix)
     try: unpacked = unpack_stream(open_packed_stream(file, suffix), context)
     except Unreadable: raise
@@ -94,14 +96,18 @@ def read_archive_members(
         if problem or not is_licence_file(PurePosixPath(name).name): continue
         folder = PurePosixPath(name).parent
         try:
-            with open_member() as f: licences[folder] = licences.get(folder) or identify_licence(f.read(1 << 20).decode(errors="replace"))
+            with open_member() as f: licence_text = f.read(1 << 20).decode(errors="replace")
+            licences[folder] = licences.get(folder) or identify_licence(licence_text)
         except Exception: continue  # without a licence then; it is no document
     for name, problem, open_member in members:
         unsafe = name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name) or ".." in re.split(r"[/\\]", name)
         if not unsafe and not is_document_path(name): continue
         place = f"{source}!/{name.encode(errors='backslashreplace').decode()}"
-        if unsafe: problem = "expected a path inside the archive, found one that leads out of it; pack it again with relative names"
-        elif name in member_names: problem = "expected each name once in an archive, found a second member of this one; pack it again"
+        if unsafe:
+            problem = "expected a path inside the archive, found one that leads out of it; " \
+                      "pack it again with relative names"
+        elif name in member_names:
+            problem = "expected each name once in an archive, found a second member of this one; pack it again"
         member_names.add(name)
         if problem: yield None, make_reject(place, Unreadable(problem)); continue
         folder = next((f for f in PurePosixPath(name).parents if f in licences), None)
@@ -116,7 +122,8 @@ def read_zip_file(
 ): # (document, None) or (None, reject)
     "Everything in a zip archive"
     try: archive = zipfile.ZipFile(file)
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError, struct.error) as e: raise Unreadable(
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError,
+            struct.error) as e: raise Unreadable(
         f"expected a zip archive, but it is broken ({shorten_error(e)}); fetch or pack it again") from None
     locked = "expected an archive without a password; unpack it, or pack it again without one"
     members = [(i.filename, locked if i.flag_bits & 1 else None, lambda i=i: unpack_stream(archive.open(i), context))
@@ -137,17 +144,22 @@ def read_tar_file(
         file.seek(archive.offset)
         if file.read(512).strip(b"\0"): raise tarfile.ReadError("bad header")  # the module takes it for the end
     except (tarfile.TarError, OSError, ValueError, EOFError) as e: failure = Unreadable(
-        f"expected a whole tar archive, but it is broken after {len(found)} members ({shorten_error(e)}); fetch or pack it again")
+        f"expected a whole tar archive, but it is broken after {len(found)} members ({shorten_error(e)}); fetch or "
+        "pack it again")
     sparse = "expected a plain member, found a sparse one, which may be of any size; pack it again without --sparse"
-    members = [(m.name, sparse if m.issparse() else None, lambda m=m: archive.extractfile(m)) for m in found if m.isfile()]
+    members = [(m.name, sparse if m.issparse() else None,
+                lambda m=m: archive.extractfile(m)) for m in found if m.isfile()]
     yield from read_archive_members(members, source, context)
     if failure: raise failure
 
 # %% ../../nbs/data/60_readers.ipynb #814eee70
 READERS = {**dict.fromkeys((".html", ".htm", ".xhtml"), read_html_file), ".pdf": read_pdf_file, ".docx": read_docx_file,
-           **dict.fromkeys((".csv", ".tsv"), read_csv_file), ".json": read_json_file, **dict.fromkeys((".jsonl", ".ndjson"), read_jsonl_file),
-           **dict.fromkeys((".parquet", ".pq"), read_parquet_file), **dict.fromkeys((".sqlite", ".sqlite3", ".db", ".db3"), read_sqlite_file),
-           ".zip": read_zip_file, ".tar": read_tar_file, **dict.fromkeys((*DECOMPRESSORS, ".tgz", ".tbz2", ".txz"), read_packed_file)}
+           **dict.fromkeys((".csv", ".tsv"), read_csv_file), ".json": read_json_file,
+           **dict.fromkeys((".jsonl", ".ndjson"), read_jsonl_file),
+           **dict.fromkeys((".parquet", ".pq"), read_parquet_file),
+           **dict.fromkeys((".sqlite", ".sqlite3", ".db", ".db3"), read_sqlite_file),
+           ".zip": read_zip_file, ".tar": read_tar_file,
+           **dict.fromkeys((*DECOMPRESSORS, ".tgz", ".tbz2", ".txz"), read_packed_file)}
 
 # %% ../../nbs/data/60_readers.ipynb #90558447
 def get_reader(
@@ -171,7 +183,9 @@ def read_file(
     except Invalid: raise  # a mistake in a template is no file's fault
     except (OSError, EOFError, ValueError, RuntimeError, struct.error, zlib.error, lzma.LZMAError,
             zipfile.BadZipFile, tarfile.TarError) as e:
-        yield None, make_reject(source, Unreadable(f"expected a whole, readable file ({shorten_error(getattr(e, 'strerror', None) or e)}); check it, fetch or pack it again"))
+        yield None, make_reject(source, Unreadable("expected a whole, readable file "
+                                                   f"({shorten_error(getattr(e, 'strerror', None) or e)}); check it, "
+                                                   "fetch or pack it again"))
 
 # %% ../../nbs/data/60_readers.ipynb #0c57dfe9
 def list_sources(
@@ -189,7 +203,8 @@ def list_sources(
         for name in files + links:
             path = os.path.join(folder, name)
             source = PurePosixPath(os.path.relpath(path, data)).as_posix()
-            if not is_document_path(source) or any(fnmatch.fnmatchcase(source, pattern) for pattern in exclude): continue
+            if not is_document_path(source) or any(fnmatch.fnmatchcase(source,
+                                                                       pattern) for pattern in exclude): continue
             inside = (os.path.realpath(path) + os.sep).startswith(top + os.sep)
             if os.path.isfile(path) or (os.path.islink(path) and not inside): found.append(source)
     return sorted(source.encode(errors="backslashreplace").decode() for source in found)

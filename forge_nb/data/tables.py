@@ -25,12 +25,16 @@ def make_row_renderer(
 ): # function: dict of values → text
     "How the rows of a table become text"
     template = templates.get(table, templates.get("*"))
-    if template is None: return lambda values: "\n".join([table, *(f"{k}: {value_to_text(v)}" for k, v in values.items() if v is not None)])
+    if template is None: return lambda values: "\n".join([table,
+                                                          *(f"{k}: {value_to_text(v)}" for k,
+                                                            v in values.items() if v is not None)])
     place = f"template {template!r} of table `{table}`"
     try: parts = list(Formatter().parse(template))
-    except ValueError as e: raise Invalid(f"{place}: {e}; write a column as {{name}} and a literal brace twice") from None
+    except ValueError as e: raise Invalid(
+        f"{place}: {e}; write a column as {{name}} and a literal brace twice") from None
     if unknown := [field for _, field, _, _ in parts if field is not None and field not in columns]: raise Invalid(
-        f"{place} names the column `{unknown[0]}`, which is not there; the columns are {', '.join(f'`{c}`' for c in columns)}")
+        f"{place} names the column `{unknown[0]}`, which is not there; the columns are "
+        f"{', '.join(f'`{c}`' for c in columns)}")
     return partial(fill_row_template, parts)
 
 # %% ../../nbs/data/30_tables.ipynb #cf873e98
@@ -66,7 +70,8 @@ def read_templates(
     if not path.exists(): return {}
     found = parse_yaml(read_text(path), display_path(path)) or {}
     for table, template in (found.items() if isinstance(found, dict) else [("", found)]):
-        if not isinstance(template, str): raise Invalid(f"{path.name}: `{table}` holds {template!r}; write `table: \"a sentence with {{column}}\"`")
+        if not isinstance(template, str): raise Invalid(f"{path.name}: `{table}` holds {template!r}; write `table: "
+                                                        f"\"a sentence with {{column}}\"`")
     return found
 
 # %% ../../nbs/data/30_tables.ipynb #7d9afb32
@@ -110,7 +115,8 @@ def detect_file_encoding(
     while not mark:
         block = file.read(1 << 20)
         try: decoder.decode(block, final=not block)
-        except UnicodeDecodeError as e: name = guess_encoding(slice_around(before + block, len(before) + e.start)); break
+        except UnicodeDecodeError as e: name = guess_encoding(slice_around(before + block,
+                                                                           len(before) + e.start)); break
         if not block: break
         before = block[-4096:]
     file.seek(len(mark))
@@ -146,9 +152,11 @@ def parse_csv_rows(
         while True:
             line = state["line"] + 1
             try: cells = next(reader, None)
-            except csv.Error as e: cells = Unreadable(f"expected a row of CSV, found an unclosed or misplaced quote ({e}); "
+            except csv.Error as e: cells = Unreadable("expected a row of CSV, found an unclosed or misplaced quote "
+                                                      f"({e}); "
                                                       f"mend the quotes from this line to line {state['line']}")
-            if state["long"]: cells = Unreadable(f"expected lines of at most {MAX_LINE_BYTES >> 20} MiB; break this one")
+            if state["long"]: cells = Unreadable(f"expected lines of at most {MAX_LINE_BYTES >> 20} MiB; break this "
+                                                 "one")
             if cells is None: return
             if cells: yield line, cells
             state["long"] = False
@@ -178,15 +186,18 @@ def read_csv_file(
             if isinstance(cells, Unreadable): raise Unreadable(str(cells), line)
             columns = [c.strip() or f"column {n}" for n, c in enumerate(cells, 1)]
             if duplicates := [c for c in columns if columns.count(c) > 1]: raise Unreadable(
-                f"expected a header with a name for each column, found `{duplicates[0]}` twice; rename one", line, duplicates[0])
+                f"expected a header with a name for each column, found `{duplicates[0]}` twice; rename one", line,
+                duplicates[0])
             render_row = make_row_renderer(table, columns, context["templates"])
             continue
         number += 1
         place = f"{source}#{number}"
         try:
             if isinstance(cells, Unreadable): raise cells
-            if len(cells) != len(columns): raise Unreadable(f"expected {len(columns)} cells as in the header, found {len(cells)}; "
-                                                            "add what is missing, or quote the cell that holds the delimiter")
+            if len(cells) != len(columns): raise Unreadable(f"expected {len(columns)} cells as in the header, found "
+                                                            f"{len(cells)}; "
+                                                            "add what is missing, or quote the cell that holds the "
+                                                            "delimiter")
             values = dict(zip(columns, (c if c.strip() else None for c in cells)))
             yield make_row_document(place, table, values, render_row, context, encoding=encoding_flag), None
         except Unreadable as e: yield None, make_reject(place, e, line)
