@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import nbformat
 from .project import (Invalid, ROOT, all_params, atomic, describe_machine, describe_run,
                                    display_path, explain_disk_error, load_params, log, make_environment,
                                    read_stages, read_text, remove_path, run_cli)
 from .tangle import (check_exports, check_parameters, extract_build_source, hash_text,
                                   list_notebooks, page_of_stage, parse_parameters_cell, read_notebook,
                                   write_checksums)
+import nbformat  # after tangle, which keeps a grammar from being compiled that takes a second
 
 # %% ../../nbs/core/30_runner.ipynb #623493e9
 @contextmanager
