@@ -503,7 +503,7 @@ def curate(
     out: Path # folder to write to
 ) -> dict: # metrics
     "Turn raw documents into documents that a model may read, and account for every one"
-    parse_mixture(mixture)  # a mistake there is told before anything is read
+    parse_mixture(mixture)  # a mistake there is reported before anything is read
     work, run = make_checkpoint_folder(), partial(run_pipeline, executor=executor, workers=workers)
     shards = sorted((ingested/"documents").resolve().glob("*.jsonl"))
     process_shards(shards, read_eval_items(eval_sets), work, min_characters=min_characters,

@@ -123,7 +123,7 @@ def measure_curation(
     clone: Path, # folder for the fresh clone
     sizes: tuple = (20, 200, 2000) # megabytes
 ): # yields (what, figure, bound) as text
-    "Pace and memory of `curate` on the default data and on larger ones, and beside datatrove's own steps"
+    "Speed and memory of `ingest` and `curate` on the default data and on larger ones, and beside datatrove's own steps"
     make_fresh_clone(clone)
     folder, raw_megabytes = clone/".bench", sum(p.stat().st_size for k in ("docs", "code") for p in (clone/"data"/k).rglob("*.*")
                                       if p.is_file()) / 1e6
@@ -131,8 +131,12 @@ def measure_curation(
     def run_python(code): return run_with_peak_memory(f"{activate}FORGE_CKPT=.bench/ckpt python -c \"{code}\" && rm -rf .bench/ckpt .bench/out",
                                      clone)
     def run_curate(data, workers): return run_python(
-        "from pathlib import Path; from forge_nb.curate import curate; from forge_nb.core.project import load_params; "
-                                           f"curate(Path('{data}'), Path('company/eval_sets'), Path('company/templates.yaml'), **load_params(Path('params.yaml'))['curate'] | dict(workers={workers}), out=Path('{folder}/out'))")
+        "from pathlib import Path; from forge_nb.ingest import ingest; from forge_nb.curate import curate; "
+        "from forge_nb.core.project import load_params; p = load_params(Path('params.yaml')); "
+        f"shared = dict(workers={workers}, executor='local', dedup_threshold=p['shared']['dedup_threshold']); "
+        f"out = Path('{folder}/out'); ingest(Path('{data}'), Path('company/templates.yaml'), **p['ingest'], **shared, out=out/'ingest'); "
+        "import shutil; shutil.rmtree('.bench/ckpt'); "
+        "curate(out/'ingest', Path('company/eval_sets'), **p['curate'], **shared, out=out/'curate')")
     median = lambda measure: sorted(measure() for _ in range(3))[1]
     seconds, _ = median(lambda: run_curate(clone/"data", 1))
     yield "curation of the default data, one worker, median of three", format_speed(raw_megabytes, seconds, 1), "2 MB/s a core"

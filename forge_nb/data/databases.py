@@ -27,7 +27,7 @@ def unwrap_driver_error(
 def read_database_tables(
     engine, # SQLAlchemy's
     source: str, # the database
-    context: dict # of the file
+    context: dict # what is known of the file
 ): # (document, None) or (None, reject)
     "A document for each row of each table of a database"
     import sqlalchemy as sa
@@ -59,7 +59,7 @@ def read_database_tables(
 
 # %% ../../nbs/data/50_databases.ipynb #bcbdc7bc
 def open_sqlite(
-    path: Path # of the file
+    path: Path # path of the file
 ): # SQLAlchemy engine
     "A read-only engine for an SQLite file"
     import sqlite3
@@ -86,8 +86,8 @@ def open_sqlite(
 # %% ../../nbs/data/50_databases.ipynb #b367b09e
 def read_sqlite_file(
     file, # binary, seekable
-    source: str, # where it is from
-    context: dict # of the file; its path, unless the file came out of an archive
+    source: str, # origin of the document
+    context: dict # context of the file; its path, unless the file came out of an archive
 ): # (document, None) or (None, reject)
     "A document for each row of each table of an SQLite file"
     from sqlalchemy.exc import SQLAlchemyError

@@ -133,9 +133,9 @@ def detect_code_language(
 
 # %% ../../nbs/data/10_documents.ipynb #cc2f0e4b
 def detect_language(
-    text: str, # of the document
-    kind: str, # of the document
-    source: str # of the document
+    text: str, # text of the document
+    kind: str, # kind of the document
+    source: str # source of the document
 ) -> str: # ISO 639 code for prose, programming language for code, empty where unknown
     "Language of a document"
     if kind == "code": return detect_code_language(source, text[:200])
@@ -172,7 +172,7 @@ LICENCE_PHRASES = [  # looked for in this order, in lower case with single blank
 
 # %% ../../nbs/data/10_documents.ipynb #86b70bac
 def identify_licence(
-    text: str # of a licence file
+    text: str # text of a licence file
 ) -> str: # SPDX id, or empty
     "Licence whose characteristic phrases `text` holds"
     if spdx := SPDX_TAG.search(text): return spdx[1]
@@ -185,7 +185,7 @@ def identify_licence(
 
 # %% ../../nbs/data/10_documents.ipynb #88cc7bfe
 def is_licence_file(
-    name: str # of a file, without folders
+    name: str # name of a file, without folders
 ) -> bool: # False for notices, which only name authors
     "Whether a file's text may say which licence holds"
     return bool(LICENCE_FILE.fullmatch(name)) and not name.startswith("NOTICE")
@@ -205,10 +205,10 @@ def find_folder_licence(
 
 # %% ../../nbs/data/10_documents.ipynb #c9c81814
 def make_document(
-    source: str, # where it is from
+    source: str, # origin of the document
     kind: str, # docs, code, rows or chat
     text: str, # as read
-    context: dict, # of the file; its licence holds unless the head of the text says otherwise
+    context: dict, # context of the file; its licence holds unless the head of the text says otherwise
     *,
     record: dict = None, # structure of rows and chats
     encoding: str = None # where it is not UTF-8

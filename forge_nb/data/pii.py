@@ -27,7 +27,7 @@ from .secrets import find_offsets, find_secrets
 PII_KINDS = ("key", "email", "iban", "card", "ip", "phone", "name")  # in order of precedence, where two would overlap
 
 # %% ../../nbs/data/70_pii.ipynb #370a988e
-DEFAULT_PII_KINDS = PII_KINDS[:-1]  # what is looked for unless told otherwise
+DEFAULT_PII_KINDS = PII_KINDS[:-1]  # what is looked for unless others are named
 
 # %% ../../nbs/data/70_pii.ipynb #71b12697
 def find_overlapping_matches(
@@ -589,7 +589,7 @@ def score_mail(
 # %% ../../nbs/data/70_pii.ipynb #d13da28d
 def compute_precision_recall(
     part: str, # of the labels
-    kind: str, # of KINDS, or 'all'
+    kind: str, # kind of PII_KINDS, or 'all'
     counts: dict # labelled, covered, found and right → how many
 ) -> dict: # a row: part, kind, the counts, recall and precision; '' where there is nothing to divide by
     "Compute recall and precision from counts"

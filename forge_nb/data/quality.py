@@ -19,12 +19,12 @@ UNSPACED_SCRIPT = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u3
 # %% ../../nbs/data/75_quality.ipynb #fe262b27
 def compute_byte_shares(
     text: str # a document
-) -> dict: # letters, digits, marks: shares of the bytes that are not blank
+) -> dict: # letters, digits, punctuation: shares of the bytes that are not blank
     "Measure what a text is made of"
     non_blank = text.encode().translate(None, BLANK_BYTES)
     n = max(len(non_blank), 1)
     letters, digits = (n - len(non_blank.translate(None, kind)) for kind in (LETTER_BYTES, DIGIT_BYTES))
-    return dict(letters=letters / n, digits=digits / n, marks=(len(non_blank) - letters - digits) / n)
+    return dict(letters=letters / n, digits=digits / n, punctuation=(len(non_blank) - letters - digits) / n)
 
 # %% ../../nbs/data/75_quality.ipynb #7106e115
 def measure_repeated_lines(

@@ -24,7 +24,7 @@ from .text import read_docx_file, read_html_file, read_pdf_file, read_text_file
 # %% ../../nbs/data/60_readers.ipynb #4a801021
 def unpack_stream(
     stream, # binary, unpacks as it is read
-    context: dict # of the file; its budget is used up
+    context: dict # context of the file; its budget is used up
 ): # temporary file, at its beginning
     "Unpack a stream, within what is left of the file's budget"
     budget, file = context["budget"], tempfile.SpooledTemporaryFile(8 << 20)
@@ -46,7 +46,7 @@ def unpack_stream(
 # %% ../../nbs/data/60_readers.ipynb #a81645d5
 def open_packed_stream(
     file, # binary, seekable
-    suffix: str # of PACKED
+    suffix: str # key of DECOMPRESSORS
 ): # binary stream of what is inside
     "Open a single packed file"
     if suffix != ".zst": return DECOMPRESSORS[suffix](file)
@@ -57,8 +57,8 @@ def open_packed_stream(
 # %% ../../nbs/data/60_readers.ipynb #46326dd2
 def read_packed_file(
     file, # binary, seekable
-    source: str, # where it is from
-    context: dict # of the file
+    source: str, # origin of the document
+    context: dict # what is known of the file
 ): # (document, None) or (None, reject)
     "What is inside a .gz, .bz2, .xz or .zst file"
     name = source.rpartition("/")[2].lower()
@@ -86,7 +86,7 @@ def is_document_path(
 def read_archive_members(
     members: list, # (name, problem or None, function that opens it)
     source: str, # the archive
-    context: dict # of the file
+    context: dict # what is known of the file
 ): # (document, None) or (None, reject)
     "Everything in the members of an archive"
     if context["depth"] >= MAX_ARCHIVE_DEPTH: raise Unreadable(
@@ -117,8 +117,8 @@ def read_archive_members(
 # %% ../../nbs/data/60_readers.ipynb #91d96c98
 def read_zip_file(
     file, # binary, seekable
-    source: str, # where it is from
-    context: dict # of the file
+    source: str, # origin of the document
+    context: dict # what is known of the file
 ): # (document, None) or (None, reject)
     "Everything in a zip archive"
     try: archive = zipfile.ZipFile(file)
@@ -133,8 +133,8 @@ def read_zip_file(
 # %% ../../nbs/data/60_readers.ipynb #de43c87e
 def read_tar_file(
     file, # binary, seekable
-    source: str, # where it is from
-    context: dict # of the file
+    source: str, # origin of the document
+    context: dict # what is known of the file
 ): # (document, None) or (None, reject)
     "Everything in a tar archive"
     found, failure = [], None
@@ -171,8 +171,8 @@ def get_reader(
 # %% ../../nbs/data/60_readers.ipynb #7805e45c
 def read_file(
     open_file, # function that opens it
-    source: str, # where it is from
-    context: dict # of the file
+    source: str, # origin of the document
+    context: dict # what is known of the file
 ): # (document, None) or (None, reject)
     "Everything in a file; what ends it early becomes its last reject"
     try:
@@ -192,7 +192,7 @@ def list_sources(
     data: Path, # folder
     exclude: list = () # patterns of paths to leave out, such as 'facts/*'
 ) -> list: # relative paths, posix, sorted
-    "Files below `data`, at any depth, that `read` is for"
+    "List the files below `data`, at any depth, that are to be read"
     def stop(e): raise Invalid(
         f"{e.filename}: cannot be listed ({e.strerror}); give it to the user who runs this, or take it out of data/")
     if not data.is_dir(): raise Invalid(f"{data}: expected a folder with your data; make it, or name another")
@@ -235,7 +235,7 @@ def is_dvc_link(
 # %% ../../nbs/data/60_readers.ipynb #611ec49b
 def read_source(
     data: Path, # folder
-    source: str, # of `sources`
+    source: str, # source of `list_sources`
     *,
     templates: dict, # table → format string; '*' for all others
     strict: bool # stop at the first thing that cannot be read
@@ -273,7 +273,7 @@ def read_documents(
 def split_into_shards(
     data: Path, # raw data
     names: list, # sources, sorted
-    shard_megabytes: float # of raw data in a shard
+    shard_megabytes: float # raw data in a shard
 ) -> list: # of lists of sources
     "Cut the files into runs of about equal size"
     sizes = [os.path.getsize(data/name) if (data/name).is_file() else 0 for name in names]  # of what a link points to

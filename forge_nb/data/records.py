@@ -23,7 +23,7 @@ RECORD_SHAPES = {"messages": ("messages",), "preference": ("prompt", "chosen", "
 # %% ../../nbs/data/40_records.ipynb #9ab407ca
 def detect_record_shape(
     record: dict # from JSON or Parquet
-) -> str: # a key of SHAPES, or 'rows'
+) -> str: # key of RECORD_SHAPES, or 'rows'
     "Shape that a record means to have, by its keys"
     # Parquet fills what a row lacks with nulls
     for fields in ({k for k, v in record.items() if v is not None}, {*record}):
@@ -74,7 +74,7 @@ def check_messages(
 # %% ../../nbs/data/40_records.ipynb #53ab6d56
 def check_record(
     record: dict, # as read
-    shape: str # of SHAPES
+    shape: str # key of RECORD_SHAPES
 ):
     "Raise unless a record has the fields of its shape, each of its type"
     for field in RECORD_SHAPES[shape]:
@@ -100,7 +100,7 @@ def check_record(
 # %% ../../nbs/data/40_records.ipynb #5dd347f9
 def chat_to_text(
     record: dict, # checked
-    shape: str # of SHAPES
+    shape: str # key of RECORD_SHAPES
 ) -> str: # a paragraph for each thing said
     "Who said what in a record"
     paragraphs = []
@@ -116,7 +116,7 @@ def chat_to_text(
 
 # %% ../../nbs/data/40_records.ipynb #1e990e99
 def reject_duplicate_keys(
-    pairs: list # of an object
+    pairs: list # pairs of an object
 ) -> dict: # the same
     "An object whose keys are all different"
     found = dict(pairs)
@@ -182,7 +182,7 @@ def parse_json(
 def read_records(
     records, # (number, line, record), a problem instead of the record where there is one
     source: str, # the file
-    context: dict, # of the file
+    context: dict, # what is known of the file
     encoding: str = None # where it is not UTF-8
 ): # (document, None) or (None, reject)
     "A document for each record, by its shape; the first record decides the file's"
@@ -215,8 +215,8 @@ def read_records(
 # %% ../../nbs/data/40_records.ipynb #cfd4fc6f
 def read_jsonl_file(
     file, # binary, seekable
-    source: str, # where it is from
-    context: dict # of the file
+    source: str, # origin of the document
+    context: dict # what is known of the file
 ): # (document, None) or (None, reject)
     "A document for each line of a JSON Lines file"
     head = file.read(4096)
@@ -274,8 +274,8 @@ def parse_json_records(
 # %% ../../nbs/data/40_records.ipynb #4bcc3cc2
 def read_json_file(
     file, # binary, seekable
-    source: str, # where it is from
-    context: dict # of the file
+    source: str, # origin of the document
+    context: dict # what is known of the file
 ): # (document, None) or (None, reject)
     "A document for each record of a JSON file that holds a list of them, or one"
     text, encoding = decode_text(read_whole_file(file))
@@ -284,8 +284,8 @@ def read_json_file(
 # %% ../../nbs/data/40_records.ipynb #9a7e0039
 def read_parquet_file(
     file, # binary, seekable
-    source: str, # where it is from
-    context: dict # of the file
+    source: str, # origin of the document
+    context: dict # what is known of the file
 ): # (document, None) or (None, reject)
     "A document for each row of a Parquet file"
     import pyarrow as pa

@@ -39,7 +39,7 @@ def make_row_renderer(
 
 # %% ../../nbs/data/30_tables.ipynb #cf873e98
 def fill_row_template(
-    parts: list, # of a template: (literal, column, format, conversion)
+    parts: list, # parts of a template: (literal, column, format, conversion)
     values: dict # column → value; None leaves its place empty
 ) -> str: # text
     "Put the values of a row into a template"
@@ -57,7 +57,7 @@ def fill_row_template(
 
 # %% ../../nbs/data/30_tables.ipynb #341f1dab
 def value_to_text(
-    value # of a cell
+    value # value of a cell
 ) -> str: # text
     "A value as text: nested ones as JSON"
     return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else str(value)
@@ -91,8 +91,8 @@ def make_row_document(
     source: str, # with the row's number or key
     table: str, # name
     values: dict, # column → value
-    render_row, # from `renderer`
-    context: dict, # of the file
+    render_row, # function of `make_row_renderer`
+    context: dict, # what is known of the file
     *,
     key: dict = None, # primary key
     references: list = None, # foreign keys: column, table, to
@@ -125,7 +125,7 @@ def detect_file_encoding(
 # %% ../../nbs/data/30_tables.ipynb #cf51be71
 def parse_csv_rows(
     file, # binary, just behind its mark
-    encoding: str, # of the file
+    encoding: str, # encoding of the file
     delimiter: str = None # None: the one that the first line uses most
 ): # (line, cells), a problem instead of the cells where there is one
     "Yield the rows of a CSV file with their lines"
@@ -174,8 +174,8 @@ def get_table_name(
 # %% ../../nbs/data/30_tables.ipynb #9a97b12d
 def read_csv_file(
     file, # binary, seekable
-    source: str, # where it is from
-    context: dict # of the file
+    source: str, # origin of the document
+    context: dict # what is known of the file
 ): # (document, None) or (None, reject)
     "A document for each row of a CSV or TSV file"
     encoding, columns, number, table = detect_file_encoding(file), None, 0, get_table_name(source)

@@ -111,8 +111,8 @@ def read_whole_file(
 # %% ../../nbs/data/20_text.ipynb #75a2fb16
 def read_text_file(
     file, # binary, seekable
-    source: str, # where it is from
-    context: dict # of the file
+    source: str, # origin of the document
+    context: dict # what is known of the file
 ): # (document, None)
     "A text or source file as it stands"
     raw = read_whole_file(file)
@@ -175,8 +175,8 @@ def html_to_text(
 # %% ../../nbs/data/20_text.ipynb #7bacafd4
 def read_html_file(
     file, # binary, seekable
-    source: str, # where it is from
-    context: dict # of the file
+    source: str, # origin of the document
+    context: dict # what is known of the file
 ): # (document, None)
     "A web page as readable text"
     raw = read_whole_file(file)
@@ -187,8 +187,8 @@ def read_html_file(
 # %% ../../nbs/data/20_text.ipynb #3af1a93d
 def read_pdf_file(
     file, # binary, seekable
-    source: str, # where it is from
-    context: dict # of the file
+    source: str, # origin of the document
+    context: dict # what is known of the file
 ): # (document, None)
     "The text of a PDF, page by page"
     import logging
@@ -213,8 +213,8 @@ def read_pdf_file(
 # %% ../../nbs/data/20_text.ipynb #d657057c
 def read_docx_file(
     file, # binary, seekable
-    source: str, # where it is from
-    context: dict # of the file
+    source: str, # origin of the document
+    context: dict # what is known of the file
 ): # (document, None)
     "Paragraphs and tables of a Word file, in their order"
     from docx import Document
