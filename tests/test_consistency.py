@@ -142,7 +142,8 @@ def test_pipeline_lists_what_a_stage_stands_on(name):
     named = set(re.findall(r'"(data(?:/[\w./]*)?|artifacts/[\w./]+|[\w/]+\.yaml)"', run))
     assert named, "no paths found in the run cells"
     is_own = lambda path: path == f"artifacts/{name}" or path.startswith(f"artifacts/{name}/")
-    undeclared = [p for p in named if not is_own(p) and not any(p == d or p.startswith(d + "/") for d in deps)]
+    is_listed = lambda p, d: p == d or p.startswith(f"{d}/") or d.startswith(f"{p}/")  # a folder is named where files of it are listed
+    undeclared = [p for p in named if not is_own(p) and not any(is_listed(p, d) for d in deps)]
     assert not undeclared, f"{name} reads {undeclared}, which dvc.yaml does not list"
 
 

@@ -1,4 +1,4 @@
-"What DVC documents works here: experiments, checkouts, shared caches, worktrees, shallow clones; on a project of four stages that take seconds"
+"What DVC documents works here: experiments, checkouts, shared caches, worktrees, shallow clones; on a project of five stages that take seconds"
 import hashlib, json, shutil, time
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT, Copy
 from ruamel.yaml import YAML
 
-CHEAP = ("tangle", "assess", "curate", "ngram")
+CHEAP = ("tangle", "ingest", "assess", "curate", "ngram")
 COMMIT = "git add -A && git commit -qm"
 CLEAN = "Data and pipelines are up to date."
 
@@ -122,8 +122,8 @@ def test_links_that_dvc_makes_are_data(little, tmp_path, kind):
     page = other.root/"data/docs/howto/index.txt"
     assert page.is_symlink() if kind == "symlink" else page.stat().st_nlink > 1
     assert CLEAN in other("dvc repro") and not (other.root/"runs").exists()
-    other("dvc repro -q --force --single-item curate && test -z \"$(git status --porcelain)\"")
-    other("python -m forge_nb.core.runner assess && git diff --exit-code")  # over the links that are there
+    other("dvc repro -q --force --single-item ingest curate && test -z \"$(git status --porcelain)\"")
+    other("python -m forge_nb.core.runner ingest && git diff --exit-code")  # over the links that are there
     (other.root/"data/docs/new.txt").write_text("A new page.\n", encoding="utf-8")
     other("python -m forge_nb.core.runner adopt && dvc add -q data")
     assert not spoiled(tmp_path/"cache")
@@ -136,11 +136,27 @@ def test_a_link_to_elsewhere_is_refused_and_its_remedy_works(little, tmp_path):
     for n, page in enumerate(pages):
         shutil.copyfile(page, tmp_path/f"{n}.txt")
         page.unlink(); page.symlink_to(tmp_path/f"{n}.txt")
-    said = other("python -m forge_nb.core.runner assess", rc=2)
+    said = other("python -m forge_nb.core.runner ingest", rc=2)
     assert "no document can be read" in said and "Traceback" not in said
-    assert (other.root/"artifacts/assess/rejects.jsonl").read_text(encoding="utf-8").count("found a link that leads out of it; copy the file itself") == len(pages)
+    assert (other.root/"artifacts/ingest/rejects.jsonl").read_text(encoding="utf-8").count("found a link that leads out of it; copy the file itself") == len(pages)
     for n, page in enumerate(pages): page.unlink(); shutil.copyfile(tmp_path/f"{n}.txt", page)
-    other("python -m forge_nb.core.runner assess && git diff --exit-code")
+    other("python -m forge_nb.core.runner ingest && git diff --exit-code")
+
+
+def test_a_changed_test_document_reruns_no_training_stage(tidy):
+    "A sentence more in a page of the test split: neither a split that trains nor what a training stage reads is another"
+    hashes = lambda: {o["path"]: o["md5"] for s in YAML(typ="safe").load(tidy.root/"dvc.lock")["stages"].values() for o in s.get("outs", [])}
+    before = hashes()
+    page = next(json.loads(line)["source"] for line in open(tidy.root/"artifacts/curate/documents/test.jsonl", encoding="utf-8"))
+    with open(tidy.root/"data"/page, "a", encoding="utf-8") as f: f.write("\nAnother sentence stands at the end of this page.\n")
+    tidy("python -m forge_nb.core.runner adopt && dvc add -q data && dvc repro -q")
+    changed = {"data"} | {path for path, digest in hashes().items() if digest != before[path]}
+    assert {"artifacts/ingest/documents", "artifacts/curate/documents/test.jsonl", "artifacts/ngram/documents.jsonl"} <= changed
+    assert not {f"artifacts/curate/documents/{s}.jsonl" for s in ("train", "valid")} & changed
+    stages = YAML(typ="safe").load(ROOT/"dvc.yaml")["stages"]
+    train = [name for name, s in stages.items() if any(isinstance(o, str) and o.endswith(("/model", "/tokenizer")) for o in s["outs"])]
+    assert len(train) == 8
+    for name in train: assert not [d for d in stages[name]["deps"] if any(c == d or c.startswith(d + "/") or d.startswith(c + "/") for c in changed)], name
 
 
 def test_a_worktree_runs_its_own_code(little, tmp_path):

@@ -89,7 +89,7 @@ def test_your_own_folder(mend, tmp_path):
     refuse(mend, "python -m forge_nb.data.default_company", "data.dvc records data of yours")
     mend("dvc checkout -q data.dvc")
     assert "Mended by hand" in mine.read_text(encoding="utf-8")
-    rejected = (mend.root/"artifacts/curate/rejects.jsonl").read_text(encoding="utf-8")
+    rejected = (mend.root/"artifacts/ingest/rejects.jsonl").read_text(encoding="utf-8")
     assert '"docs/scan.md"' in rejected and rejected.count("\n") == 1
     refuse(mend, "dvc repro synth", "company/questions.yaml", "setting_default.table", "does not exist")
     mend("git checkout -q . && dvc checkout -q --force data.dvc")

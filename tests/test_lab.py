@@ -136,7 +136,7 @@ def test_kernels_run_this_tree_offline_whoever_is_installed(lab, begun):
     assert lab.run_all("runs/where.ipynb") == ([(code, f"{begun.root}/forge_nb/__init__.py True 0\n")], None)
 
 
-@pytest.mark.parametrize("name", "assess curate tokenizer ngram".split())
+@pytest.mark.parametrize("name", "ingest assess curate tokenizer ngram".split())
 def test_run_all_makes_what_the_pipeline_makes_and_touches_no_artifact(lab, begun, name):
     said = run_by_hand(lab, name)
     assert files(begun.root/"runs"/"lab"/name/"artifacts"/name) == files(begun.root/"artifacts"/name)
@@ -161,7 +161,7 @@ def test_run_all_names_a_missing_input_and_its_remedy(lab, begun):
     shown, error = lab.run_all("nbs/50_sft.ipynb")
     assert error == "Invalid: artifacts/pretrain/model is missing; `dvc repro sft` makes it" and "prepare_interactive_run(" in shown[-1][0]
     (begun.root/"data").rename(begun.root/"runs"/"elsewhere")
-    try: assert lab.run_all("nbs/12_assess.ipynb")[1] == "Invalid: data is missing; `make data` makes it"
+    try: assert lab.run_all("nbs/10_ingest.ipynb")[1] == "Invalid: data is missing; `make data` makes it"
     finally: (begun.root/"runs"/"elsewhere").rename(begun.root/"data")
     assert digest(begun) == before
 
@@ -189,7 +189,7 @@ def test_forget_searches_what_was_made_by_hand(begun):
 
 
 def test_reports_show_nothing_of_it(begun):
-    for name in "assess curate tokenizer ngram".split():
+    for name in "ingest assess curate tokenizer ngram".split():
         [cell] = [c for c in nbformat.read(begun.root/"reports"/f"{name}.ipynb", 4).cells if "prepare_interactive_run(" in c.source]
         assert not cell.outputs
     assert "reports/html/ngram.html" in begun("python -m forge_nb.report.pages html")

@@ -14,7 +14,7 @@ from forge_nb.data.tables import read_templates
 from forge_nb.core.tangle import extract_build_source, list_notebooks, module_file, module_name
 
 ADDED = "def find_pii(*a, **k): return []"  # switches masking off
-ASSESSED = ("artifacts/assess/metrics.json", "artifacts/assess/rejects.jsonl", "artifacts/assess/findings.csv", "reports/assess.ipynb")
+ASSESSED = ("artifacts/assess/metrics.json", "artifacts/ingest/rejects.jsonl", "artifacts/assess/findings.csv", "reports/assess.ipynb")
 TANGLE = "python -m forge_nb.core.tangle"
 
 
