@@ -15,8 +15,8 @@ import torch
 
 from ..train.optim import lr_multiplier, make_optimizers
 from ..core.project import Invalid, ROOT, pin, run_cli
-from ..train.architecture import (build_model, count_parameters, derive_config, flops_per_token,
-                                         measure_peak_flops, mixed_precision)
+from ..train.architecture import (PretrainConfig, build_model, count_parameters, derive_config,
+                                         derive_shape, flops_per_token, measure_peak_flops, mixed_precision)
 from ..train.checkpoint import make_accelerator, shard_model
 from ..train.loop import train_step
 from ..train.loss import LossModule, evaluate_bpb
@@ -33,12 +33,14 @@ def make_own_runner(
     num_experts: int = 0 # in each block
 ) -> dict: # model, rows, step: (x, done from 0 to 1, number) → None, score: x → nats
     "This project's default run"
-    config = derive_config(depth, vocab_size=len(tokenizer), context_length=CONTEXT_LENGTH, tokens_per_parameter=.16)
-    model, accelerator = build_model(tokenizer, context_length=CONTEXT_LENGTH, num_experts=num_experts, **{k: config[k] for k in ("num_hidden_layers", "hidden_size", "intermediate_size")}), make_accelerator()
+    shape, config = derive_config(PretrainConfig(
+        depth=depth, context_length=CONTEXT_LENGTH, tokens_per_parameter=.16, num_experts=num_experts), len(tokenizer))
+    model, accelerator = build_model(tokenizer, shape), make_accelerator()
     loss_module = shard_model(accelerator, LossModule(model, tokenizer.eos_token_id, 0., .01), "ddp")
-    optimizers = make_optimizers(model, optimizer="muon", **{k: v for k, v in config.items() if k.endswith("_lr")})
+    optimizers = make_optimizers(
+        model, optimizer="muon", matrix_lr=config.matrix_lr, embedding_lr=config.embedding_lr, lm_head_lr=config.lm_head_lr)
     def step(x, progress, number): train_step(accelerator, loss_module, optimizers, x, min((number + 1) / 10, lr_multiplier(round(progress * 1000), 1000, 0, .7)))
-    return dict(model=model, batch_size=config["batch_size"], step=step, score=loss_module)
+    return dict(model=model, batch_size=config.batch_size, step=step, score=loss_module)
 
 # %% ../../nbs/bench/10_baselines.ipynb #496c000f
 def make_llama(
@@ -46,9 +48,9 @@ def make_llama(
 ): # LlamaForCausalLM
     "A Llama of the default's size"
     from transformers import LlamaConfig, LlamaForCausalLM
-    config = derive_config(4, vocab_size=len(tokenizer), context_length=CONTEXT_LENGTH, tokens_per_parameter=.16)
-    return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=config["hidden_size"], intermediate_size=config["intermediate_size"], num_hidden_layers=config["num_hidden_layers"],
-                                        num_attention_heads=config["hidden_size"] // 64, max_position_embeddings=4 * CONTEXT_LENGTH, tie_word_embeddings=False,
+    shape = derive_shape(PretrainConfig(depth=4, context_length=CONTEXT_LENGTH))
+    return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=shape.hidden_size, intermediate_size=shape.intermediate_size, num_hidden_layers=shape.num_hidden_layers,
+                                        num_attention_heads=shape.hidden_size // 64, max_position_embeddings=4 * CONTEXT_LENGTH, tie_word_embeddings=False,
                                         bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
 
 # %% ../../nbs/bench/10_baselines.ipynb #ebe2bf0f

@@ -11,6 +11,7 @@ __all__ = ['MIN_TOKEN_SAVINGS', 'MIN_OCCURRENCES', 'CONTINUED_CONFIG', 'VARIANT_
 
 # %% ../../nbs/studies/20_continued.ipynb #c0a10004
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 from ..train.base_tokenizer import extend_vocabulary, load_base_tokenizer
 from ..train.bases import (derive_base_config, find_base, load_base, measure_bpb, record_base,
                                   summarize_bpb)
+from ..train.architecture import PretrainConfig
 from ..metrics.stats import bootstrap_difference
 from ..train.model import compute_document_bits
 from ..core.project import (Invalid, atomic, log, make_checkpoint_folder, pin, read_json, read_jsonl,
@@ -189,7 +191,7 @@ def select_curve_passages(
     return [p for p in held_out if p["kind"] != "replayed" and (kind_counts.update([p["kind"]]) or kind_counts[p["kind"]] <= per_kind)]
 
 # %% ../../nbs/studies/20_continued.ipynb #c0a10023
-CONTINUED_CONFIG = dict(optimizer="adamw", warmup_steps=4, warmdown_ratio=.7, z_loss_weight=0.)
+CONTINUED_CONFIG = PretrainConfig(optimizer="adamw", warmup_steps=4, warmdown_ratio=.7)
 
 # %% ../../nbs/studies/20_continued.ipynb #c0a10024
 def run_continued_variant(
@@ -214,11 +216,13 @@ def run_continued_variant(
     write_passages(data, tokenizer, train=train_passages, valid=select_curve_passages(held_out))
     start_scores = compute_once(folder.parent/f"{start_name}.json", lambda: dict(bits=score_passages(model, tokenizer, held_out, context_length), curve=measure_bpb(model, tokenizer, data, context_length)))
     num_tokens = open_tokens(data, "train")[0].get_shape()[0]
-    config = derive_base_config(model, num_tokens, context_length=context_length, optimizer=CONTINUED_CONFIG["optimizer"], overrides=dict(batch_size=batch_size, max_steps=max(1, round(num_sequences(num_tokens, context_length) / batch_size)))) | CONTINUED_CONFIG
-    state = train_model(model, tokenizer, data, context_length=context_length, config=config, num_evals=num_evals, seed=seed, checkpoints=folder)
+    max_steps = max(1, round(num_sequences(num_tokens, context_length) / batch_size))
+    _, config = derive_base_config(model, num_tokens, replace(
+        CONTINUED_CONFIG, context_length=context_length, batch_size=batch_size, max_steps=max_steps, num_evals=num_evals, seed=seed))
+    state = train_model(model, tokenizer, data, config=config, checkpoints=folder)
     evals = [summarize_bpb({k.removeprefix("bpb_"): v for k, v in c.items()}, sequences_by_kind(*open_tokens(data, "valid"), context_length)) for c in state["curve"]]
     curve = [dict(step=s, variant=name, domain=c["domain"], general=c["general"]) for s, c in zip((0, *(c["step"] for c in state["curve"])), (start_scores["curve"], *evals))]
-    done = dict(start=start_scores["bits"], end=score_passages(model, tokenizer, held_out, context_length), curve=curve, max_steps=config["max_steps"], tokens=config["max_steps"] * batch_size * context_length)
+    done = dict(start=start_scores["bits"], end=score_passages(model, tokenizer, held_out, context_length), curve=curve, max_steps=config.max_steps, tokens=config.train_tokens)
     write_json(folder/"done.json", done); remove_path(folder/"last")
     return done
 

@@ -13,6 +13,7 @@ __all__ = ['FACTS_PER_ROW', 'FACT_TOKEN_SHARE', 'SLIDING_VARIANTS', 'rope_freque
 
 # %% ../../nbs/studies/30_extend.ipynb #8b1c4c8b
 import copy, math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from ..metrics.stats import bootstrap_difference
 from ..train.model import save_model
 from ..core.project import (Invalid, log, make_checkpoint_folder, pin, read_csv, read_json,
                                    stable_uniform, write_csv, write_json, write_jsonl)
-from ..train.architecture import choose_attention
+from ..train.architecture import PretrainConfig, choose_attention
 from ..train.loop import train_model
 from ..train.sequences import open_tokens
 
@@ -282,18 +283,15 @@ def train_extend_variant(
     load_model, # function that gives the model
     tokenizer, # tokenizer
     data: Path, # folder with rows
-    *,
-    context_length: int, # tokens in a row
-    config: dict, # as `fit` takes it
-    seed: int # of the order
+    config: PretrainConfig # hyperparameters of the run, without zeros
 ): # causal language model
     "Train on, or take up what was trained before an interruption"
     if not (folder/"model"/"config.json").exists():
         log(f"training {folder.name}")
         model = load_model()
-        train_model(model, tokenizer, data, context_length=context_length, config=config, num_evals=1, seed=seed, checkpoints=folder)
+        train_model(model, tokenizer, data, config=config, checkpoints=folder)
         save_model(model, tokenizer, folder/"model")
-    return load_for_length(folder/"model", context_length)
+    return load_for_length(folder/"model", config.context_length)
 
 # %% ../../nbs/studies/30_extend.ipynb #18653825
 def measure_extend_variant(
@@ -410,14 +408,18 @@ def extend(
     yarn_config = make_yarn_config(AutoConfig.from_pretrained(model), context_length=context_length, rope_factor=rope_factor, beta_fast=beta_fast)
     if train_tokens < batch_size * target_length: raise Invalid(f"params.yaml: `extend.train_tokens` is {train_tokens}, less than one batch of {batch_size} rows of {target_length}; raise it, or lower `extend.batch_size`")
     held_out, checkpoints, steps = select_across_documents(read_long_rows(data, "valid", target_length), num_test_rows), make_checkpoint_folder(), train_tokens // target_length // batch_size
-    config = dict(rows=batch_size, max_steps=steps, matrix_lr=matrix_lr, embedding_lr=5 * matrix_lr, lm_head_lr=matrix_lr / 5, optimizer="muon", warmup_steps=5, warmdown_ratio=.7, z_loss_weight=0.)
+    config = PretrainConfig(
+        batch_size=batch_size, max_steps=steps, matrix_lr=matrix_lr, embedding_lr=5 * matrix_lr, lm_head_lr=matrix_lr / 5,
+        warmup_steps=5, warmdown_ratio=.7, num_evals=1, seed=seed)
     load_original, load_scaled, row_options = lambda: load_for_length(model, target_length), lambda: load_for_length(model, target_length, yarn_config), dict(target_length=target_length, num_rows=steps * batch_size, seed=seed)
     variants = dict(before=load_original, window=load_original, scaled=load_scaled)
     for variant, load_model, ratio in (("short", load_original, 0), ("trained", load_original, 0), ("extended", load_scaled, 0), ("retrieval", load_scaled, retrieval_ratio))[:3 + (retrieval_ratio > 0)]:
         is_full_length, row_length = variant != "short", context_length if variant == "short" else target_length
         splits = dict(train=make_long_training_rows(data, tokenizer, retrieval_ratio=ratio, **row_options), valid=held_out[:4])
         write_token_rows(checkpoints/variant/"rows", splits if is_full_length else {k: split_long_rows(v, context_length) for k, v in splits.items()})
-        variants[variant] = lambda variant=variant, load_model=load_model, row_length=row_length: train_extend_variant(checkpoints/variant, load_model, tokenizer, checkpoints/variant/"rows", context_length=row_length, config=config | dict(rows=batch_size * (target_length // row_length)), seed=seed)
+        variant_config = replace(config, context_length=row_length, batch_size=batch_size * (target_length // row_length))
+        variants[variant] = lambda variant=variant, load_model=load_model, variant_config=variant_config: train_extend_variant(
+            checkpoints/variant, load_model, tokenizer, checkpoints/variant/"rows", variant_config)
     runs = {variant: measure_extend_variant(checkpoints/f"{variant}.json", load_model, tokenizer, held_out, context_length=context_length, target_length=target_length, num_trials=num_trials, seed=seed) for variant, load_model in variants.items()}
     save_model(variants[choose_variant(runs, context_length)](), tokenizer, out/"model")
     pairs = compare_wavelengths(load_original(), load_scaled(), context_length, target_length)

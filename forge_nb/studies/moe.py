@@ -7,6 +7,7 @@ __all__ = ['define_variants', 'score_held_out_rows', 'run_moe_variant', 'compare
            'build_small_mistral', 'moe', 'describe_held_out_rows', 'write_moe_results', 'plot_moe_curves']
 
 # %% ../../nbs/studies/10_moe.ipynb #e1e3ff36
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,8 @@ import torch
 from ..metrics.stats import bootstrap_difference
 from ..train.moe_routing import count_experts_in_use
 from ..core.project import Invalid, log, make_checkpoint_folder, pin, read_json, write_csv, write_json
-from ..train.architecture import (build_model, count_parameters, derive_config, init_weights,
-                                         model_from_config)
+from ..train.architecture import (PretrainConfig, build_model, count_parameters, derive_config,
+                                         init_weights, model_from_config)
 from ..train.loop import train_model
 from ..train.loss import LossModule
 from ..train.sequences import open_tokens, sequences_by_kind
@@ -52,18 +53,17 @@ def run_moe_variant(
     tokenizer, # tokenizer
     data: Path, # folder with train and valid tokens
     *,
-    context_length: int, # tokens in a row
-    config: dict, # as `fit` takes it
-    seed: int # of weights and order
+    config: PretrainConfig # hyperparameters of the run; its seed is that of weights and order
 ) -> dict: # size, curve, loads, bits of each held-out row
     "Train and measure, or read what a run before an interruption had measured"
     folder = make_checkpoint_folder()/name
     if (folder/"done.json").exists(): return read_json(folder/"done.json")
     log(f"arm {name}")
-    pin(seed, torch.get_num_threads())
+    pin(config.seed, torch.get_num_threads())
     model = model_init()
-    state = train_model(model, tokenizer, data, context_length=context_length, config=config, num_evals=4, seed=seed, checkpoints=folder)
-    bits, _ = score_held_out_rows(model, tokenizer.eos_token_id, sequences_by_kind(*open_tokens(data, "valid"), context_length))
+    state = train_model(model, tokenizer, data, config=config, checkpoints=folder)
+    valid = sequences_by_kind(*open_tokens(data, "valid"), config.context_length)
+    bits, _ = score_held_out_rows(model, tokenizer.eos_token_id, valid)
     done = dict(size=count_parameters(model), curve=state["curve"], loads=state.get("loads", []), bits=bits.tolist())
     write_json(folder/"done.json", done)
     return done
@@ -117,16 +117,19 @@ def moe(
 ) -> list: # rows of comparisons.csv
     "Train every arm on the same tokens, and compare"
     from transformers import AutoTokenizer
-    tokenizer, loop_config = AutoTokenizer.from_pretrained(tokenizer_folder), dict(optimizer="muon", warmup_steps=10, warmdown_ratio=.7, z_loss_weight=0.)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     if num_experts <= num_experts_per_tok: raise Invalid(f"params.yaml: `moe.num_experts` is {num_experts}, and a token gets {num_experts_per_tok}: every expert would be used always; raise `moe.num_experts`")
-    config = derive_config(depth, vocab_size=len(tokenizer), context_length=context_length, tokens_per_parameter=1.)
-    config |= loop_config | dict(batch_size=(batch_size := max(1, min(8, train_tokens // context_length // 20))), max_steps=train_tokens // context_length // batch_size)
-    model_shape, runs = {k: config[k] for k in ("num_hidden_layers", "hidden_size", "intermediate_size")}, {}
+    batch_size = max(1, min(8, train_tokens // context_length // 20))
+    shape, config = derive_config(PretrainConfig(
+        depth=depth, context_length=context_length, tokens_per_parameter=1., batch_size=batch_size,
+        max_steps=train_tokens // context_length // batch_size, num_evals=4), len(tokenizer))
+    runs = {}
     for variant, (model_options, aux_loss_coef) in define_variants(num_experts, num_experts_per_tok, router_aux_loss_coef).items():
-        runs[variant] = [run_moe_variant(f"{variant}-{s}", lambda: build_model(tokenizer, context_length=context_length, **model_shape, **model_options), tokenizer, data, context_length=context_length,
-                         config=config | dict(router_aux_loss_coef=aux_loss_coef), seed=s) for s in range(seed, seed + (num_seeds if variant in ("dense", "mixture") else 1))]
-    large = run_moe_variant("large", lambda: build_small_mistral(tokenizer), tokenizer, data, context_length=context_length, seed=seed,
-                config=config | dict(max_steps=large_steps, router_aux_loss_coef=router_aux_loss_coef))
+        variant_shape, variant_seeds = replace(shape, **model_options), num_seeds if variant in ("dense", "mixture") else 1
+        runs[variant] = [run_moe_variant(f"{variant}-{s}", lambda: build_model(tokenizer, variant_shape), tokenizer, data,
+                         config=replace(config, router_aux_loss_coef=aux_loss_coef, seed=s)) for s in range(seed, seed + variant_seeds)]
+    large = run_moe_variant("large", lambda: build_small_mistral(tokenizer), tokenizer, data,
+                config=replace(config, max_steps=large_steps, router_aux_loss_coef=router_aux_loss_coef, seed=seed))
     _, row_bytes = describe_held_out_rows(data, context_length)
     return write_moe_results(out, runs, large, compare_to_dense(runs, row_bytes))
 

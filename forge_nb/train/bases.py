@@ -312,7 +312,8 @@ def load_base(
     "Load a base's weights, ready to be trained on this data"
     from transformers import AutoConfig, AutoTokenizer
     folder, _ = find_base(base)
-    longest, base_tokenizer = AutoConfig.from_pretrained(folder).max_position_embeddings, AutoTokenizer.from_pretrained(folder)
+    longest = AutoConfig.from_pretrained(folder).max_position_embeddings
+    base_tokenizer = AutoTokenizer.from_pretrained(folder)
     check_same_tokenizer(tokenizer, base_tokenizer, base)
     if context_length > longest:
         raise Invalid(f"params.yaml: `pretrain.context_length` is {context_length}, and the base {base} was made for "
@@ -351,11 +352,12 @@ def summarize_bpb(
     valid: dict # kind → (rows, bytes a token)
 ) -> dict: # 'domain', 'general' where there is some, and each kind → bits per byte
     "Sum up the company's text as one figure, beside general text"
-    sizes = {}
+    sizes, out = {}, {}
     for kind, (rows, bytes_per_token) in valid.items():
-        if kind != "general": sizes[kind] = rows.shape[0] * (rows.shape[1] - 1) * bytes_per_token
-    out = {}
-    if sizes: out["domain"] = sum(bpb[kind] * size for kind, size in sizes.items()) / sum(sizes.values())
+        num_predicted = rows.shape[0] * (rows.shape[1] - 1)
+        if kind != "general": sizes[kind] = num_predicted * bytes_per_token
+    bits = sum(bpb[kind] * size for kind, size in sizes.items())
+    if sizes: out["domain"] = bits / sum(sizes.values())
     if "general" in valid: out["general"] = bpb["general"]
     return out | {kind: bpb[kind] for kind in sorted(sizes)}
 
@@ -387,8 +389,8 @@ def bpb_from_curve(
 def main():
     "Fetch the base that the command line names, and print what is known of it"
     if len(sys.argv) != 2:
-        raise Invalid(f"say which base: `make base BASE=…`, a name of config/bases.yaml ({', '.join(load_catalogue())}), "
-                      "a folder, or owner/name of a hub")
+        raise Invalid("say which base: `make base BASE=…`, a name of config/bases.yaml "
+                      f"({', '.join(load_catalogue())}), a folder, or owner/name of a hub")
     fetch_base(sys.argv[1])
     for name, value in record_base(sys.argv[1]).items(): print(f"{name:9} {value}")
 
