@@ -152,13 +152,12 @@ def make_optimizers(
     "Make an optimiser for the blocks' matrices and one for the rest; each group remembers its full rate"
     if optimizer not in ("muon", "adamw"):
         raise Invalid(f"params.yaml: `pretrain.optimizer` is {optimizer!r}; it must be muon or adamw")
-    parameters = group_parameters(model)
-    rest = [dict(params=parameters.pop("rest"), lr=embedding_lr), dict(params=parameters.pop("lm_head"), lr=lm_head_lr)]
-    if optimizer == "adamw":
-        matrices = [dict(params=ps, lr=matrix_lr) for ps in parameters.values()]
-        optimizers = [make_adamw(rest + matrices, betas=(.9, .95))]
+    parameters, rates = group_parameters(model), dict(rest=embedding_lr, lm_head=lm_head_lr)
+    rest = [dict(params=parameters.pop(name), lr=lr) for name, lr in rates.items()]
+    matrices = [dict(params=ps, lr=matrix_lr) for ps in parameters.values()]
+    if optimizer == "adamw": optimizers = [make_adamw(rest + matrices, betas=(.9, .95))]
     else:
-        matrices = [dict(params=ps, lr=matrix_lr, parts=n, dim=dim) for (n, dim), ps in parameters.items()]
+        for group, (parts, dim) in zip(matrices, parameters): group.update(parts=parts, dim=dim)
         optimizers = [Muon(matrices), make_adamw(rest, betas=(.3, .99))]
     for o in optimizers:
         for group in o.param_groups: group["initial_lr"] = group["lr"]
