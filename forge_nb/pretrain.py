@@ -72,8 +72,10 @@ def compare_bpb(
     rows = []
     for text, old in before.items():
         new = after[text]
-        rounded = dict(before=round(old, 4), after=round(new, 4), change=round(new - old, 4))
-        rows.append(dict(text=text) | rounded | dict(percent=round(100 * (new / old - 1), 2)))
+        values = dict(before=old, after=new, change=new - old)
+        rounded = {name: round(value, 4) for name, value in values.items()}
+        percent = round(100 * (new / old - 1), 2)
+        rows.append(dict(text=text, **rounded, percent=percent))
     return rows
 
 # %% ../nbs/40_pretrain.ipynb #7eda9155

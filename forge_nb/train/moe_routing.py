@@ -97,7 +97,8 @@ def plot_expert_load(
 ):
     "Plot the share of each expert in each layer's load, at the first measurement, half-way, and at the last"
     import matplotlib.pyplot as plt
-    shown = torch.tensor(load, dtype=torch.float)[[0, len(load) // 2, len(load) - 1]]
+    moments = [0, len(load) // 2, len(load) - 1]
+    shown = torch.tensor(load, dtype=torch.float)[moments]
     num_layers, num_experts = shown.shape[1:]
     shares = shown / shown.sum(-1, keepdim=True) * num_experts
     size = 8, .8 + .3 * num_layers
