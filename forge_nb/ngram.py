@@ -122,6 +122,7 @@ def ngram(
         valid_bpb=round(best["bpb"], 4))
     write_csv(out/"curve.csv", curve)
     ids = [document["id"] for document in splits["test"]]
-    write_jsonl(out/"documents.jsonl", [dict(id=i, bits=round(b, 3)) for i, b in zip(ids, bits)])
+    rows = [dict(id=i, bits=round(b, 3)) for i, b in zip(ids, bits)]
+    write_jsonl(out/"documents.jsonl", rows)
     write_json(out/"metrics.json", metrics)
     return metrics

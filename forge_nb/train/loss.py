@@ -149,7 +149,8 @@ def sum_nats(
 ) -> float: # nats of all predicted tokens
     "Sum the loss over rows, sixteen at a time"
     num_predicted = rows.shape[1] - 1
-    return sum(loss_module(x.to(device)).item() * len(x) for x in rows.split(16)) * num_predicted
+    row_losses = [loss_module(x.to(device)).item() * len(x) for x in rows.split(16)]
+    return sum(row_losses) * num_predicted
 
 # %% ../../nbs/train/25_loss.ipynb #8baecff3
 def evaluate_bpb(
