@@ -168,15 +168,15 @@ def snapshot_verb(
 def load_base_config(
     base: str, # name of config/bases.yaml, folder, owner/name of a hub
     num_added_tokens: int # entries added to its own
-) -> tuple: # configuration, `follow_base`, tokenizer
-    "What a plan must know of a base"
+) -> tuple: # transformers configuration with as many entries as the run has; tokenizer
+    "Load what an estimate must know of a base"
     from transformers import AutoConfig
     from forge_nb.train.base_tokenizer import load_base_tokenizer
-    from forge_nb.train.bases import derive_base_config, find_base
+    from forge_nb.train.bases import find_base
     folder, _ = find_base(base)
     config, tokenizer = AutoConfig.from_pretrained(folder), load_base_tokenizer(folder)
     config.vocab_size = len(tokenizer) + num_added_tokens
-    return config, derive_base_config, tokenizer
+    return config, tokenizer
 
 # %% ../../nbs/ops/90_cli.ipynb #74d513d8
 @app.command("estimate", epilog="Example: forge estimate --model smollm2-135m --tokens 2e9")
@@ -196,7 +196,7 @@ def estimate_verb(
     params = load_params(ROOT/"params.yaml")
     if profile: params = merge_profile(params, profile)
     base = None if model != "own" or params["shared"]["base"] == "scratch" else load_base_config(params["shared"]["base"], params["tokenizer"]["num_added_tokens"])
-    answer = estimate_pretraining(params, load_params(ROOT/"config/hardware.yaml"), model=model, tokens=int(tokens), gpus=gpus, seconds=seconds, base=base)
+    answer = estimate_pretraining(params, load_params(ROOT/"config/hardware.yaml"), model=model, tokens=int(tokens), min_gpus=gpus, seconds=seconds, base=base)
     print_answer(answer, format_estimate, as_json)
     if not plot: return
     runs = read_csv(ROOT/"results"/"scaling.csv")

@@ -141,8 +141,8 @@ def summarize_metric(
     variant: str # method of the result that is summarized
 ) -> dict: # metric, its interval, and its difference to all weights with its interval
     "Summarize one measure of a variant's answers"
-    values = {}
-    for r in results: values[r["method"]] = np.array([[float(g[metric]) for g in r["grades"]]])
+    grades = {r["method"]: [g[metric] for g in r["grades"]] for r in results}
+    values = {method: np.array([of_method], float) for method, of_method in grades.items()}
     share, baseline = estimate_mean(values[variant]), results[0]["method"]
     weights = np.ones(values[variant].shape[1])
     [difference] = compare_variants(values, weights, [(variant, baseline)])
@@ -196,7 +196,8 @@ def adapters(
 ) -> list: # rows of comparisons.csv
     "Train in full, with LoRA and with QLoRA, and compare"
     for method in TUNING_METHODS: check_method(method, lora_r, "adapters")
-    paths = dict(base=str(base), conversations=str(conversations), documents=str(documents), eval_set=str(eval_set))
+    paths = dict(base=str(base), conversations=str(conversations),
+                 documents=str(documents), eval_set=str(eval_set))
     options = dict(num_train_rows=num_train_rows, num_eval_items=num_eval_items, max_new_tokens=max_new_tokens,
                    lora_r=lora_r, batch_size=batch_size, replay_percent=replay_percent, replay_window=replay_window,
                    seed=seed, threads=threads) | paths

@@ -185,8 +185,8 @@ def make_effort_trainer(
                                  adam_beta2=.98)
     chats = []
     for r in rows:
-        question, answer = dict(role="user", content=r["question"]), dict(role="assistant", content=r["text"])
-        messages = [question, answer]
+        question = dict(role="user", content=r["question"])
+        messages = [question, dict(role="assistant", content=r["text"])]
         chats.append(dict(messages=messages, chat_template_kwargs=dict(reasoning_effort=r["effort"])))
     return SFTTrainer(model=model, args=config, train_dataset=Dataset.from_list(chats), processing_class=tokenizer)
 
