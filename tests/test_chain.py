@@ -6,7 +6,7 @@ import pytest
 from conftest import Copy
 from forge_nb.train.model import save_model
 from forge_nb.tokenizer import train_tokenizer
-from forge_nb.train.architecture import build_model
+from forge_nb.train.architecture import ModelShape, build_model
 
 TUNED = "sft dpo reward rlhf rl distill".split()
 STAGES = ["ingest", "assess", "curate", "synth", "tokenizer", "ngram", "pretrain", *TUNED, "evaluate", "card"]
@@ -141,7 +141,7 @@ def test_a_failing_stage_names_its_cause(tiny, cause, line, words):
     ("dpo", "artifacts/synth/rows/pairs.jsonl", "}]}\n", "}], " + ", ".join(f'"{side}": [{{"role": "assistant", "content": "`5`."}}]' for side in ("chosen", "rejected")) + "}\n", ["pairs.jsonl", "chosen and rejected are equal"]),
     ("distill", "params.yaml", "  student: ''", "  student: other", ["other", "entries of its vocabulary", "train the student with the teacher's tokenizer"])])
 def test_bad_input_of_a_tuning_stage_is_a_sentence_and_leaves_its_results(tiny, stage, file, old, new, words):
-    save_model(build_model(letters := train_tokenizer(["abc"] * 9, 285), num_hidden_layers=1, hidden_size=64, intermediate_size=64, context_length=64), letters, tiny.root/"other")
+    save_model(build_model(letters := train_tokenizer(["abc"] * 9, 285), ModelShape(num_hidden_layers=1, hidden_size=64, intermediate_size=64, context_length=64)), letters, tiny.root/"other")
     before = {p: p.read_bytes() for p in (tiny.root/"artifacts"/stage).rglob("*") if p.is_file()}
     swap(tiny.root/file, old, new)
     said = tiny(f"python -m forge_nb.core.runner {stage}", rc=2)

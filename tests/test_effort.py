@@ -11,7 +11,7 @@ from forge_nb.studies import effort as page
 from forge_nb.train.model import load_model, save_model
 from forge_nb.core.project import Invalid, read_json, read_jsonl
 from forge_nb.tokenizer import CHAT_TEMPLATE, train_tokenizer
-from forge_nb.train.architecture import build_model
+from forge_nb.train.architecture import ModelShape, build_model
 
 GIVEN = dict(max_terms=3, num_train_rows=48, num_eval_items=6, learning_rate=.002, batch_size=8, num_seeds=2, seed=0)
 SUM = "4 + 3 - 2"
@@ -23,7 +23,7 @@ def toy(tmp_path_factory):
     root = tmp_path_factory.mktemp("effort")
     words = train_tokenizer(["State the final answer to the following arithmetic problem: Reasoning effort: low. medium. high. 0 1 2 3 4 5 6 7 8 9 + - = ` , :"] * 9, 340)
     torch.manual_seed(0)
-    save_model(build_model(words, num_hidden_layers=1, hidden_size=64, intermediate_size=128, context_length=128), words, root/"model")
+    save_model(build_model(words, ModelShape(num_hidden_layers=1, hidden_size=64, intermediate_size=128, context_length=128)), words, root/"model")
     return SimpleNamespace(root=root, words=words)
 
 

@@ -11,7 +11,7 @@ from forge_nb.studies.common import write_token_rows
 from forge_nb.train.model import save_model
 from forge_nb.core.project import Invalid, read_csv, read_json
 from forge_nb.tokenizer import train_tokenizer
-from forge_nb.train.architecture import build_model
+from forge_nb.train.architecture import ModelShape, build_model
 
 PLAIN = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda omicron sigma upsilon omega chapter verse theory letter number origin summer winter autumn spring".split()
 GIVEN = dict(context_length=32, rope_factor=4., beta_fast=2., train_tokens=1024, batch_size=2, matrix_lr=.002, retrieval_ratio=.5, num_test_rows=4, num_trials=8, seed=0)
@@ -23,7 +23,7 @@ def toy(tmp_path_factory):
     root = tmp_path_factory.mktemp("extend")
     words = train_tokenizer([" ".join(PLAIN * 9), *(f"({w})" for w in PLAIN * 9)], 420)
     torch.manual_seed(0)
-    model = build_model(words, num_hidden_layers=1, hidden_size=64, intermediate_size=64, context_length=32)
+    model = build_model(words, ModelShape(num_hidden_layers=1, hidden_size=64, intermediate_size=64, context_length=32))
     for p in model.parameters():
         if p.ndim > 1: torch.nn.init.normal_(p, std=.1)  # blocks that are silent at first would see no difference
     save_model(model, words, root/"model")

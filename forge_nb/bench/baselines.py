@@ -17,8 +17,8 @@ import torch
 
 from .throughput import make_step_clock
 from ..core.project import Invalid, ROOT, pin, run_cli
-from ..train.architecture import (build_model, count_parameters, derive_config, flops_per_token,
-                                         measure_peak_flops, mixed_precision)
+from ..train.architecture import (PretrainConfig, build_model, count_parameters, derive_config,
+                                         flops_per_token, measure_peak_flops, mixed_precision)
 from ..train.checkpoint import make_accelerator, shard_model
 from ..train.loop import train_step
 from ..train.loss import LossModule, evaluate_bpb
@@ -32,10 +32,13 @@ CONTEXT_LENGTH = 256  # tokens in a row
 # %% ../../nbs/bench/10_baselines.ipynb #57d1b101
 def default_config(
     tokenizer, # tokenizer of the data
-    depth: int = 4 # the dial: layers
-) -> dict: # configuration of the default run
-    "Derive the configuration of this project's default run"
-    return derive_config(depth, vocab_size=len(tokenizer), context_length=CONTEXT_LENGTH, tokens_per_parameter=.16)
+    depth: int = 4, # the dial: layers
+    num_experts: int = 0 # experts in each block; 0 is dense
+) -> tuple: # ModelShape, PretrainConfig
+    "Derive shape and hyperparameters of this project's default run"
+    config = PretrainConfig(depth=depth, context_length=CONTEXT_LENGTH, tokens_per_parameter=.16,
+                            num_experts=num_experts)
+    return derive_config(config, len(tokenizer))
 
 # %% ../../nbs/bench/10_baselines.ipynb #fe96171d
 def make_own_runner(
@@ -44,16 +47,15 @@ def make_own_runner(
     num_experts: int = 0 # experts in each block; 0 is dense
 ) -> dict: # model, batch_size, step: (x, progress from 0 to 1, number) → None, score: x → nats
     "Prepare this project's default run"
-    config, accelerator = default_config(tokenizer, depth), make_accelerator()
-    shape = {k: config[k] for k in ("num_hidden_layers", "hidden_size", "intermediate_size")}
-    model = build_model(tokenizer, context_length=CONTEXT_LENGTH, num_experts=num_experts, **shape)
+    shape, config = default_config(tokenizer, depth, num_experts)
+    model, accelerator = build_model(tokenizer, shape), make_accelerator()
     loss_module = shard_model(accelerator, LossModule(model, tokenizer.eos_token_id, 0., .01), "ddp")
-    learning_rates = {k: v for k, v in config.items() if k.endswith("_lr")}
-    optimizers = make_optimizers(model, optimizer="muon", **learning_rates)
+    optimizers = make_optimizers(model, optimizer="muon", matrix_lr=config.matrix_lr,
+                                 embedding_lr=config.embedding_lr, lm_head_lr=config.lm_head_lr)
     def step(x, progress, number):
         multiplier = lr_multiplier(round(progress * 1000), 1000, 0, .7)
         train_step(accelerator, loss_module, optimizers, x, min((number + 1) / 10, multiplier))
-    return dict(model=model, batch_size=config["batch_size"], step=step, score=loss_module)
+    return dict(model=model, batch_size=config.batch_size, step=step, score=loss_module)
 
 # %% ../../nbs/bench/10_baselines.ipynb #496c000f
 def make_llama(
@@ -61,12 +63,12 @@ def make_llama(
 ): # LlamaForCausalLM
     "Make a Llama of the default's size"
     from transformers import LlamaConfig, LlamaForCausalLM
-    config = default_config(tokenizer)
-    shape = {k: config[k] for k in ("num_hidden_layers", "hidden_size", "intermediate_size")}
+    shape, _ = default_config(tokenizer)
+    sizes = {k: getattr(shape, k) for k in ("num_hidden_layers", "hidden_size", "intermediate_size")}
     tokens = dict(vocab_size=len(tokenizer), bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
                   pad_token_id=tokenizer.pad_token_id)
-    return LlamaForCausalLM(LlamaConfig(num_attention_heads=config["hidden_size"] // 64, tie_word_embeddings=False,
-                                        max_position_embeddings=4 * CONTEXT_LENGTH, **shape, **tokens))
+    return LlamaForCausalLM(LlamaConfig(num_attention_heads=shape.hidden_size // 64, tie_word_embeddings=False,
+                                        max_position_embeddings=4 * CONTEXT_LENGTH, **sizes, **tokens))
 
 # %% ../../nbs/bench/10_baselines.ipynb #57d1b102
 class TrainingRows(torch.utils.data.Dataset):

@@ -96,7 +96,7 @@ def require_commit(
     if run_git(root, "rev-parse", "--is-shallow-repository") == "true": raise Invalid(
         "this clone is shallow, and DVC loses an experiment that runs beside it; `git fetch --unshallow` first")
     if Repo(str(root)).config["core"].get("no_scm"): raise Invalid(
-        "DVC is told to do without git, and experiments need it; `dvc config --local --unset core.no_scm`")
+        "DVC is set to work without git, and experiments need it; `dvc config --local --unset core.no_scm`")
 
 # %% ../../nbs/core/20_dvc.ipynb #5fa72012
 def list_experiments(

@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from string import Formatter
 
-from ..core.project import Invalid, display_path, parse_yaml, read_text
+from ..core.project import Invalid
+from ..core.settings import Templates, load_settings
 from .documents import (DECOMPRESSORS, MAX_LINE_BYTES, Unreadable, get_file_name, make_document,
                                      make_reject)
 from .text import BYTE_ORDER_MARKS, binary_file_error, guess_encoding, slice_around
@@ -64,15 +65,10 @@ def value_to_text(
 
 # %% ../../nbs/data/30_tables.ipynb #78042c06
 def read_templates(
-    path: Path # templates.yaml, or a file that is not there
-) -> dict: # table → format string
-    "The templates for rows of tables"
-    if not path.exists(): return {}
-    found = parse_yaml(read_text(path), display_path(path)) or {}
-    for table, template in (found.items() if isinstance(found, dict) else [("", found)]):
-        if not isinstance(template, str): raise Invalid(f"{path.name}: `{table}` holds {template!r}; write `table: "
-                                                        f"\"a sentence with {{column}}\"`")
-    return found
+    path: Path # templates.yaml; a file that is not there holds none
+) -> dict: # format string by table
+    "Read the templates for rows of tables"
+    return load_settings(path, Templates) if path.exists() else {}
 
 # %% ../../nbs/data/30_tables.ipynb #7d9afb32
 def to_json_value(

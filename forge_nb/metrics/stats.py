@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['COMPARISONS', 'LOWER_IS_BETTER', 'bootstrap_difference', 'index_scores', 'compare_slice', 'compare_checkpoints',
-           'summarize_scores', 'classify_effect', 'find_git_prefix', 'read_experiment_file', 'run_seed', 'main']
+           'summarize_scores', 'classify_effect']
 
 # %% ../../nbs/metrics/10_stats.ipynb #c8d46a29
-import json, subprocess, sys
 from collections import defaultdict
 
 import numpy as np
-from ..core.project import Invalid, ROOT, run_cli, write_csv
+from ..core.project import Invalid
 
 # %% ../../nbs/metrics/10_stats.ipynb #22974d69
 def bootstrap_difference(
@@ -122,50 +121,3 @@ def classify_effect(
     if low <= 0 <= high: return "no difference shown"
     is_lower = high < 0
     return "better" if is_lower == (row["metric"] in LOWER_IS_BETTER) else "worse"
-
-# %% ../../nbs/metrics/10_stats.ipynb #d34d3332
-def find_git_prefix() -> str: # '' at the top of a repository, 'folder/' inside another one
-    "Where the last commit holds this project; an experiment starts from there"
-    from dvc.repo import Repo
-    run_git = lambda *words: subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
-    if run_git("cat-file", "-e", "HEAD:./dvc.yaml").returncode: raise Invalid(
-        "an experiment starts from a commit, and none holds this folder; `git init` where there is no repository, then `git add -A` and `git commit`")
-    if run_git("rev-parse", "--is-shallow-repository").stdout.strip() == "true": raise Invalid(
-        "this clone is shallow, and DVC loses an experiment that runs beside it; `git fetch --unshallow` first")
-    if Repo(str(ROOT)).config["core"].get("no_scm"): raise Invalid(
-        "DVC is told to do without git, and experiments need it; `dvc config --local --unset core.no_scm`")
-    return run_git("rev-parse", "--show-prefix").stdout.rstrip("\n")
-
-# %% ../../nbs/metrics/10_stats.ipynb #0932931a
-def read_experiment_file(
-    path: str, # of a file that a stage wrote
-    experiment: str # of the experiment
-) -> str: # its text
-    "A file as an experiment left it"
-    import dvc.api
-    return dvc.api.read(find_git_prefix() + path, repo=str(ROOT), rev=experiment, encoding="utf-8")
-
-# %% ../../nbs/metrics/10_stats.ipynb #ccd59a1d
-def run_seed(
-    seed: int # of the run
-) -> list: # rows of its scores
-    "Run the chain up to `evaluate` with this seed, as a DVC experiment, and read its scores"
-    experiment = f"seed-{seed}"
-    subprocess.run([sys.executable, "-m", "dvc", "exp", "remove", "--quiet", experiment], cwd=ROOT, capture_output=True)
-    subprocess.run([sys.executable, "-m", "dvc", "exp", "run", "--temp", "-n", experiment, "-S", f"shared.seed={seed}", "evaluate"],
-                   cwd=ROOT, check=True)
-    return [json.loads(line) for line in read_experiment_file("artifacts/evaluate/scores.jsonl", experiment).splitlines()]
-
-# %% ../../nbs/metrics/10_stats.ipynb #79c32733
-def main():
-    "`python -m forge_nb.metrics.stats 0 1 2` runs these seeds and writes results/effects.csv"
-    seeds = [int(s) for s in sys.argv[1:]] or [0, 1, 2]
-    find_git_prefix()
-    changed = subprocess.run(["git", "status", "--porcelain", "-uno", "--", "."], cwd=ROOT, capture_output=True, text=True, encoding="utf-8").stdout.strip()
-    if changed: raise Invalid("the working tree has changes; commit them first, so that the results have a commit")
-    rows = compare_checkpoints([run_seed(s) for s in seeds])
-    write_csv(ROOT/"results"/"effects.csv", rows)
-    for r in rows: print(f"{r['stage']:9} {r['against']:9} {r['metric']:14} {r['slice']:10} {r['before']:.3f} → {r['after']:.3f}  [{r['low']:+.3f}, {r['high']:+.3f}]  {classify_effect(r)}")
-
-# %% ../../nbs/metrics/10_stats.ipynb #10c32b20
-if __name__ == "__main__" and "__file__" in globals(): run_cli(main)

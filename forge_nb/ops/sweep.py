@@ -6,7 +6,7 @@
 __all__ = ['LOSS_LINE', 'parse_choices', 'parse_range', 'find_field', 'parse_axis', 'choose_objective', 'resolve_objective',
            'get_metric', 'LossTracker', 'run_watched', 'check_settings', 'open_study', 'list_finished_trials',
            'record_trial', 'run_trials', 'tabulate_trial', 'tabulate_trials', 'plot_trials', 'last_stage', 'drop_axes',
-           'describe_trial', 'prepare_search', 'sweep', 'tabulate_best', 'show_sweep']
+           'describe_trial', 'prepare_search', 'sweep', 'tabulate_best', 'show_sweep', 'TrialAnswer', 'SweepAnswer']
 
 # %% ../../nbs/ops/40_sweep.ipynb #045db33a
 import difflib, json, re
@@ -396,3 +396,27 @@ def show_sweep(
         values = " ".join(f"-S {k}={json.dumps(complete[0][k])}" for k in axes)
         lines.append(f"to take the best one over: dvc exp run {values}")
     return "\n".join(lines)
+
+# %% ../../nbs/ops/40_sweep.ipynb #653be41b
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+# %% ../../nbs/ops/40_sweep.ipynb #b6a24239
+class TrialAnswer(BaseModel, extra="allow"):
+    "A trial; beside these fields it has one for each axis"
+    trial: int = Field(description="number of the trial")
+    state: Literal["complete", "pruned", "fail"] = Field(description="how it ended")
+    value: float | Literal[""] = Field(description="value of the metric; empty unless complete")
+    experiment: str = Field(description="experiment of DVC; empty unless complete")
+
+# %% ../../nbs/ops/40_sweep.ipynb #c6a47998
+class SweepAnswer(BaseModel, extra="forbid"):
+    "A search over parameters: the answer of `forge sweep --json`"
+    verb: Literal["sweep"] = "sweep"
+    name: str = Field(description="name of the search")
+    metric: str = Field(description="STAGE:KEY")
+    less_is_better: bool = Field(description="whether the metric is to be small")
+    trials: list[TrialAnswer] = Field(description="trials, the best first")
+    best: str | None = Field(description="experiment of the best trial")
+    folder: str = Field(description="folder with trials.csv and parallel.png")

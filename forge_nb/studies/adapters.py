@@ -15,7 +15,7 @@ import numpy as np
 
 from ..core.project import (Invalid, ROOT, log, make_checkpoint_folder, pin, read_json, read_jsonl,
                                    run_cli, write_json)
-from ..metrics.graders import grade_answer
+from ..metrics.graders import grade_value
 from .common import compare_variants, estimate_mean, run_variant, write_study
 from ..train.finetune import encode_conversations, make_sft_trainer, training_order
 from ..train.lora import TUNING_METHODS, check_method, load_for_tuning, merge_and_check
@@ -80,12 +80,12 @@ def grade_answers(
     tokenizer, # tokenizer of the model
     items: list, # questions with their answers
     max_new_tokens: int # most tokens of an answer
-) -> list: # grades of `grade_answer`, one for each item
+) -> list: # grades of `grade_value`, one for each item
     "Let a model answer questions, and grade the answers"
     chats = [[dict(role="user", content=i["question"])] for i in items]
     prompts = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
     texts = generate_texts(model, tokenizer, prompts, max_new_tokens=max_new_tokens)
-    return [grade_answer(text, finished, i["answer"]) for i, (text, finished) in zip(items, texts)]
+    return [grade_value(text, finished, i["answer"]) for i, (text, finished) in zip(items, texts)]
 
 # %% ../../nbs/studies/40_adapters.ipynb #2f32867c
 def run_adapter_variant(

@@ -16,7 +16,7 @@ from ..core.project import atomic, log, write_csv, write_json, write_jsonl
 from ..metrics.stats import bootstrap_difference
 
 # %% ../../nbs/studies/00_common.ipynb #57d10007
-SHORT_RUN = dict(warmdown_ratio=.7, z_loss_weight=0.)  # what every short run of a study shares
+SHORT_RUN = dict(warmdown_ratio=.7, z_loss_weight=0.)  # keywords of `PretrainConfig` that every short run shares
 
 # %% ../../nbs/studies/00_common.ipynb #57d10009
 def run_variant(

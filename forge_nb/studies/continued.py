@@ -21,6 +21,7 @@ from ..core.once import once
 from ..core.project import Invalid, make_checkpoint_folder, pin, read_jsonl, remove_path, stable_uniform
 from .common import (SHORT_RUN, compare_variants, round_fields, run_variant, write_study,
                                      write_token_rows)
+from ..train.architecture import PretrainConfig
 from ..train.base_tokenizer import extend_vocabulary, load_base_tokenizer
 from ..train.bases import (derive_base_config, find_base, load_base, measure_bpb, record_base,
                                   summarize_bpb)
@@ -260,13 +261,15 @@ def make_continued_config(
     num_tokens: int, # tokens to train on
     *,
     context_length: int, # tokens in a row
-    batch_size: int # rows in a batch
-) -> dict: # configuration of `train_model`
-    "Derive the configuration of one pass over the tokens"
+    batch_size: int, # rows in a batch
+    num_evals: int, # evaluations during training
+    seed: int # random seed of the order
+) -> PretrainConfig: # hyperparameters
+    "Derive the hyperparameters of one pass over the tokens"
     max_steps = max(1, round(num_sequences(num_tokens, context_length) / batch_size))
-    config = derive_base_config(model, num_tokens, context_length=context_length, optimizer="adamw",
-                                overrides=dict(batch_size=batch_size, max_steps=max_steps))
-    return config | SHORT_RUN | dict(optimizer="adamw", warmup_steps=4)
+    config = PretrainConfig(context_length=context_length, batch_size=batch_size, max_steps=max_steps, seed=seed,
+                            num_evals=num_evals, optimizer="adamw", warmup_steps=4, **SHORT_RUN)
+    return derive_base_config(model, num_tokens, config)[1]
 
 # %% ../../nbs/studies/20_continued.ipynb #57d1200a
 def trace_curve(
@@ -308,13 +311,12 @@ def train_continued_variant(
     start = once(folder.parent/f"{start_name}.json", lambda: dict(
         bits=score(), curve=measure_bpb(model, tokenizer, data, context_length)))
     num_tokens = open_tokens(data, "train")[0].get_shape()[0]
-    config = make_continued_config(model, num_tokens, context_length=context_length, batch_size=batch_size)
-    state = train_model(model, tokenizer, data, context_length=context_length, config=config, num_evals=num_evals,
-                        seed=seed, checkpoints=folder)
+    config = make_continued_config(model, num_tokens, context_length=context_length, batch_size=batch_size,
+                                   num_evals=num_evals, seed=seed)
+    state = train_model(model, tokenizer, data, config=config, checkpoints=folder)
     valid = sequences_by_kind(*open_tokens(data, "valid"), context_length)
     curve, end = trace_curve(folder.name, start["curve"], state["curve"], valid), score()
-    num_trained = config["max_steps"] * batch_size * context_length
-    return dict(start=start["bits"], end=end, curve=curve, max_steps=config["max_steps"], tokens=num_trained)
+    return dict(start=start["bits"], end=end, curve=curve, max_steps=config.max_steps, tokens=config.train_tokens)
 
 # %% ../../nbs/studies/20_continued.ipynb #57d1200d
 def group_by_kind(

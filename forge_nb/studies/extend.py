@@ -15,6 +15,7 @@ __all__ = ['FACTS_PER_ROW', 'FACT_TOKEN_SHARE', 'SLIDING_VARIANTS', 'no_rotary_m
 
 # %% ../../nbs/studies/30_extend.ipynb #8b1c4c8b
 import copy, math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +25,7 @@ import torch
 from ..core.project import Invalid, log, make_checkpoint_folder, pin, stable_uniform
 from .common import (SHORT_RUN, compare_variants, estimate_mean, round_fields, run_variant,
                                      write_study, write_token_rows)
-from ..train.architecture import choose_attention
+from ..train.architecture import PretrainConfig, choose_attention
 from ..train.loop import train_model
 from ..train.model import save_model
 from ..train.sequences import open_tokens
@@ -425,13 +426,16 @@ SLIDING_VARIANTS = "window", "short"  # variants that see the last tokens only, 
 # %% ../../nbs/studies/30_extend.ipynb #57d13013
 def make_extend_config(
     *,
+    context_length: int, # tokens in a row
     batch_size: int, # rows in a batch
     max_steps: int, # steps of training
-    matrix_lr: float # learning rate of the blocks' matrices
-) -> dict: # configuration of `train_model`
-    "Make the configuration of the continued training, its rates in pretraining's proportions"
+    matrix_lr: float, # learning rate of the blocks' matrices
+    seed: int # random seed of the order
+) -> PretrainConfig: # hyperparameters
+    "Make the hyperparameters of the continued training, its rates in pretraining's proportions"
     rates = dict(matrix_lr=matrix_lr, embedding_lr=5 * matrix_lr, lm_head_lr=matrix_lr / 5)
-    return SHORT_RUN | dict(optimizer="muon", warmup_steps=5, batch_size=batch_size, max_steps=max_steps) | rates
+    return PretrainConfig(context_length=context_length, batch_size=batch_size, max_steps=max_steps, num_evals=1,
+                          seed=seed, optimizer="muon", warmup_steps=5, **rates, **SHORT_RUN)
 
 # %% ../../nbs/studies/30_extend.ipynb #c0aa5412
 def train_extend_variant(
@@ -439,19 +443,15 @@ def train_extend_variant(
     load_model, # function that loads the model to train
     tokenizer, # tokenizer of the model
     data: Path, # folder with rows
-    *,
-    context_length: int, # tokens in a row
-    config: dict, # configuration of `train_model`
-    seed: int # random seed of the order
+    config: PretrainConfig # hyperparameters of the training
 ): # causal language model
     "Train a variant, or load what was trained before an interruption"
     if not (folder/"model"/"config.json").exists():
         log(f"training {folder.name}")
         model = load_model()
-        train_model(model, tokenizer, data, context_length=context_length, config=config, num_evals=1, seed=seed,
-                    checkpoints=folder)
+        train_model(model, tokenizer, data, config=config, checkpoints=folder)
         save_model(model, tokenizer, folder/"model")
-    return load_for_length(folder/"model", context_length)
+    return load_for_length(folder/"model", config.context_length)
 
 # %% ../../nbs/studies/30_extend.ipynb #18653825
 def measure_extend_variant(
@@ -607,30 +607,29 @@ def prepare_trained_variants(
     tokenizer, # tokenizer of the model
     data: Path, # folder with train and valid tokens
     held_out: list, # held-out rows
-    config: dict, # configuration of `train_model` for long rows
+    config: PretrainConfig, # hyperparameters of the training on long rows
     checkpoints: Path, # checkpoint folder of the study
     *,
-    context_length: int, # tokens of the old context
-    target_length: int, # tokens of the new context
-    retrieval_ratio: float, # share of rows that ask again
-    seed: int # random seed of the rows and of their order
+    short_length: int, # tokens of the old context
+    retrieval_ratio: float # share of rows that ask again
 ) -> dict: # variant → function that trains and gives its model
     "Write the rows of each trained variant, and prepare its training"
     starts = dict(short="original", trained="original", extended="scaled")
     if retrieval_ratio: starts["retrieval"] = "scaled"
-    num_rows = config["max_steps"] * config["batch_size"]
+    num_rows, target_length = config.max_steps * config.batch_size, config.context_length
+    short_batch = config.batch_size * (target_length // short_length)
+    short_config = replace(config, context_length=short_length, batch_size=short_batch)
     prepared = {}
     for variant, start in starts.items():
-        folder = checkpoints/variant
-        train = make_long_training_rows(data, tokenizer, target_length=target_length, num_rows=num_rows, seed=seed,
-                                        retrieval_ratio=retrieval_ratio if variant == "retrieval" else 0)
-        splits, length = dict(train=train, valid=held_out[:4]), target_length
-        if variant == "short":
-            splits, length = {k: split_long_rows(rows, context_length) for k, rows in splits.items()}, context_length
+        folder, is_short = checkpoints/variant, variant == "short"
+        ratio = retrieval_ratio if variant == "retrieval" else 0
+        train = make_long_training_rows(data, tokenizer, target_length=target_length, num_rows=num_rows,
+                                        seed=config.seed, retrieval_ratio=ratio)
+        splits = dict(train=train, valid=held_out[:4])
+        if is_short: splits = {split: split_long_rows(rows, short_length) for split, rows in splits.items()}
         write_token_rows(folder/"rows", **splits)
-        variant_config = config | dict(batch_size=config["batch_size"] * (target_length // length))
         prepared[variant] = partial(train_extend_variant, folder, loaders[start], tokenizer, folder/"rows",
-                                    context_length=length, config=variant_config, seed=seed)
+                                    short_config if is_short else config)
     return prepared
 
 # %% ../../nbs/studies/30_extend.ipynb #57d13021
@@ -680,11 +679,12 @@ def extend(
     original = partial(load_for_length, model, target_length)
     scaled = partial(load_for_length, model, target_length, yarn_config)
     held_out = select_across_documents(read_long_rows(data, "valid", target_length), num_test_rows)
-    config = make_extend_config(batch_size=batch_size, max_steps=train_tokens // target_length // batch_size,
-                                matrix_lr=matrix_lr)
+    max_steps = train_tokens // target_length // batch_size
+    config = make_extend_config(context_length=target_length, batch_size=batch_size, max_steps=max_steps,
+                                matrix_lr=matrix_lr, seed=seed)
     variants = dict(before=original, window=original, scaled=scaled)
     variants |= prepare_trained_variants(dict(original=original, scaled=scaled), tokenizer, data, held_out, config,
-                                         checkpoints, **lengths, retrieval_ratio=retrieval_ratio, seed=seed)
+                                         checkpoints, short_length=context_length, retrieval_ratio=retrieval_ratio)
     measure = partial(measure_extend_variant, tokenizer=tokenizer, held_out=held_out, **lengths,
                       num_trials=num_trials, seed=seed)
     runs = {variant: run_variant(checkpoints/variant, lambda: measure(variant, load()))

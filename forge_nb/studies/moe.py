@@ -8,6 +8,7 @@ __all__ = ['define_variants', 'make_moe_config', 'score_held_out_rows', 'held_ou
            'mean_experts_in_use', 'summarize_moe', 'moe']
 
 # %% ../../nbs/studies/10_moe.ipynb #e1e3ff36
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,8 @@ import torch
 
 from ..core.project import Invalid, make_checkpoint_folder, pin, read_json, write_json
 from .common import SHORT_RUN, compare_variants, round_fields, run_variant, write_study
-from ..train.architecture import (build_model, count_parameters, derive_config, init_weights,
-                                         model_from_config)
+from ..train.architecture import (ModelShape, PretrainConfig, build_model, count_parameters, derive_config,
+                                         init_weights, model_from_config)
 from ..train.loop import train_model
 from ..train.loss import LossModule
 from ..train.moe_routing import count_experts_in_use
@@ -27,7 +28,7 @@ def define_variants(
     num_experts: int, # experts in each block
     num_experts_per_tok: int, # experts that a token is sent to
     router_aux_loss_coef: float # weight of the balance loss
-) -> dict: # variant → keywords of `build_model`, weight of the balance loss
+) -> dict: # variant → fields of `ModelShape`, weight of the balance loss
     "Define what is compared"
     mixture = dict(num_experts=num_experts, num_experts_per_tok=num_experts_per_tok, shared_expert=False)
     return dict(dense=(dict(num_experts=0), 0.),
@@ -42,13 +43,13 @@ def make_moe_config(
     vocab_size: int, # entries of the vocabulary
     context_length: int, # tokens in a row
     train_tokens: int # tokens to train on
-) -> dict: # configuration of `train_model`, and the shape of the model
-    "Derive the configuration that all variants share"
-    config = derive_config(depth, vocab_size=vocab_size, context_length=context_length, tokens_per_parameter=1.)
+) -> tuple: # ModelShape, PretrainConfig
+    "Derive shape and hyperparameters that all variants share"
     num_rows = train_tokens // context_length
     batch_size = max(1, min(8, num_rows // 20))
-    length = dict(batch_size=batch_size, max_steps=num_rows // batch_size)
-    return config | SHORT_RUN | dict(optimizer="muon", warmup_steps=10) | length
+    config = PretrainConfig(depth=depth, context_length=context_length, batch_size=batch_size, num_evals=4,
+                            max_steps=num_rows // batch_size, optimizer="muon", warmup_steps=10, **SHORT_RUN)
+    return derive_config(config, vocab_size)
 
 # %% ../../nbs/studies/10_moe.ipynb #01942160
 def score_held_out_rows(
@@ -82,17 +83,13 @@ def train_moe_variant(
     model_init, # function that builds the model
     tokenizer, # tokenizer of the data
     data: Path, # folder with train and valid tokens
-    *,
-    context_length: int, # tokens in a row
-    config: dict, # configuration of `train_model`
-    seed: int # random seed of weights and order
+    config: PretrainConfig # hyperparameters of the run; its seed is that of weights and order
 ) -> dict: # size, curve, loads, bits of each held-out row
     "Train a variant and measure it"
-    pin(seed, torch.get_num_threads())
+    pin(config.seed, torch.get_num_threads())
     model = model_init()
-    state = train_model(model, tokenizer, data, context_length=context_length, config=config, num_evals=4,
-                        seed=seed, checkpoints=folder)
-    held_out = sequences_by_kind(*open_tokens(data, "valid"), context_length)
+    state = train_model(model, tokenizer, data, config=config, checkpoints=folder)
+    held_out = sequences_by_kind(*open_tokens(data, "valid"), config.context_length)
     bits = score_held_out_rows(model, tokenizer.eos_token_id, held_out)
     loads = state.get("loads", [])
     return dict(size=count_parameters(model), curve=state["curve"], loads=loads, bits=bits.tolist())
@@ -142,24 +139,21 @@ def build_small_mistral(
 def run_moe_variants(
     tokenizer, # tokenizer of the data
     data: Path, # folder with train and valid tokens
-    variants: dict, # variant → keywords of `build_model`, weight of the balance loss
+    variants: dict, # variant → fields of `ModelShape`, weight of the balance loss
     *,
-    context_length: int, # tokens in a row
-    config: dict, # configuration that all variants share
+    shape: ModelShape, # shape that all variants share
+    config: PretrainConfig, # hyperparameters that all variants share
     seeds: range, # random seeds of dense and mixture; the others take the first
     checkpoints: Path # checkpoint folder of the study
 ) -> dict: # variant → results of `train_moe_variant`, one for each seed
     "Train every variant on the same tokens, each with its seeds"
-    shape = {k: config[k] for k in ("num_hidden_layers", "hidden_size", "intermediate_size")}
     runs = {}
     for variant, (model_options, coefficient) in variants.items():
-        build = lambda: build_model(tokenizer, context_length=context_length, **shape, **model_options)
-        variant_config = config | dict(router_aux_loss_coef=coefficient)
+        build = lambda: build_model(tokenizer, replace(shape, **model_options))
         def run(seed):
             folder = checkpoints/f"{variant}-{seed}"
-            train = lambda: train_moe_variant(folder, build, tokenizer, data, context_length=context_length,
-                                              config=variant_config, seed=seed)
-            return run_variant(folder, train)
+            seed_config = replace(config, router_aux_loss_coef=coefficient, seed=seed)
+            return run_variant(folder, lambda: train_moe_variant(folder, build, tokenizer, data, seed_config))
         variant_seeds = seeds if variant in ("dense", "mixture") else seeds[:1]
         runs[variant] = [run(seed) for seed in variant_seeds]
     return runs
@@ -221,15 +215,15 @@ def moe(
         f"studies/params.yaml: `moe.num_experts` is {num_experts}, and a token gets {num_experts_per_tok}: "
         "every expert would be used always; raise `moe.num_experts`")
     tokenizer, checkpoints = AutoTokenizer.from_pretrained(tokenizer_folder), make_checkpoint_folder()
-    config = make_moe_config(depth, vocab_size=len(tokenizer), context_length=context_length, train_tokens=train_tokens)
+    shape, config = make_moe_config(depth, vocab_size=len(tokenizer), context_length=context_length,
+                                    train_tokens=train_tokens)
     variants = define_variants(num_experts, num_experts_per_tok, router_aux_loss_coef)
-    runs = run_moe_variants(tokenizer, data, variants, context_length=context_length, config=config,
+    runs = run_moe_variants(tokenizer, data, variants, shape=shape, config=config,
                             seeds=range(seed, seed + num_seeds), checkpoints=checkpoints)
     folder = checkpoints/"large"
-    large_config = config | dict(max_steps=large_steps, router_aux_loss_coef=router_aux_loss_coef)
+    large_config = replace(config, max_steps=large_steps, router_aux_loss_coef=router_aux_loss_coef, seed=seed)
     large = run_variant(folder, lambda: train_moe_variant(
-        folder, lambda: build_small_mistral(tokenizer), tokenizer, data, context_length=context_length,
-        config=large_config, seed=seed))
+        folder, lambda: build_small_mistral(tokenizer), tokenizer, data, large_config))
     row_bytes = held_out_row_bytes(sequences_by_kind(*open_tokens(data, "valid"), context_length))
     comparisons = compare_to_dense(runs, row_bytes)
     all_runs = runs | dict(large=[large])

@@ -17,7 +17,7 @@ from pathlib import Path
 from ..core.once import once
 from ..core.project import Invalid, Progress, stable_uniform
 from ..core.settings import Paraphrases, load_settings
-from .endpoint import (hash_weights, locate_answer, open_client, post_completion,
+from .endpoint import (identify_model, locate_answer, open_client, post_completion,
                                          sample_answers)
 
 # %% ../../nbs/synthesis/10_paraphrase.ipynb #b380ab32
@@ -188,7 +188,7 @@ def paraphrase_with_model(
     "Put questions into other words by a model from a folder"
     from forge_nb.train.model import load_model
     path, temperature = Path(config.model), config.temperature
-    weights_hash, (model, tokenizer) = hash_weights(path, "synth.teacher"), load_model(path)
+    weights_hash, (model, tokenizer) = identify_model(path, "synth.teacher"), load_model(path)
     if not tokenizer.chat_template:
         raise Invalid(f"synth.teacher_model: {path} has no chat template; a paraphraser is given its task in a chat")
     answers, progress = [], Progress("paraphrases", len(jobs))
@@ -278,4 +278,4 @@ def paraphrase_questions(
     if config.teacher == "endpoint":
         return paraphrase_with_endpoint(jobs, config, seed=seed, folder=folder), config.name
     replies = paraphrase_with_model(jobs, config, seed=seed, folder=folder)
-    return replies, f"model {hash_weights(Path(config.model), 'synth.teacher')}"
+    return replies, f"model {identify_model(Path(config.model), 'synth.teacher')}"
