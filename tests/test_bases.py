@@ -187,7 +187,7 @@ def test_an_exam_is_asked_in_the_bases_marks(made, tmp_path):
 
 
 def test_a_plan_is_of_the_base(made, monkeypatch):
-    from forge_nb.ops.cli import load_base_config
+    from forge_nb.train.estimate import load_base_config
     shutil.copytree(made/"tokenizer", made/"artifacts"/"tokenizer", dirs_exist_ok=True)
     monkeypatch.setattr("forge_nb.plan.ROOT", made)
     params = load_params(ROOT/"params.yaml")
