@@ -76,7 +76,8 @@ def tokenize_conversations(
     count_tokens = lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
     out = []
     for row in rows:
-        question, answer = dict(role="user", content=row["question"]), dict(role="assistant", content=row["answer"])
+        question = dict(role="user", content=row["question"])
+        answer = dict(role="assistant", content=row["answer"])
         encoded = tokenizer.apply_chat_template([question, answer], tokenize=True, return_dict=True)
         start = count_tokens(render_chat_prompt(tokenizer, row["question"]))
         out.append(dict(input_ids=encoded["input_ids"], start=start))
@@ -95,7 +96,7 @@ def tokenize_passages(
     passages = [tokenizer(text, add_special_tokens=False)["input_ids"][:size] for text in texts]
     return [dict(input_ids=p, start=1) for p in passages if len(p) > 1]
 
-# %% ../nbs/70_distill.ipynb #a2b88512
+# %% ../nbs/70_distill.ipynb #92b1934e
 def label_from_tokens(
     rows: list # rows of `tokenize_conversations` or `tokenize_passages`
 ) -> list: # the same with target_ids and target_probs
@@ -117,7 +118,7 @@ def stack_targets(
     widen = lambda label: torch.nn.functional.pad(label, (0, num_entries - label.shape[1]))
     return torch.cat([widen(label) for label in labels])
 
-# %% ../nbs/70_distill.ipynb #ac25d931
+# %% ../nbs/70_distill.ipynb #a2b88512
 def collate(
     rows: list # rows with input_ids, start, perhaps target_ids and target_probs
 ) -> dict: # batch: input_ids, attention_mask, target_mask, perhaps target_ids and target_probs
@@ -433,7 +434,8 @@ def measure_kpi(
     answers = generate_texts(model.eval(), tokenizer, prompts, max_new_tokens=max_new_tokens)
     milliseconds = 1000 * (time.monotonic() - started) / len(eval_items)
     texts = [text for text, _ in answers]
-    worth = np.array([[reward(item["question"], text, item) for item, text in zip(eval_items, texts)]])
+    pay = lambda item, text: reward(item["question"], text, item)
+    worth = np.array([list(map(pay, eval_items, texts))])
     mean = float(worth.mean())
     log(f"distill: {name} is worth {mean:.3f} at {milliseconds:.1f} ms an answer", model=name, worth=mean,
         milliseconds=milliseconds)
@@ -515,7 +517,7 @@ class DistillRows:
     conversations: list # rows of `tokenize_conversations`
     passages: list # rows of `label_from_tokens`
 
-# %% ../nbs/70_distill.ipynb #8608fa58
+# %% ../nbs/70_distill.ipynb #581a4135
 def count_rows(
     rows: DistillRows, # rows of all phases
     training: TrainingConfig, # settings of the off-policy phase
@@ -524,9 +526,10 @@ def count_rows(
     "Count the rows, and the steps that follow from them"
     all_rows = rows.conversations + rows.passages
     num_batches = math.ceil(len(all_rows) / training.batch_size)
-    return dict(
-        questions=len(rows.questions), passages=len(rows.passages), tokens=sum(len(r["input_ids"]) for r in all_rows),
-        steps_off_policy=math.ceil(num_batches * training.num_train_epochs), steps_on_policy=on_policy.max_steps)
+    num_tokens = sum(len(r["input_ids"]) for r in all_rows)
+    num_steps = math.ceil(num_batches * training.num_train_epochs)
+    return dict(questions=len(rows.questions), passages=len(rows.passages), tokens=num_tokens,
+                steps_off_policy=num_steps, steps_on_policy=on_policy.max_steps)
 
 # %% ../nbs/70_distill.ipynb #9c00a650
 def run_phases(

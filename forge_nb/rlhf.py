@@ -163,8 +163,9 @@ def summarize_rlhf(
     return metrics | dict(exact_match_before=facts["before"], exact_match_after=facts["after"],
                           exact_match_kept=facts["high"] >= 0)
 
-# %% ../nbs/64_rlhf.ipynb #d201cacf
-RLHF_TABLES = {"curve.csv": ["step", "reward"], "violations.csv": ["metric", "subset", "n", "before", "after", "diff"]}
+# %% ../nbs/64_rlhf.ipynb #46d359b9
+RLHF_TABLES = {"curve.csv": ["step", "reward"],
+               "violations.csv": ["metric", "subset", "n", "before", "after", "diff", "low", "high"]}
 
 # %% ../nbs/64_rlhf.ipynb #94daf0f6
 def find_rlhf_skip_reason(

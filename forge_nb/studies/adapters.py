@@ -14,12 +14,12 @@ import numpy as np
 
 from ..metrics.graders import grade_answer
 from ..metrics.stats import bootstrap_difference
-from ..train.model import generate_texts
-from ..train.trainer import held_out_bpb, run_trainer
+from ..train.model import generate_texts, render_chat_prompt
+from ..train.trainer import TrainingConfig, held_out_bpb, run_trainer
 from ..core.project import (Invalid, ROOT, log, make_checkpoint_folder, pin, read_csv, read_json,
                                    read_jsonl, run_cli, write_csv, write_json)
 from ..train.finetune import encode_conversations, make_sft_trainer, training_order
-from ..train.lora import TUNING_METHODS, check_method, load_for_tuning, merge_and_check
+from ..train.lora import TUNING_METHODS, AdapterConfig, check_method, load_for_tuning, merge_and_check
 
 # %% ../../nbs/studies/40_adapters.ipynb #07cdfb0d
 def measure_training_memory(
@@ -49,13 +49,13 @@ def run_adapter_variant(
     model, tokenizer = load_for_tuning(Path(base), method)
     tokenized_rows = encode_conversations([r["messages"] for r in read_jsonl(Path(conversations))[:num_train_rows]], tokenizer)
     order = training_order(tokenized_rows, [d["text"] for d in read_jsonl(Path(documents)/"train.jsonl")], tokenizer, replay_percent=replay_percent, replay_window=replay_window, batch_size=batch_size, num_train_epochs=1., seed=seed)
-    trainer = make_sft_trainer(model, tokenizer, order, learning_rate=learning_rate, batch_size=batch_size, seed=seed, lora_r=lora_r if method != "full" else 0)
+    trainer = make_sft_trainer(model, tokenizer, order, TrainingConfig(seed, learning_rate, batch_size), AdapterConfig(method, lora_r))
     memory, start_mb = measure_training_memory(trainer.model), peak_memory_mb()
     curve = run_trainer(trainer, method, ["loss"])
     log(f"{method}: {peak_memory_mb()} MB at the peak, {start_mb} MB before the first step", method=method, peak_mb=peak_memory_mb(), before_mb=start_mb)
     merged, merge_stats = merge_and_check(trainer.model, Path(base), tokenized_rows[:8], "adapters")
     items = read_jsonl(Path(eval_set))[:num_eval_items]
-    prompts = tokenizer.apply_chat_template([[dict(role="user", content=i["question"])] for i in items], tokenize=False, add_generation_prompt=True)
+    prompts = [render_chat_prompt(tokenizer, i["question"]) for i in items]
     verdicts = [grade_answer(text, finished, i["answer"]) for i, (text, finished) in zip(items, generate_texts(merged, tokenizer, prompts, max_new_tokens=max_new_tokens))]
     bpb = held_out_bpb(merged, tokenizer, Path(documents)/"valid.jsonl")
     write_json(Path(out), dict(method=method, memory=memory, curve=curve, adapter=merge_stats, verdicts=verdicts, bpb=bpb))
@@ -108,7 +108,7 @@ def adapters(
     out: Path # folder to write to
 ) -> list: # rows of comparisons.csv
     "Train in full, with LoRA and with QLoRA, and compare"
-    for method in TUNING_METHODS: check_method(method, lora_r, "adapters")
+    for method in TUNING_METHODS: check_method(AdapterConfig(method, lora_r), "adapters")
     options = dict(base=str(base), conversations=str(conversations), documents=str(documents), eval_set=str(eval_set), num_train_rows=num_train_rows, lora_r=lora_r, batch_size=batch_size, replay_percent=replay_percent, replay_window=replay_window,
                  num_eval_items=num_eval_items, max_new_tokens=max_new_tokens, seed=seed, threads=threads)
     checkpoints = make_checkpoint_folder()

@@ -19,7 +19,7 @@ import numpy as np
 from ..metrics.graders import VALUE_PATTERN
 from ..metrics.stats import bootstrap_difference
 from ..train.model import generate_texts, load_model, save_model
-from ..train.trainer import make_trainer_config, run_trainer
+from ..train.trainer import TrainingConfig, make_trainer_config, run_trainer
 from ..core.project import (Invalid, log, make_checkpoint_folder, pin, read_csv, read_json, read_jsonl,
                                    write_csv, write_json, write_jsonl)
 
@@ -138,7 +138,7 @@ def fine_tune_with_effort(
     model, tokenizer = load_effort_model(base)
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
-    training_args = make_trainer_config(SFTConfig, checkpoints, seed=seed, learning_rate=learning_rate, batch_size=batch_size, num_train_epochs=1., num_rows=len(rows), max_length=None, assistant_only_loss=True, adam_beta2=.98)
+    training_args = make_trainer_config(SFTConfig, checkpoints, TrainingConfig(seed, learning_rate, batch_size), num_rows=len(rows), max_length=None, assistant_only_loss=True, adam_beta2=.98)
     messages = [dict(messages=[dict(role="user", content=r["question"]), dict(role="assistant", content=r["text"])], chat_template_kwargs=dict(reasoning_effort=r["effort"])) for r in rows]
     trainer = SFTTrainer(model=model, args=training_args, train_dataset=Dataset.from_list(messages), processing_class=tokenizer)
     for n, r in enumerate(rows[:9]):

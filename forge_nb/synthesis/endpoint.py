@@ -10,6 +10,7 @@ import hashlib, os, re
 from pathlib import Path
 
 from ..core.project import Invalid, read_json, write_json
+from ..train.model import render_chat_prompt
 
 # %% ../../nbs/synthesis/00_endpoint.ipynb #df03f62c
 def load_or_create(
@@ -46,7 +47,7 @@ def sample_answers(
     "An answer to each prompt, through the chat template"
     import torch
     tokenizer.padding_side = "left"
-    chats = [tokenizer.apply_chat_template([dict(role="user", content=t)], tokenize=False, add_generation_prompt=True) for t in prompts]
+    chats = [render_chat_prompt(tokenizer, t) for t in prompts]
     ids = tokenizer(chats, return_tensors="pt", padding=True, add_special_tokens=False)
     ids = {k: ids[k].to(model.device) for k in ("input_ids", "attention_mask")}
     sampling = dict(do_sample=True, temperature=temperature, top_k=0, top_p=1.) if temperature else dict(do_sample=False)
