@@ -10,7 +10,7 @@ __all__ = ['NONCOMPLIANT_VOICE', 'LLAMA_PARTS', 'CONTROL', 'COMPARED', 'DISTILL_
            'fill_attention', 'fill_feed_forward', 'cut_student', 'check_same_vocabulary', 'order_by_length',
            'make_off_policy_trainer', 'OnPolicyConfig', 'make_on_policy_trainer', 'run_phase', 'measure_kpi',
            'count_parameters_and_flops', 'MeasuredModel', 'compare_student', 'prepare_student', 'DistillRows',
-           'count_rows', 'run_phases', 'measure_models', 'summarize_losses', 'distill']
+           'count_distill_rows', 'run_phases', 'measure_models', 'summarize_losses', 'distill']
 
 # %% ../nbs/70_distill.ipynb #fa9ec0e0
 import copy, math, time
@@ -517,8 +517,8 @@ class DistillRows:
     conversations: list # rows of `tokenize_conversations`
     passages: list # rows of `label_from_tokens`
 
-# %% ../nbs/70_distill.ipynb #581a4135
-def count_rows(
+# %% ../nbs/70_distill.ipynb #71861103
+def count_distill_rows(
     rows: DistillRows, # rows of all phases
     training: TrainingConfig, # settings of the off-policy phase
     on_policy: OnPolicyConfig # settings of the on-policy phase
@@ -531,7 +531,7 @@ def count_rows(
     return dict(questions=len(rows.questions), passages=len(rows.passages), tokens=num_tokens,
                 steps_off_policy=num_steps, steps_on_policy=on_policy.max_steps)
 
-# %% ../nbs/70_distill.ipynb #9c00a650
+# %% ../nbs/70_distill.ipynb #85d7ea32
 def run_phases(
     start: Path, # model folder that student and control start from
     teacher, # transformers model
@@ -544,7 +544,7 @@ def run_phases(
     folder: Path # folder for all checkpoints
 ) -> tuple: # folder of the student, folder of the control, curve of each phase
     "Train the student off-policy, then on-policy, and the control without a teacher"
-    num_steps = count_rows(rows, training, on_policy)["steps_off_policy"]
+    num_steps = count_distill_rows(rows, training, on_policy)["steps_off_policy"]
     def read_with_teacher(model, target):
         labelled = label_from_teacher(teacher, rows.conversations, top_k) + rows.passages
         return make_off_policy_trainer(model, labelled, target, training, num_steps)
@@ -637,7 +637,7 @@ def distill(
     folder, (teacher_model, tokenizer) = make_checkpoint_folder(), load_verified(teacher)
     passages = tokenize_passages(tokenizer, read_jsonl(documents/"train.jsonl"), num_passages)
     all_rows = DistillRows(questions, tokenize_conversations(tokenizer, questions), label_from_tokens(passages))
-    counts = count_rows(all_rows, training, on_policy)
+    counts = count_distill_rows(all_rows, training, on_policy)
     log(f"{counts['questions']} questions and {counts['passages']} passages")
     start = prepare_student(student, folder/"start", teacher_model, tokenizer, all_rows.conversations, width=width,
                             depth=depth)
