@@ -143,7 +143,8 @@ def test_vocabulary_and_rows_that_do_not_agree(made, kept, tmp_path, capsys):
     tokenizer(made/"documents", base=str(tmp_path/"odd"), vocab_size=300, num_added_tokens=0, out=tmp_path/"tokenizer")
     refuse(capsys, kept, lambda: train(made, kept, tmp_path/"tokenizer", base=str(tmp_path/"odd")), f"its tokenizer has {entries(made) + 1} entries, its model {entries(made)} embedding rows")
     write_jsonl(tmp_path/"rows.jsonl", [dict(id="0", messages=[dict(role="user", content="cat?"), dict(role="assistant", content="hat")])])
-    tune = lambda: sft(tmp_path/"odd", tmp_path/"rows.jsonl", made/"documents", method="full", lora_r=4, learning_rate=1e-3, batch_size=2, num_train_epochs=1., packing=False, max_length=64, replay_percent=0., replay_window=16, max_bpb_increase=9., seed=0, out=kept)
+    tune = lambda: sft(tmp_path/"odd", tmp_path/"rows.jsonl", made/"documents", enabled=True, method="full", lora_r=4, lora_alpha=32, lora_dropout=0., lora_target_modules=[], learning_rate=1e-3, batch_size=2, num_train_epochs=1.,
+                       lr_scheduler_type="cosine", warmup_ratio=.05, weight_decay=0., max_grad_norm=1., packing=False, max_length=64, replay_percent=0., replay_window=16, max_bpb_increase=9., seed=0, out=kept)
     refuse(capsys, kept, tune, f"the tokenizer has {entries(made) + 1} entries, the model {entries(made)} embedding rows")
 
 

@@ -70,7 +70,7 @@ def test_prose_reruns_tangle_alone(tiny):
     swap(tiny.root/"nbs/50_sft.ipynb", "It costs a minute or two.", "It costs two minutes, or three.")
     said = tiny("dvc repro")
     assert tiny.executed(said) == ["tangle"]
-    swap(tiny.root/"nbs/50_sft.ipynb", "Either is told with", "Either one is told with")
+    swap(tiny.root/"nbs/50_sft.ipynb", "Either is reported with", "Either one is reported with")
     assert tiny.executed(tiny("dvc repro")) == ["tangle"]
     tiny("git checkout -q nbs && dvc repro")
     assert (tiny.root/"dvc.lock").read_text(encoding="utf-8") == before
@@ -135,7 +135,7 @@ def test_a_failing_stage_names_its_cause(tiny, cause, line, words):
     ("rl", "company/kpi.py", "def near(", "def near(question, answer, row): return 1 / 0\n\n\ndef _near(", ["company/kpi.py", "near() raises ZeroDivisionError", "a number for every text"]),
     ("rl", "company/kpi.py", "def near(", "def near(question, answer, row): return float('nan')\n\n\ndef _near(", ["company/kpi.py", "near() gives nan", "from 0 to 1"]),
     ("rl", "company/kpi.py", "def near(", "def near(question, answer, row): import time; time.sleep(300)\n\n\ndef _near(", ["company/kpi.py", "near() took more than 2 s"]),
-    ("rl", "params.yaml", "  function: near", "  function: nearly", ["company/kpi.py has no function `nearly`"]),
+    ("rl", "params.yaml", "  reward_function: near", "  reward_function: nearly", ["company/kpi.py has no function `nearly`"]),
     ("rlhf", "company/policies.yaml", "  verifier: 'holds", "  # verifier: 'holds", ["company/policies.yaml", "field `source.verifier` is missing; add it"]),
     ("dpo", "company/style.yaml", "house: house", "house: plain", ["company/style.yaml", "an answer of the house voice"]),
     ("dpo", "artifacts/synth/rows/pairs.jsonl", "}]}\n", "}], " + ", ".join(f'"{side}": [{{"role": "assistant", "content": "`5`."}}]' for side in ("chosen", "rejected")) + "}\n", ["pairs.jsonl", "chosen and rejected are equal"]),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['make_score_row', 'score_documents', 'list_slices', 'score_choices', 'score_answers', 'score_violations', 'nest_means',
-           'render_chat_prompt', 'render_eval_set', 'score_checkpoint']
+           'render_eval_set', 'score_checkpoint']
 
 # %% ../../nbs/evals/00_suites.ipynb #f1a16219
 from pathlib import Path
@@ -15,7 +15,7 @@ from ..core.settings import Style
 from ..metrics.graders import grade_answer
 from ..metrics.policies import find_violations
 from ..metrics.rewards import RewardFunction
-from ..train.model import compute_document_bits, generate_texts, load_model
+from ..train.model import compute_document_bits, generate_texts, load_model, render_chat_prompt
 
 # %% ../../nbs/evals/00_suites.ipynb #f059823f
 def make_score_row(
@@ -105,14 +105,6 @@ def nest_means(
     for r in rows:
         if "/" not in r["slice"]: out.setdefault(r["checkpoint"], {}).setdefault(r["metric"], {})[r["slice"]] = round(r["mean"], 4)
     return out
-
-# %% ../../nbs/evals/00_suites.ipynb #b345d87b
-def render_chat_prompt(
-    tokenizer, # tokenizer with chat template
-    question: str # of the user
-) -> str: # prompt
-    "A question as a model's chat template puts it"
-    return tokenizer.apply_chat_template([dict(role="user", content=question)], tokenize=False, add_generation_prompt=True)
 
 # %% ../../nbs/evals/00_suites.ipynb #e8a10002
 def render_eval_set(

@@ -12,7 +12,8 @@ import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from ..core.project import read_csv, read_jsonl
+import pandas as pd
+from ..core.project import read_csv, read_json, read_jsonl
 
 # %% ../../nbs/report/20_figures.ipynb #41e29add
 def plot_sources(
@@ -97,16 +98,16 @@ def plot_ngram_orders(
 # %% ../../nbs/report/20_figures.ipynb #89ece32a
 def plot_curve(
     path: Path, # CSV with a column 'step'
-    columns: list, # to draw, a panel each; those of a tuple share one
+    columns: list, # names of columns to draw, a panel each; those of a tuple share one
     targets: dict = None # column → level of a dashed line
 ):
     "Training curves, side by side"
-    rows = read_csv(path)
+    curve = pd.read_csv(path)
     fig, axes = plt.subplots(1, len(columns), figsize=(3.6 * len(columns), 2.4), squeeze=False)
     for ax, shared in zip(axes[0], columns):
         shared = (shared,) if isinstance(shared, str) else shared
         for column in shared:
-            ax.plot([int(r["step"]) for r in rows], [float(r[column]) for r in rows], "o-", ms=3, label=column.split("_")[-1])
+            ax.plot(curve["step"], curve[column], "o-", ms=3, label=column.split("_")[-1])
             if column in (targets or {}): ax.axhline(targets[column], ls="--", color="gray")
         if len(shared) > 1: ax.legend(fontsize=8)
         ax.set_xlabel("step"); ax.set_title(shared[0].rsplit("_", len(shared) > 1)[0].replace("_", " "), fontsize=10)
@@ -117,12 +118,12 @@ def plot_phases(
     path: Path # CSV with phase, step, loss
 ):
     "The loss of each phase, a panel each"
-    rows = read_csv(path)
-    phases = list(dict.fromkeys(r["phase"] for r in rows))
+    phases = pd.read_csv(path).groupby("phase", sort=False)
     fig, axes = plt.subplots(1, len(phases), figsize=(3.6 * len(phases), 2.4), squeeze=False)
-    for ax, phase in zip(axes[0], phases):
-        phase_rows = [r for r in rows if r["phase"] == phase]
-        ax.plot([int(r["step"]) for r in phase_rows], [float(r["loss"]) for r in phase_rows], "o-", ms=3); ax.set_xlabel("step"); ax.set_title(phase, fontsize=10)
+    for ax, (phase, curve) in zip(axes[0], phases):
+        ax.plot(curve["step"], curve["loss"], "o-", ms=3)
+        ax.set_xlabel("step")
+        ax.set_title(phase, fontsize=10)
     plt.tight_layout(); plt.show()
 
 # %% ../../nbs/report/20_figures.ipynb #3bfb36f2
@@ -130,9 +131,9 @@ def plot_pretraining(
     path: Path # curve.csv of `pretrain`
 ):
     "Training loss, and bits per byte on validation documents against the n-gram baseline there"
-    kinds = tuple(c for c in read_csv(path)[0] if c.startswith("bpb_"))
+    kinds = tuple(c for c in pd.read_csv(path) if c.startswith("bpb_"))
     plot_curve(path, ["loss", "held_out_bpb", kinds],
-               {"held_out_bpb": min(float(r["bpb"]) for r in read_csv(Path("artifacts/ngram/curve.csv")))})
+               {"held_out_bpb": read_json(Path("artifacts/ngram/metrics.json"))["valid_bpb"]})
 
 # %% ../../nbs/report/20_figures.ipynb #3515cef8
 def show_samples(
@@ -149,12 +150,12 @@ def show_answers(
     num_questions: int = 4 # of questions
 ):
     "Ask the models of several stages the first questions of the exam"
-    from forge_nb.train.model import generate_texts, load_model
+    from forge_nb.train.model import generate_texts, load_model, render_chat_prompt
     questions = read_jsonl(Path("artifacts/synth/eval_set/items.jsonl"))[:num_questions]
     texts = []
     for model, tokenizer in (load_model(Path("artifacts")/s/"model") for s in stages):
-        format_prompt = lambda q: tokenizer.apply_chat_template([dict(role="user", content=q["question"])], tokenize=False, add_generation_prompt=True)
-        texts.append(generate_texts(model, tokenizer, [format_prompt(q) for q in questions], max_new_tokens=40))
+        prompts = [render_chat_prompt(tokenizer, q["question"]) for q in questions]
+        texts.append(generate_texts(model, tokenizer, prompts, max_new_tokens=40))
     for i, q in enumerate(questions):
         print(f"{q['question']}  ({q['answer']})")
         for stage, answers in zip(stages, texts): print(f"  {stage:9} {answers[i][0]!r}{'' if answers[i][1] else ' …'}")

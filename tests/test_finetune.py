@@ -15,8 +15,11 @@ from forge_nb.core.project import Invalid, pin, read_json, run_cli, write_jsonl
 from forge_nb.sft import sft
 from forge_nb.tokenizer import train_tokenizer
 
-GIVEN = dict(method="full", lora_r=4, learning_rate=1e-2, batch_size=4, num_train_epochs=2., packing=False, max_length=48, replay_percent=30., replay_window=16, bpb_increase=9., seed=0)
-PAIRED = dict(method="dpo", num_pairs=0, learning_rate=1e-3, batch_size=4, num_train_epochs=1., beta=.1, sft_loss_weight=1., max_length=48, max_chosen_logp_drop=99., bpb_increase=9., seed=0)
+SCHEDULE = dict(lr_scheduler_type="cosine", warmup_ratio=.05, weight_decay=0., max_grad_norm=1.)
+GIVEN = dict(enabled=True, method="full", lora_r=4, lora_alpha=32, lora_dropout=0., lora_target_modules=[], learning_rate=1e-2, batch_size=4, num_train_epochs=2., packing=False,
+             max_length=48, replay_percent=30., replay_window=16, max_bpb_increase=9., seed=0, **SCHEDULE)
+PAIRED = dict(enabled=True, method="dpo", num_pairs=0, learning_rate=1e-3, batch_size=4, num_train_epochs=1., beta=.1, sft_loss_weight=1., max_length=48, max_new_tokens=48, temperature=.9,
+              max_chosen_logp_drop=99., max_bpb_increase=9., seed=0, **SCHEDULE)
 turn = lambda role, text: dict(role=role, content=text)
 
 
@@ -87,33 +90,33 @@ def test_bad_rows_are_refused_before_a_model_is_loaded(made, tmp_path, monkeypat
 
 
 def test_less_than_a_pass(made, tmp_path, monkeypatch):
-    said = tune(made, tmp_path, monkeypatch, epochs=.3, replay_percent=0.)
+    said = tune(made, tmp_path, monkeypatch, num_train_epochs=.3, replay_percent=0.)
     assert said["replay_windows"] == 0 and len(read_json(tmp_path/"mask.json")) == 3
-    with pytest.raises(Invalid, match="`epochs` is 0.001"): tune(made, tmp_path/"no", monkeypatch, epochs=.001)
+    with pytest.raises(Invalid, match="`num_train_epochs` is 0.001"): tune(made, tmp_path/"no", monkeypatch, num_train_epochs=.001)
 
 
 def test_forgetting_and_standing_still_fail(made, tmp_path, monkeypatch):
-    with pytest.raises(Invalid, match="`sft.max_bpb_increase` allows -9"): tune(made, tmp_path, monkeypatch, bits_rise=-9.)
+    with pytest.raises(Invalid, match="`sft.max_bpb_increase` allows -9"): tune(made, tmp_path, monkeypatch, max_bpb_increase=-9.)
     with pytest.raises(Invalid, match="no weight changed"): tune(made, tmp_path, monkeypatch, kept=tmp_path/"other", learning_rate=0.)
     assert not (tmp_path/"model").exists()
 
 
 def test_four_bits_without_their_library(made, tmp_path, monkeypatch):
-    import forge_nb.tune as module
+    import forge_nb.train.lora as module
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(Invalid, match="bitsandbytes.*pip install"): tune(made, tmp_path, monkeypatch, method="qlora")
 
 
-def test_the_next_stage_asks_for_the_seal_and_stops_by_rule(made, tmp_path, monkeypatch):
+def test_the_next_stage_asks_for_the_manifest_and_stops_by_rule(made, tmp_path, monkeypatch):
     tune(made, tmp_path, monkeypatch)
     prefer = lambda base, out, **given: (pin(0, 1), monkeypatch.setenv("FORGE_CKPT", str(out/"kept")), dpo(base, made/"pairs.jsonl", made/"valid.jsonl", ROOT/"company/style.yaml", **PAIRED | given, out=out))[2]
     with pytest.raises(Invalid, match="no manifest.json"): prefer(made/"base", tmp_path/"no")
     whole = prefer(tmp_path/"model", tmp_path/"d")
     assert not whole["broken_rule"] and read_json(tmp_path/"d"/"model"/"manifest.json") == read_json(tmp_path/"model"/"manifest.json")
-    short = prefer(tmp_path/"model", tmp_path/"e", chosen_fall=-99.)        # a fall of less than nothing: broken as soon as a window is full
+    short = prefer(tmp_path/"model", tmp_path/"e", max_chosen_logp_drop=-99.)        # a fall of less than nothing: broken as soon as a window is full
     assert short["broken_rule"].startswith("stopped at step 5: `logps/chosen` falls")
-    with killed(monkeypatch, 4): prefer(tmp_path/"model", tmp_path/"g", chosen_fall=-99.)
-    assert list((tmp_path/"g"/"kept").glob("checkpoint-*")) and prefer(tmp_path/"model", tmp_path/"g", chosen_fall=-99.) == short
+    with killed(monkeypatch, 4): prefer(tmp_path/"model", tmp_path/"g", max_chosen_logp_drop=-99.)
+    assert list((tmp_path/"g"/"kept").glob("checkpoint-*")) and prefer(tmp_path/"model", tmp_path/"g", max_chosen_logp_drop=-99.) == short
     assert weights(tmp_path/"g") == weights(tmp_path/"e") != weights(tmp_path/"d")
     template = tmp_path/"model"/"chat_template.jinja"
     template.write_text(template.read_text(encoding="utf-8").replace("<|end|>{% endgeneration %}", "{% endgeneration %}<|end|>"), encoding="utf-8")
@@ -137,7 +140,7 @@ def test_each_method_of_preference_gives_the_same_bytes_twice_and_after_a_kill(m
 
 def test_packed_rows_do_not_see_one_another(made, tmp_path, monkeypatch):
     import forge_nb.sft as module
-    monkeypatch.setattr(module, "leak", lambda model, rows: .5)
+    monkeypatch.setattr(module, "packing_leak", lambda model, rows: .5)
     with pytest.raises(Invalid, match="set `sft.packing` to false"): tune(made, tmp_path, monkeypatch, packing=True)
     model, words = load_model(made/"base")
     rows = [torch.tensor([words(t)["input_ids"]]) for t in ("the cat?", "the hat and the bat")]
