@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .metrics.graders import HOUSE_STYLE_PATTERN
+from .core.settings import Style, load_settings
 from .metrics.stats import bootstrap_difference
 from .metrics.rewards import RewardFunction
 from .train.model import generate_texts, load_model, render_chat_prompt
@@ -32,13 +32,14 @@ from .core.project import (Invalid, log, make_checkpoint_folder, read_json, read
                                    write_json)
 
 # %% ../nbs/70_distill.ipynb #d3c19d29
-NONCOMPLIANT_VOICE = "obliging"  # voice of the rows of sft.jsonl that break a rule; nobody is to learn from them again
+NONCOMPLIANT_VOICE = "noncompliant"  # voice of the rows of sft.jsonl that break a rule; nobody is to learn from them again
 
 # %% ../nbs/70_distill.ipynb #3fe63320
 def collect_house_answers(
     rows: list, # rows of sft.jsonl
     prompt_rows: list, # rows of prompts.jsonl
-    pairs: list # rows of pairs.jsonl
+    pairs: list, # rows of pairs.jsonl
+    style: Style # house style
 ) -> dict: # fact → answer
     "Collect the first answer in house style to each fact"
     texts = [(r["fact"], r["messages"][-1]["content"]) for r in rows]
@@ -46,7 +47,7 @@ def collect_house_answers(
     texts += [(r["fact"], r["chosen"][-1]["content"]) for r in pairs]
     answers = {}
     for fact, text in texts:
-        if HOUSE_STYLE_PATTERN.fullmatch(text): answers.setdefault(fact, text)
+        if style.match(text): answers.setdefault(fact, text)
     return answers
 
 # %% ../nbs/70_distill.ipynb #9d43d24b
@@ -54,10 +55,11 @@ def select_questions(
     rows: list, # rows of sft.jsonl
     prompt_rows: list, # rows of prompts.jsonl
     pairs: list, # rows of pairs.jsonl
+    style: Style, # house style
     questions_per_fact: int # largest number of questions about a fact
 ) -> list: # dicts: question, answer
     "Select questions with an answer in house style, a few for each fact"
-    answers, selected = collect_house_answers(rows, prompt_rows, pairs), {}
+    answers, selected = collect_house_answers(rows, prompt_rows, pairs, style), {}
     compliant = [r for r in rows if r["voice"] != NONCOMPLIANT_VOICE]
     candidates = [(r["messages"][0]["content"], r["fact"]) for r in compliant]
     for key in ("question", "adversarial_question"): candidates += [(r[key], r["fact"]) for r in prompt_rows]
@@ -601,6 +603,7 @@ def distill(
     eval_set: Path, # items.jsonl
     documents: Path, # folder with train.jsonl and valid.jsonl
     kpi_file: Path, # file with the company's function
+    style_file: Path, # company/style.yaml
     *,
     enabled: bool, # switch of the stage
     student: str, # folder of a model to train, or '' for one that is cut out
@@ -627,7 +630,7 @@ def distill(
 ) -> dict: # metrics
     "Distil off-policy, then on-policy, and train the same student without a teacher"
     sources = [read_jsonl(rows/f"{name}.jsonl") for name in ("sft", "prompts", "pairs")]
-    questions = select_questions(*sources, questions_per_fact)
+    questions = select_questions(*sources, load_settings(style_file, Style), questions_per_fact)
     if reason := find_skip_reason("distill", enabled, questions, "no question has an answer in house style"):
         return pass_model_on("distill", teacher, out, reason, DISTILL_TABLES, DISTILL_MODELS)
     training = TrainingConfig(seed, learning_rate, batch_size, num_train_epochs, lr_scheduler_type, warmup_ratio,

@@ -12,6 +12,7 @@ import math, random
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from .core.settings import Style, load_settings
 from .metrics.graders import VALUE_PATTERN, grade_answer
 from .train.trainer import (TrainingConfig, broken_rule, check_forgetting, check_pairs,
                                     check_training_config, check_weights_changed, find_skip_reason, load_verified,
@@ -42,13 +43,14 @@ def unpair_preferences(
 
 # %% ../nbs/60_dpo.ipynb #ccd3c9b5
 def make_answer_reward(
-    eos_token_id: int # id of the end token
+    eos_token_id: int, # id of the end token
+    style: Style # house style
 ): # function for trl: completions, completion_ids, value → list of points
     "Make a judge of sampled answers: house style, and the right value"
     def score_style_and_value(completions, completion_ids, value, **more):
         points = []
         for completion, ids, expected in zip(completions, completion_ids, value):
-            verdict = grade_answer(completion[-1]["content"], eos_token_id in list(ids), expected)
+            verdict = grade_answer(completion[-1]["content"], eos_token_id in list(ids), expected, style)
             points.append(float(verdict["style_rate"] + verdict["exact_match"]))
         return points
     return score_style_and_value
@@ -112,7 +114,8 @@ def make_preference_trainer(
     tokenizer, # tokenizer of the model
     rows: list, # pairs
     training: TrainingConfig, # settings of the run
-    preference: PreferenceConfig # settings of the method
+    preference: PreferenceConfig, # settings of the method
+    style: Style # house style, for the method online
 ): # trainer of trl
     "Make the trainer of a method, with the pairs as it wants them"
     if preference.method != "online": return make_paired_trainer(model, tokenizer, rows, training, preference)
@@ -123,8 +126,9 @@ def make_preference_trainer(
         OnlineDPOConfig, make_checkpoint_folder(), training, num_rows=len(data), beta=[preference.beta],
         max_length=preference.max_length, max_new_tokens=preference.max_new_tokens, temperature=preference.temperature,
         missing_eos_penalty=1.)
+    reward = make_answer_reward(tokenizer.eos_token_id, style)
     return OnlineDPOTrainer(model=model, args=config, train_dataset=Dataset.from_list(data),
-                            processing_class=tokenizer, reward_funcs=make_answer_reward(tokenizer.eos_token_id))
+                            processing_class=tokenizer, reward_funcs=reward)
 
 # %% ../nbs/60_dpo.ipynb #c4aae238
 def summarize_preferences(
@@ -144,6 +148,7 @@ def dpo(
     base: Path, # model folder to start from, and reference
     rows: Path, # pairs.jsonl
     documents: Path, # valid.jsonl
+    style_file: Path, # company/style.yaml
     *,
     enabled: bool, # switch of the stage
     method: str, # name in PREFERENCE_METHODS
@@ -177,9 +182,10 @@ def dpo(
                               weight_decay, max_grad_norm)
     check_training_config("dpo", training)
     preference = PreferenceConfig(method, beta, sft_loss_weight, max_length, max_new_tokens, temperature)
+    style = load_settings(style_file, Style)
     model, tokenizer = load_verified(base)
     log(f"{len(pairs)} pairs, {method}")
-    trainer = make_preference_trainer(model, tokenizer, pairs, training, preference)
+    trainer = make_preference_trainer(model, tokenizer, pairs, training, preference, style)
     stop_rules = [stop_rule("logps/chosen", max_decrease=max_chosen_logp_drop)]
     curve = run_trainer(trainer, "dpo", PREFERENCE_METHODS[method], stop_rules)
     check_weights_changed("dpo", base, trainer.model)

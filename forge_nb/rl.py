@@ -9,6 +9,7 @@ __all__ = ['FACT_COLUMNS', 'RL_METRICS', 'RL_TABLES', 'compute_advantages', 'bui
 # %% ../nbs/66_rl.ipynb #f4305aed
 from pathlib import Path
 
+from .core.settings import Style, load_settings
 from .metrics.rewards import RewardFunction, audit, preflight
 from .train.trainer import (LENGTH_METRIC, SamplingConfig, TrainingConfig, broken_rule, check_forgetting,
                                     check_training_config, check_weights_changed, find_skip_reason, load_verified,
@@ -140,6 +141,7 @@ def rl(
     base: Path, # model folder to start from
     prompts_file: Path, # prompts.jsonl
     kpi_file: Path, # file with the company's function
+    style_file: Path, # company/style.yaml
     documents: Path, # valid.jsonl
     *,
     enabled: bool, # switch of the stage
@@ -170,7 +172,8 @@ def rl(
     training = TrainingConfig(seed, learning_rate, num_prompts * num_generations, 1, lr_scheduler_type, warmup_ratio,
                               weight_decay, max_grad_norm)
     check_training_config("rl", training)
-    cheat_rows = audit(reward, [(r["question"], r["reference"], r) for r in prompt_rows[:32]])
+    cheat_rows = audit(reward, [(r["question"], r["reference"], r) for r in prompt_rows[:32]],
+                       load_settings(style_file, Style))
     model, tokenizer = load_verified(base)
     preflight_metrics = run_preflight(model, tokenizer, reward, prompt_rows, sampling, seed)
     trainer = make_grpo_trainer(model, tokenizer, reward, prompt_rows, training, sampling, scale_rewards=scale_rewards,

@@ -10,7 +10,7 @@ __all__ = ['SUBSETS', 'RLHF_METRICS', 'RLHF_TABLES', 'load_reward_model', 'grade
 # %% ../nbs/64_rlhf.ipynb #81102fb1
 from pathlib import Path
 
-from .metrics.graders import grade_answer
+from .metrics.graders import grade_value
 from .metrics.stats import bootstrap_difference
 from .train.model import generate_texts, load_model, render_chat_prompt
 from .metrics.policies import find_violations, load_policies
@@ -58,7 +58,7 @@ def grade_greedy_answers(
     grades = []
     for item, question, (text, finished) in zip(eval_items, questions, answers):
         broken = find_violations(rules, question, text)
-        verdict = grade_answer(text, finished, item["answer"])
+        verdict = grade_value(text, finished, item["answer"])
         by_rule = {name: int(name in broken) for name in rules}
         facts = {k: verdict[k] for k in ("exact_match", "eos_rate")}
         grades.append(dict(violation_rate=int(bool(broken))) | by_rule | facts)

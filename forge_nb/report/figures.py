@@ -13,7 +13,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from ..core.project import read_csv, read_json, read_jsonl
+from ..core.project import read_csv, read_jsonl
 
 # %% ../../nbs/report/20_figures.ipynb #41e29add
 def plot_sources(
@@ -133,7 +133,7 @@ def plot_pretraining(
     "Training loss, and bits per byte on validation documents against the n-gram baseline there"
     kinds = tuple(c for c in pd.read_csv(path) if c.startswith("bpb_"))
     plot_curve(path, ["loss", "held_out_bpb", kinds],
-               {"held_out_bpb": read_json(Path("artifacts/ngram/metrics.json"))["valid_bpb"]})
+               {"held_out_bpb": min(float(r["bpb"]) for r in read_csv(Path("artifacts/ngram/curve.csv")))})
 
 # %% ../../nbs/report/20_figures.ipynb #3515cef8
 def show_samples(
