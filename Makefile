@@ -75,7 +75,7 @@ profile: setup  ## write the fields of config/profiles/$(P).yaml into params.yam
 	@python -m forge_nb.core.runner profile $${P:+"$$P"} && { git --no-pager diff --stat -- params.yaml 2>/dev/null || true; }
 
 effects: data  ## the chain over three seeds, for releases; writes results/effects.csv
-	@python -m forge_nb.metrics.stats 0 1 2
+	@python -m forge_nb.evals.seeds 0 1 2
 	@python -m forge_nb.report.pages readme
 
 scaling: data  ## the runs behind `forge estimate`'s best size; writes results/scaling.csv
