@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .throughput import steps_per_second
 from ..core.project import (Invalid, ROOT, atomic, describe_run, load_params, read_csv, read_json,
-                                   read_jsonl, remove_path, run_cli, write_csv)
+                                   read_jsonl, read_text, remove_path, run_cli, write_csv)
 
 # %% ../../nbs/bench/20_bench.ipynb #cca1030c
 def run_timed(
@@ -256,7 +256,7 @@ def main():
             rows.sort(key=lambda r: list(PARTS).index(r["part"]))
             print("  ".join((what, measured, bound)), flush=True)
             write_csv(path, rows)
-            with atomic(ROOT/"docs/BENCH.md") as t: t.write_text(render_bench_page(rows, run_info), encoding="utf-8")
+            with atomic(ROOT/"docs/BENCH.md") as t: t.write_text(render_bench_page(rows, run_info) + read_text(ROOT/"docs/templates/BENCH.md"), encoding="utf-8")
 
 # %% ../../nbs/bench/20_bench.ipynb #10c32b20
 if __name__ == "__main__" and "__file__" in globals(): run_cli(main)

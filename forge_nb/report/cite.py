@@ -43,14 +43,14 @@ def follow_key(
         tree = tree[part]
     return tree
 
-# %% ../../nbs/report/00_cite.ipynb #cdec87ca
+# %% ../../nbs/report/00_cite.ipynb #c4089d71
 def find_row(
     rows: list, # dicts of a table
     where: dict # values by column
 ) -> dict: # the one row that has them
     "Find the row of a table that has these values"
-    has_all = lambda row: all(str(row.get(column)) == str(value) for column, value in where.items())
-    found = [row for row in rows if has_all(row)]
+    as_text = lambda row: {column: str(value) for column, value in row.items()}
+    found = [row for row in rows if as_text(where).items() <= as_text(row).items()]
     if len(found) != 1: raise KeyError(f"{len(found)} rows")
     return found[0]
 
@@ -83,8 +83,8 @@ def cite(
         raise Invalid(f"{path}: no single {place} ({error.args[0]}); mend the text that cites it") from None
     return Citation(value, ": ".join(filter(None, [Path(path).as_posix(), condition, key])))
 
-# %% ../../nbs/report/00_cite.ipynb #a5177027
-NO_PROSE = r"\{\{.*?\}\}|\{%.*?%\}|^```.*?^```|`[^`\n]*`|\]\([^)\s]*\)|<!--.*?-->"
+# %% ../../nbs/report/00_cite.ipynb #21bc6064
+NO_PROSE = r"\{\{.*?\}\}|\{%.*?%\}|^```.*?^```|^ {4}[^\n]*|`[^`\n]*`|\]\([^)\s]*\)|<!--.*?-->"
 
 # %% ../../nbs/report/00_cite.ipynb #86118a63
 def check_template(
