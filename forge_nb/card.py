@@ -122,7 +122,7 @@ def make_result_rows(
         rows.append({"measured": METRIC_NAMES[metric], "result [95 %]": result, "against": change})
     return rows
 
-# %% ../nbs/95_card.ipynb #550b1c33
+# %% ../nbs/95_card.ipynb #92461414
 def render_front_matter(
     about: About, # words about the model
     base: dict, # base that the model continues: model, licence, weights; or empty
@@ -132,9 +132,11 @@ def render_front_matter(
     "Render the head that the hub reads"
     from huggingface_hub import EvalResult, ModelCardData
     dataset = dict(dataset_type="held-out", dataset_name="held-out documents and questions")
-    results = [EvalResult(
-        task_type="text-generation", metric_type=row["metric"], metric_value=round(row["mean"], 4),
-        metric_name=METRIC_NAMES.get(row["metric"], row["metric"]), **dataset) for row in read_means(folder, checkpoint)]
+    results = []
+    for row in read_means(folder, checkpoint):
+        metric = row["metric"]
+        names = dict(task_type="text-generation", metric_type=metric, metric_name=METRIC_NAMES.get(metric, metric))
+        results.append(EvalResult(metric_value=round(row["mean"], 4), **names, **dataset))
     data = ModelCardData(
         license=about.licence, language=about.language, library_name="transformers", pipeline_tag="text-generation",
         base_model=base.get("model"), model_name=about.name, eval_results=results)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NO_PROSE', 'read_table', 'Citation', 'follow_key', 'find_row', 'read_source', 'cite', 'check_template', 'Citations',
-           'render']
+           'render', 'number_footnotes']
 
 # %% ../../nbs/report/00_cite.ipynb #ee0c98f6
 import re
@@ -139,3 +139,11 @@ def render(
     if not citations.footnotes: return text
     notes = [f"[^{n}]: {source}\n" for n, source in enumerate(citations.sources, 1)]
     return f"{text}\n{''.join(notes)}"
+
+# %% ../../nbs/report/00_cite.ipynb #f7651cb7
+def number_footnotes(
+    text: str # Markdown with footnotes
+) -> str: # Markdown without
+    "Write footnotes as superscripts and a numbered list"
+    listed = re.sub(r"(?m)^\[\^(\d+)\]: ", r"\1. ", text)
+    return re.sub(r"\[\^(\d+)\]", r"<sup>\1</sup>", listed)

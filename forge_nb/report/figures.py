@@ -85,7 +85,7 @@ def plot_outcomes(
     counts = counts.unstack(fill_value=0).sort_index(ascending=False)
     fig, ax = plt.subplots(figsize=(6, .6 + .35 * len(counts)), layout="constrained")
     counts.plot.barh(stacked=True, ax=ax, width=.8)
-    for y, total in enumerate(counts.sum(axis=1)): ax.text(total, y, f" {total:.0f}", va="center")
+    for y, total in enumerate(counts.sum(axis=1)): ax.text(total, y, f" {total}", va="center")
     ax.set(xlabel="documents", ylabel="")
     ax.margins(x=.12)
     ax.legend(frameon=False)

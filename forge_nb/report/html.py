@@ -29,19 +29,20 @@ def find_heading(
         if cell.cell_type == "markdown" and cell.source.startswith(heading): return number
     return len(cells)
 
-# %% ../../nbs/report/25_html.ipynb #9ccf1e51
+# %% ../../nbs/report/25_html.ipynb #739b1332
 def select_cells(
     nb # executed notebook of a stage
 ) -> list: # cells of the page: reason, results, what to check
     "Select what a page shows: prose at the top, outputs of the run, what to check"
-    first_code = next((n for n, c in enumerate(nb.cells) if c.cell_type == "code"), len(nb.cells))
+    is_code = [cell.cell_type == "code" for cell in nb.cells]
+    reason = nb.cells[:is_code.index(True)] if any(is_code) else nb.cells
     run, check = find_heading(nb.cells, "## Run"), find_heading(nb.cells, "## What to check")
     results = []
     for cell in nb.cells[run + 1:check]:
         if cell.cell_type == "markdown": results.append(cell)
         elif "run" in read_directives(cell) and cell.outputs: results.append(drop_warnings(cell))
     heading = nbformat.v4.new_markdown_cell("## Results")
-    return [*nb.cells[:first_code], heading, *results, *nb.cells[check:]]
+    return [*reason, heading, *results, *nb.cells[check:]]
 
 # %% ../../nbs/report/25_html.ipynb #e8d1911c
 def drop_warnings(
@@ -194,15 +195,17 @@ def describe_stage(
     try: return LINES.get(stage, "").format(**metrics)
     except KeyError: return ""
 
-# %% ../../nbs/report/25_html.ipynb #2553449d
+# %% ../../nbs/report/25_html.ipynb #4e8e8ac8
 def find_first_output(
     nb # executed notebook of a stage
 ) -> str: # first line of the first output, as text
     "Find the first line that a stage's run shows"
     outputs = [output for cell in select_cells(nb) for output in cell.get("outputs", [])]
-    texts = [output.get("text") or output.get("data", {}).get("text/markdown") or "" for output in outputs]
-    lines = [line for text in texts for line in "".join(text).splitlines() if line.strip()]
-    return re.sub("[*`#]", "", lines[0]).strip() if lines and lines[0][0] != "|" else ""
+    for output in outputs:
+        text = output.get("text") or output.get("data", {}).get("text/markdown") or ""
+        line = "".join(text).strip().partition("\n")[0]
+        if line: return "" if line[0] == "|" else re.sub("[*`#]", "", line).strip()
+    return ""
 
 # %% ../../nbs/report/25_html.ipynb #b6d18ea5
 def list_reports() -> dict: # path of the executed notebook by stage, in running order
@@ -268,7 +271,7 @@ INDEX = """
 {% endfor %}
 """
 
-# %% ../../nbs/report/25_html.ipynb #5ad88546
+# %% ../../nbs/report/25_html.ipynb #ca16a13e
 def render_index(
     reports: dict, # path of the executed notebook by stage
     findings: Findings # findings of a run, or nothing before `evaluate`
@@ -284,7 +287,8 @@ def render_index(
     paragraphs = describe_findings(findings) if findings else ["Nothing was evaluated yet; `dvc repro` does it."]
     words = nbformat.v4.new_markdown_cell("\n\n".join(paragraphs))
     finding = render_cells([words], [], with_source=False)
-    body = Template(INDEX).render(finding=finding, parts=[(k, v) for k, v in parts.items() if v])
+    filled = [(heading, items) for heading, items in parts.items() if items]
+    body = Template(INDEX).render(finding=finding, parts=filled)
     return render_page("Reports", [], body)
 
 # %% ../../nbs/report/25_html.ipynb #cbc29afe

@@ -47,7 +47,7 @@ def make_summary_row(
     return {"step": step, "is there for": METRIC_NAMES.get(metric, metric), "before → after": f"{before} → {after}",
             "difference [95 %]": interval, "cost elsewhere": describe_costs(effects)}
 
-# %% ../../nbs/report/30_pages.ipynb #8daba579
+# %% ../../nbs/report/30_pages.ipynb #944164c0
 def summarize_effects(
     effects: pd.DataFrame, # effects.csv
     checkpoints: dict # Checkpoint by name
@@ -63,7 +63,9 @@ def summarize_effects(
     seeds = int(effects["seeds"].iloc[0])
     over = f"items and {seeds} seeds" if seeds > 1 else "items, one seed"
     unearned = [name for name, gained in find_gains(Findings({}, effects, checkpoints)).items() if not gained]
-    verdict = f" By the rule above, {' and '.join(unearned)} has not earned its place." if unearned else ""
+    have = "has" if len(unearned) == 1 else "have"
+    names = " and ".join(f"`{name}`" for name in unearned)
+    verdict = f" By the rule above, {names} {have} not earned a place." if unearned else ""
     return (f"{format_table(lines)}\n\n95 % intervals, paired over {over}: "
             f"[results/effects.csv](results/effects.csv).{verdict}")
 
