@@ -63,7 +63,7 @@ def find_skipped(
         if reason: reasons[name] = reason
     return reasons
 
-# %% ../nbs/95_card.ipynb #98728592
+# %% ../nbs/95_card.ipynb #e0999b60
 def list_parameters(
     stages: dict, # stages of dvc.yaml
     makers: list, # names of the stages that made the model
@@ -75,13 +75,13 @@ def list_parameters(
     for section, _, name in (key.partition(".") for key in keys):
         fields = {name: params[section][name]} if name else params[section]
         values |= {f"{section}.{k}": v for k, v in fields.items()}
-    return [dict(parameter=f"`{k}`", value=f"`{v}`") for k, v in values.items()]
+    return [dict(parameter=f"`{k}`", value=f"`{v!r}`") for k, v in values.items()]
 
 # %% ../nbs/95_card.ipynb #b12824f8
 CARD_METRICS = [
     "exact_match", "false_answer_rate", "kpi", "violation_rate", "style_rate", "format_rate", "eos_rate", "bpb"]
 
-# %% ../nbs/95_card.ipynb #cab98705
+# %% ../nbs/95_card.ipynb #abcaff32
 def describe_comparison(
     effects: list # rows of effects.csv about one metric of one checkpoint
 ) -> str: # text of a cell
@@ -91,7 +91,7 @@ def describe_comparison(
         difference = format_value(effect["metric"], effect["diff"], True)
         unit = "" if effect["metric"] == "bpb" else " points"
         cells.append(f"{effect['against']}: {difference}{unit}, {classify_effect(effect)}")
-    return "; ".join(cells)
+    return "; ".join(cells) or "not compared"
 
 # %% ../nbs/95_card.ipynb #d0045f06
 def read_means(
@@ -205,7 +205,7 @@ CARD_RESULTS = """
 On held-out documents and questions; intervals are bootstraps over items, from one seed of training. The last column
 compares with the checkpoint before it.
 
-{{ results }}
+{{ results() }}
 
 All checkpoints, metrics and slices: {{ all_results }}. Choosing at random would answer
 {{ metric("synth", "chance_accuracy", ".0%") }} of the questions with choices.
@@ -269,7 +269,7 @@ def card(
     released = values["checkpoint"]
     text = render(
         CARD_HEAD + CARD_DATA + CARD_RESULTS + CARD_USE, "card template", citations, about=about, **values,
-        results=format_table(make_result_rows(evaluation, released, citations, max_rows)),
+        results=lambda: format_table(make_result_rows(evaluation, released, citations, max_rows)),
         all_results="artifacts/evaluate/effects.csv and intervals.csv, report reports/evaluate.ipynb",
         parameters=format_table(list_parameters(stages, values["makers"], params)))
     text = render_front_matter(about, values["base"], evaluation, released) + text

@@ -126,7 +126,7 @@ def front_matter(text): return yaml.safe_load(text.split("---\n")[1])
 def test_card_from_scratch(measured):
     text = render_card(measured)
     assert "trained from scratch, on 595,968[^" in text and "base_model" not in front_matter(text)
-    assert "Of 320 held-out questions" in text and "`shared.base` | `scratch`" in text
+    assert "Of 320 held-out questions" in text and "`shared.base` | `'scratch'`" in text
     [model] = front_matter(text)["model-index"]
     assert {m["type"]: m["value"] for result in model["results"] for m in result["metrics"]} == METRICS
     assert read_json_number(measured) == len(re.findall(r"(?m)^\[\^\d+\]: ", text))

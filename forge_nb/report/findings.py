@@ -18,12 +18,12 @@ from ..evals.checkpoints import load_checkpoints
 from ..metrics.stats import classify_effect
 from .cite import read_table
 
-# %% ../../nbs/report/05_findings.ipynb #b9400814
+# %% ../../nbs/report/05_findings.ipynb #5d5d56ad
 METRIC_NAMES = dict(
-    exact_match="right answers", false_answer_rate="false answers", kpi="worth of an answer by company/kpi.py",
-    mc_accuracy="right choices among up to four", violation_rate="answers that break a rule",
-    style_rate="answers in house style", format_rate="answers that a machine can read",
-    eos_rate="answers that end by themselves", bpb="bits per byte of held-out documents")
+    bpb="bits per byte of held-out documents", exact_match="right answers", false_answer_rate="false answers",
+    kpi="worth of an answer (company/kpi.py)", mc_accuracy="right choices among up to four",
+    violation_rate="answers that break a rule", style_rate="answers in house style",
+    format_rate="answers that a machine can read", eos_rate="answers that end by themselves")
 
 # %% ../../nbs/report/05_findings.ipynb #51bc1206
 SLICE_NAMES = dict(all="all", docs="manuals", code="code", phrasing="known fact, new phrasing",
@@ -68,14 +68,16 @@ def format_table(
     lines = [rows[0].keys(), rule, *(row.values() for row in rows)]
     return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
 
-# %% ../../nbs/report/05_findings.ipynb #2a9ad15d
+# %% ../../nbs/report/05_findings.ipynb #31ad8645
 def format_effects(
     effects: pd.DataFrame # effects.csv
 ) -> str: # Markdown
-    "Format effects as a table, and say what the intervals hold"
+    "Format effects as a table, with a column for the slice where there are several, and say what the intervals hold"
     seeds = int(effects["seeds"].iloc[0])
     over = f"items and {seeds} seeds" if seeds > 1 else "items, one seed"
-    table = format_table([describe_effect(row) for row in effects.to_dict("records")])
+    rows = [describe_effect(row) for row in effects.to_dict("records")]
+    if set(effects["slice"]) == {"all"}: rows = [{k: v for k, v in row.items() if k != "on"} for row in rows]
+    table = format_table(rows)
     return f"{table}\n\n95 % intervals, paired over {over}."
 
 # %% ../../nbs/report/05_findings.ipynb #cf519dfd
@@ -197,7 +199,7 @@ def tabulate_scores(
     columns = [m for m in METRIC_NAMES if m in table] + [m for m in table if m not in METRIC_NAMES]
     return table.loc[list(dict.fromkeys(means["checkpoint"])), columns]
 
-# %% ../../nbs/report/05_findings.ipynb #0e475e60
+# %% ../../nbs/report/05_findings.ipynb #2d6d821f
 def show_scores(
     path: Path # intervals.csv of `evaluate`
 ): # IPython Markdown
@@ -205,19 +207,19 @@ def show_scores(
     from IPython.display import Markdown
     rows = []
     for checkpoint, means in tabulate_scores(path).to_dict("index").items():
-        row = dict(checkpoint=checkpoint)
+        row = dict(checkpoint=checkpoint.replace("_", " "))
         for metric, mean in means.items():
             row[METRIC_NAMES.get(metric, metric)] = "" if pd.isna(mean) else format_value(metric, mean)
         rows.append(row)
     return Markdown(format_table(rows))
 
-# %% ../../nbs/report/05_findings.ipynb #01d9a192
+# %% ../../nbs/report/05_findings.ipynb #6c3daa6d
 def show_effects(
     path: Path # effects.csv
 ): # IPython Markdown
-    "Show every effect as a table"
+    "Show every effect over all items as a table"
     from IPython.display import Markdown
-    return Markdown(format_effects(read_table(path)))
+    return Markdown(format_effects(read_table(path).query("slice == 'all'")))
 
 # %% ../../nbs/report/05_findings.ipynb #346644c2
 def show_answers_side_by_side(

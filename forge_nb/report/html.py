@@ -80,7 +80,7 @@ def render_cells(
     body, _ = exporter.from_notebook_node(nbformat.v4.new_notebook(cells=relinked))
     return body.replace("No description has been provided for this image", "figure, described by the text around it")
 
-# %% ../../nbs/report/25_html.ipynb #eb1933fa
+# %% ../../nbs/report/25_html.ipynb #142d5608
 STYLE = """
 :root { --ground: #fff; --text: #1c1e21; --faint: #5c636b; --line: #d9dde1; --box: #f5f6f8; --link: #0b5cad; }
 @media (prefers-color-scheme: dark) {
@@ -106,8 +106,8 @@ pre { overflow-x: auto; background: var(--box); border: 1px solid var(--line); b
 code { font-size: .88em; background: var(--box); padding: .08em .3em; border-radius: 4px; overflow-wrap: anywhere; }
 pre code { background: none; padding: 0; overflow-wrap: normal; }
 img, svg { max-width: 100%; height: auto; background: #fff; border-radius: 6px; padding: 4px; }
-.jp-RenderedImage { overflow-x: auto; }
-@media (max-width: 40rem) { .jp-RenderedImage img { max-width: 36rem; } }
+.output_png { overflow-x: auto; }
+@media (max-width: 40rem) { .output_png img { max-width: 36rem; } }
 .stages { list-style: none; padding: 0; }
 .stages li { padding: .7rem 0; border-bottom: 1px solid var(--line); }
 .stages .name { font-weight: 600; font-size: 1.05rem; }
