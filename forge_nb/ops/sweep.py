@@ -11,6 +11,7 @@ __all__ = ['LOSS_LINE', 'parse_choices', 'parse_axis', 'resolve_objective', 'get
 import difflib, json, os, re, signal, subprocess, sys
 from pathlib import Path
 
+from ..evals.checkpoints import find_released, load_checkpoints
 from ..metrics.stats import find_git_prefix, read_experiment_file
 from ..core.project import Invalid, ROOT, display_path, read_json, write_csv
 from ..core.runner import hash_pipeline
@@ -55,7 +56,10 @@ def resolve_objective(
     position = list(stages).index
     last_searched = max(searched or ["pretrain"], key=position)
     if not metric:
-        checkpoint = next((s for s in ("sft", "dpo", "rlhf", "rl", "distill") if s in stages and position(s) >= position(last_searched)), "rl")
+        checkpoints = load_checkpoints(ROOT/"config"/"checkpoints.yaml")
+        tuned = [name for name, entry in checkpoints.items() if entry.tuned and name in stages]
+        later = [name for name in tuned if position(name) >= position(last_searched)]
+        checkpoint = later[0] if later else find_released(checkpoints)
         metric = f"evaluate:{checkpoint}.exact_match.all" if position(last_searched) > position("pretrain") else "pretrain:bpb"
     stage, _, key = metric.partition(":")
     if stage not in stages or not key: raise Invalid(f"--metric {metric}: say STAGE:KEY, a number of artifacts/STAGE/metrics.json; the stages are {', '.join(stages)}")

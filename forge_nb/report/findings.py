@@ -68,7 +68,7 @@ def format_table(
     lines = [rows[0].keys(), rule, *(row.values() for row in rows)]
     return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
 
-# %% ../../nbs/report/05_findings.ipynb #31ad8645
+# %% ../../nbs/report/05_findings.ipynb #53fe1793
 def format_effects(
     effects: pd.DataFrame # effects.csv
 ) -> str: # Markdown
@@ -76,7 +76,8 @@ def format_effects(
     seeds = int(effects["seeds"].iloc[0])
     over = f"items and {seeds} seeds" if seeds > 1 else "items, one seed"
     rows = [describe_effect(row) for row in effects.to_dict("records")]
-    if set(effects["slice"]) == {"all"}: rows = [{k: v for k, v in row.items() if k != "on"} for row in rows]
+    if set(effects["slice"]) == {"all"}:
+        for row in rows: del row["on"]
     table = format_table(rows)
     return f"{table}\n\n95 % intervals, paired over {over}."
 
