@@ -60,7 +60,7 @@ def test_lessons_run(name, monkeypatch):
 def test_module_imports_alone_and_light(name):
     code = f"import sys, forge_nb.{name}; heavy = {{'trl', 'lm_eval', 'matplotlib.pyplot', 'papermill'}} & set(sys.modules); print(sorted(heavy))"
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, encoding="utf-8").stdout.strip()
-    assert out == ("['matplotlib.pyplot']" if name == "figures" else "[]")
+    assert out == ("['matplotlib.pyplot']" if name in ("report.figures", "report.intervals") else "[]")
 
 
 def test_modules_form_a_dag():
