@@ -17,7 +17,7 @@ from pathlib import Path
 
 from .throughput import steps_per_second
 from ..core.project import (Invalid, ROOT, atomic, describe_run, load_params, read_csv, read_json,
-                                   read_jsonl, remove_path, run_cli, write_csv)
+                                   read_jsonl, read_text, remove_path, run_cli, write_csv)
 
 # %% ../../nbs/bench/20_bench.ipynb #cca1030c
 def run_timed(
@@ -423,7 +423,8 @@ def measure_part(
         rows.sort(key=lambda r: list(PARTS).index(r["part"]))
         print("  ".join((what, measured, bound)), flush=True)
         write_csv(ROOT/"results"/"bench.csv", rows)
-        page = render_bench_page(rows, run_info)
+        reasons = read_text(ROOT/"docs"/"templates"/"BENCH.md")  # why a bound was missed
+        page = render_bench_page(rows, run_info) + reasons
         with atomic(ROOT/"docs"/"BENCH.md") as t: t.write_text(page, encoding="utf-8")
 
 # %% ../../nbs/bench/20_bench.ipynb #e110e996

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..core.dvc import read_experiment_file, require_commit, run_experiment
 from ..core.project import Invalid, ROOT, RunFailed, display_path, parse_yaml, read_json, write_csv
+from ..evals.checkpoints import find_released, load_checkpoints
 from ..core.runner import hash_pipeline
 from ..core.tangle import matches_type
 
@@ -80,8 +81,10 @@ def choose_objective(
     position = list(stages).index
     last = max(map(position, searched or ["pretrain"]))
     if last <= position("pretrain"): return "pretrain:bpb"
-    checkpoints = [s for s in ("sft", "dpo", "rlhf", "rl", "distill") if s in stages and position(s) >= last]
-    return f"evaluate:{checkpoints[0] if checkpoints else 'rl'}.exact_match.all"
+    checkpoints = load_checkpoints(ROOT/"config"/"checkpoints.yaml")
+    tuned = [name for name, entry in checkpoints.items() if entry.tuned and name in stages]
+    later = [name for name in tuned if position(name) >= last]
+    return f"evaluate:{later[0] if later else find_released(checkpoints)}.exact_match.all"
 
 # %% ../../nbs/ops/40_sweep.ipynb #5fa74006
 def resolve_objective(
