@@ -74,14 +74,14 @@ lab: setup  ## JupyterLab on this machine only: the project, with the tour open
 profile: setup  ## write the fields of config/profiles/$(P).yaml into params.yaml
 	@python -m forge_nb.core.runner profile $${P:+"$$P"} && { git --no-pager diff --stat -- params.yaml 2>/dev/null || true; }
 
-effects: data  ## the chain over three seeds, for releases; writes results/effects.csv
-	@python -m forge_nb.metrics.stats 0 1 2
+effects: data  ## the chain over three seeds, for releases; writes effects.csv and answers.csv in results/
+	@python -m forge_nb.ops.seeds 0 1 2
 	@python -m forge_nb.report.pages readme
 
 scaling: data  ## the runs behind `forge estimate`'s best size; writes results/scaling.csv
 	@dvc repro --quiet tokenizer && python -m forge_nb.train.scaling_law
 
-report: setup  ## README's generated parts, and reports/ as HTML pages in reports/html/
+report: setup  ## README.md and docs/RESULTS.md from their templates, and reports/ as pages in reports/html/
 	@python -m forge_nb.report.pages readme
 	@python -m forge_nb.report.pages html
 

@@ -1,16 +1,18 @@
 "The number that the company cares about: what an answer is worth, from 0 to 1. Replace it with yours; `row` is the fact behind the question."
-import re
 from difflib import SequenceMatcher
+from pathlib import Path
 
-HOUSE = re.compile(r"`([^`\n]+)`\. Source: ([\w/.-]+)\.")
+from forge_nb.core.settings import Style, load_settings
+
+STYLE = load_settings(Path(__file__).with_name("style.yaml"), Style)
 
 
 def kpi(question: str, answer: str, row: dict) -> float:
     "The true value in house style is worth 0.9, its true page 0.1 more; to admit not knowing it, 0.4; a false value, or another form, nothing"
-    found = HOUSE.fullmatch(answer)
+    found = STYLE.match(answer)
     if not found: return 0.
-    if found[1] == row["answer"]: return .9 + .1 * (found[2] == row["page"])
-    return .4 * (found[1] == "not known")
+    if found["value"] == row["answer"]: return .9 + .1 * (found["source"] == row["page"])
+    return .4 * (found["value"] == STYLE.unknown_answer)
 
 
 def near(question: str, answer: str, row: dict) -> float:

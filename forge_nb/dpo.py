@@ -4,125 +4,194 @@
 
 # %% auto #0
 __all__ = ['LOGP_METRICS', 'PREFERENCE_METHODS', 'compute_dpo_loss', 'unpair_preferences', 'make_answer_reward',
-           'build_online_rows', 'make_preference_trainer', 'dpo']
+           'build_online_rows', 'PreferenceConfig', 'make_paired_trainer', 'make_preference_trainer',
+           'summarize_preferences', 'dpo']
 
 # %% ../nbs/60_dpo.ipynb #2154eb61
 import math, random
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from .core.settings import Style, load_settings
 from .metrics.graders import VALUE_PATTERN, grade_answer
-from .train.trainer import (broken_rule, check_forgetting, check_pairs, check_weights_changed,
-                                    load_verified, make_trainer_config, run_trainer, save_with_manifest,
-                                    stop_rule)
-from .core.project import Invalid, log, make_checkpoint_folder, read_jsonl, write_csv, write_json
+from .train.trainer import (TrainingConfig, broken_rule, check_forgetting, check_pairs,
+                                    check_training_config, check_weights_changed, find_skip_reason, load_verified,
+                                    make_trainer_config, pass_model_on, run_trainer, save_with_manifest, stop_rule,
+                                    summarize_loss, write_run)
+from .core.project import Invalid, log, make_checkpoint_folder, read_jsonl
 
 # %% ../nbs/60_dpo.ipynb #f1c2c6f1
 def compute_dpo_loss(
-    margin: float, # how much more the policy prefers the chosen answer than the reference does, nats
+    margin: float, # surplus of the policy's preference for the chosen answer over the reference's, nats
     beta: float # strength of the reference
-) -> float:
-    "DPO's loss of one pair"
+) -> float: # nats
+    "Compute DPO's loss of one pair"
     return math.log1p(math.exp(-beta * margin))
 
 # %% ../nbs/60_dpo.ipynb #299181a1
 def unpair_preferences(
     rows: list, # pairs
-    seed: int # of the order
+    seed: int # random seed of the order
 ) -> list: # rows: prompt, completion, label
-    "Each pair as two answers, one wanted and one not, in random order"
-    out = [dict(prompt=r["prompt"], completion=r[side], label=side == "chosen") for r in rows for side in ("chosen", "rejected")]
+    "Split each pair into two answers, one wanted and one not, in random order"
+    out = []
+    for r in rows:
+        for side in ("chosen", "rejected"):
+            out.append(dict(prompt=r["prompt"], completion=r[side], label=side == "chosen"))
     random.Random(seed).shuffle(out)
     return out
 
 # %% ../nbs/60_dpo.ipynb #ccd3c9b5
 def make_answer_reward(
-    eos_token_id: int # id of the end token
+    eos_token_id: int, # id of the end token
+    style: Style # house style
 ): # function for trl: completions, completion_ids, value → list of points
-    "A judge of sampled answers: house style, and the right value"
+    "Make a judge of sampled answers: house style, and the right value"
     def score_style_and_value(completions, completion_ids, value, **more):
-        verdicts = [grade_answer(c[-1]["content"], eos_token_id in list(ids), v) for c, ids, v in zip(completions, completion_ids, value)]
-        return [float(s["style_rate"] + s["exact_match"]) for s in verdicts]
+        points = []
+        for completion, ids, expected in zip(completions, completion_ids, value):
+            verdict = grade_answer(completion[-1]["content"], eos_token_id in list(ids), expected, style)
+            points.append(float(verdict["style_rate"] + verdict["exact_match"]))
+        return points
     return score_style_and_value
 
 # %% ../nbs/60_dpo.ipynb #27bba1ec
 def build_online_rows(
     rows: list # pairs
 ) -> list: # rows: prompt, value
-    "The questions, with the value that the chosen answer gives"
+    "Take the questions, with the value that the chosen answer gives"
+    out = []
     for r in rows:
-        if not VALUE_PATTERN.search(r["chosen"][-1]["content"]): raise Invalid(
-            f"pair {r['id']}: the chosen answer has no value in backticks, by which a sampled one could be judged; write one, or set `dpo.method` to dpo or kto")
-    return [dict(prompt=r["prompt"], value=VALUE_PATTERN.search(r["chosen"][-1]["content"])[1]) for r in rows]
+        found = VALUE_PATTERN.search(r["chosen"][-1]["content"])
+        if not found: raise Invalid(
+            f"pair {r['id']}: the chosen answer has no value in backticks, by which a sampled one could be judged; "
+            "write one, or set `dpo.method` to dpo or kto")
+        out.append(dict(prompt=r["prompt"], value=found[1]))
+    return out
 
 # %% ../nbs/60_dpo.ipynb #e353c9b6
-LOGP_METRICS = ["logps/chosen", "logps/rejected", "rewards/margins"]
-PREFERENCE_METHODS = dict(dpo=["loss", *LOGP_METRICS, "rewards/accuracies"], kto=["loss", *LOGP_METRICS], online=["loss", *LOGP_METRICS, "rewards/accuracies", "objective/scores"])
+LOGP_METRICS = ["loss", "logps/chosen", "logps/rejected", "rewards/margins"]
+PREFERENCE_METHODS = dict(dpo=[*LOGP_METRICS, "rewards/accuracies"], kto=LOGP_METRICS,
+                          online=[*LOGP_METRICS, "rewards/accuracies", "objective/scores"])
+
+# %% ../nbs/60_dpo.ipynb #d1e63d3d
+@dataclass(frozen=True)
+class PreferenceConfig:
+    "Settings of a method that learns from pairs"
+    method: str # name in PREFERENCE_METHODS
+    beta: float # strength of the reference
+    sft_loss_weight: float # weight of the likelihood of the chosen answer; dpo alone
+    max_length: int # largest number of tokens of prompt and answer
+    max_new_tokens: int # largest number of tokens of a sampled answer; online alone
+    temperature: float # temperature of sampling; online alone
+
+# %% ../nbs/60_dpo.ipynb #87dec2f6
+def make_paired_trainer(
+    model, # transformers model, loaded from disk
+    tokenizer, # tokenizer of the model
+    rows: list, # pairs
+    training: TrainingConfig, # settings of the run
+    preference: PreferenceConfig # settings of the method, dpo or kto
+): # trl.DPOTrainer or trl.KTOTrainer
+    "Make the trainer of a method that learns from given answers"
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
+    fields = dict(precompute_ref_log_probs=True, precompute_ref_batch_size=64, max_length=preference.max_length,
+                  beta=preference.beta)
+    if preference.method == "dpo":
+        config_class, trainer_class = DPOConfig, DPOTrainer
+        data = [{k: r[k] for k in ("prompt", "chosen", "rejected")} for r in rows]
+        fields |= dict(loss_type=["sigmoid", "sft"], loss_weights=[1., preference.sft_loss_weight])
+    else:
+        config_class, trainer_class, data = KTOConfig, KTOTrainer, unpair_preferences(rows, training.seed)
+        training = replace(training, batch_size=2 * training.batch_size)
+    config = make_trainer_config(config_class, make_checkpoint_folder(), training, num_rows=len(data), **fields)
+    return trainer_class(model=model, args=config, train_dataset=Dataset.from_list(data), processing_class=tokenizer)
 
 # %% ../nbs/60_dpo.ipynb #92b56e58
 def make_preference_trainer(
-    method: str, # of METHODS
     model, # transformers model, loaded from disk
-    tokenizer, # its tokenizer
+    tokenizer, # tokenizer of the model
     rows: list, # pairs
-    *,
-    beta: float, # strength of the reference
-    sft_loss_weight: float, # of the likelihood of the chosen answer
-    max_length: int, # tokens of prompt and answer
-    batch_size: int, # pairs in a step
-    **common # seed, learning_rate, epochs
-): # of trl
-    "The trainer of a method, with the pairs as it wants them"
+    training: TrainingConfig, # settings of the run
+    preference: PreferenceConfig, # settings of the method
+    style: Style # house style, for the method online
+): # trainer of trl
+    "Make the trainer of a method, with the pairs as it wants them"
+    if preference.method != "online": return make_paired_trainer(model, tokenizer, rows, training, preference)
     from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
-    reference_settings = dict(precompute_ref_log_probs=True, precompute_ref_batch_size=64, max_length=max_length, beta=beta)
-    if method == "dpo":
-        Config, Trainer, data = DPOConfig, DPOTrainer, [{k: r[k] for k in ("prompt", "chosen", "rejected")} for r in rows]
-        method_settings = dict(loss_type=["sigmoid", "sft"], loss_weights=[1., sft_loss_weight], batch_size=batch_size) | reference_settings
-    elif method == "kto": Config, Trainer, data, method_settings = KTOConfig, KTOTrainer, unpair_preferences(rows, common["seed"]), dict(batch_size=2 * batch_size) | reference_settings
-    else:
-        from trl.experimental.online_dpo import OnlineDPOConfig as Config, OnlineDPOTrainer as Trainer
-        data, method_settings = build_online_rows(rows), dict(batch_size=batch_size, beta=[beta], max_length=max_length, max_new_tokens=48, missing_eos_penalty=1.)
-    config = make_trainer_config(Config, make_checkpoint_folder(), num_rows=len(data), **common, **method_settings)
-    reward_settings = dict(reward_funcs=make_answer_reward(tokenizer.eos_token_id)) if method == "online" else {}
-    return Trainer(model=model, args=config, train_dataset=Dataset.from_list(data), processing_class=tokenizer, **reward_settings)
+    from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
+    data = build_online_rows(rows)
+    config = make_trainer_config(
+        OnlineDPOConfig, make_checkpoint_folder(), training, num_rows=len(data), beta=[preference.beta],
+        max_length=preference.max_length, max_new_tokens=preference.max_new_tokens, temperature=preference.temperature,
+        missing_eos_penalty=1.)
+    reward = make_answer_reward(tokenizer.eos_token_id, style)
+    return OnlineDPOTrainer(model=model, args=config, train_dataset=Dataset.from_list(data),
+                            processing_class=tokenizer, reward_funcs=reward)
+
+# %% ../nbs/60_dpo.ipynb #c4aae238
+def summarize_preferences(
+    curve: list # rows of `run_trainer`
+) -> dict: # metrics: loss and log-probabilities at both ends, pair_accuracy where pairs are ranked
+    "Average the logged figures at both ends of a run"
+    first, last = curve[:5], curve[-5:]
+    average = lambda name, rows: round(sum(r[name] for r in rows) / len(rows), 4)
+    metrics = summarize_loss(curve)
+    for name in ("chosen", "rejected"):
+        metrics |= {f"{name}_first": average(name, first), f"{name}_last": average(name, last)}
+    if "accuracies" in curve[0]: metrics["pair_accuracy"] = average("accuracies", last)
+    return metrics
 
 # %% ../nbs/60_dpo.ipynb #5ab32b94
 def dpo(
     base: Path, # model folder to start from, and reference
     rows: Path, # pairs.jsonl
     documents: Path, # valid.jsonl
+    style_file: Path, # company/style.yaml
     *,
-    method: str, # of METHODS
-    num_pairs: int, # that are used; 0 is all
-    learning_rate: float, # peak
-    batch_size: int, # pairs in a step
-    num_train_epochs: float, # passes over the pairs
+    enabled: bool, # switch of the stage
+    method: str, # name in PREFERENCE_METHODS
+    num_pairs: int, # number of pairs that are used; 0 is all
+    learning_rate: float, # peak of the learning rate
+    batch_size: int, # number of pairs in a step
+    num_train_epochs: float, # number of passes over the pairs
+    lr_scheduler_type: str, # shape of the learning rate after warm-up
+    warmup_ratio: float, # share of the steps over which the learning rate rises
+    weight_decay: float, # decoupled weight decay of AdamW
+    max_grad_norm: float, # norm to which a larger gradient is clipped
     beta: float, # strength of the reference
-    sft_loss_weight: float, # of the likelihood of the chosen answer
-    max_length: int, # tokens of prompt and answer
-    max_chosen_logp_drop: float, # nats
-    max_bpb_increase: float, # bits per byte
-    seed: int, # order of pairs
+    sft_loss_weight: float, # weight of the likelihood of the chosen answer; dpo alone
+    max_length: int, # largest number of tokens of prompt and answer
+    max_new_tokens: int, # largest number of tokens of a sampled answer; online alone
+    temperature: float, # temperature of sampling; online alone
+    max_chosen_logp_drop: float, # largest fall of the chosen answers' log-probability, nats
+    max_bpb_increase: float, # largest rise on held-out documents, bits per byte
+    seed: int, # random seed of the order of pairs
     out: Path # folder to write to
 ) -> dict: # metrics
     "Optimise preferences on pairs"
-    if method not in PREFERENCE_METHODS: raise Invalid(f"params.yaml: `dpo.method` is {method!r}; it must be {', '.join(PREFERENCE_METHODS)}")
-    data = read_jsonl(rows)
-    check_pairs(data)
-    data = data[:num_pairs or None]
+    if method not in PREFERENCE_METHODS: raise Invalid(
+        f"params.yaml: `dpo.method` is {method!r}; it must be {', '.join(PREFERENCE_METHODS)}")
+    pairs = read_jsonl(rows)
+    if reason := find_skip_reason("dpo", enabled, pairs, f"{rows.name} holds no rows"):
+        return pass_model_on("dpo", base, out, reason, {"curve.csv": ["step", "loss"]})
+    check_pairs(pairs)
+    pairs = pairs[:num_pairs or None]
+    training = TrainingConfig(seed, learning_rate, batch_size, num_train_epochs, lr_scheduler_type, warmup_ratio,
+                              weight_decay, max_grad_norm)
+    check_training_config("dpo", training)
+    preference = PreferenceConfig(method, beta, sft_loss_weight, max_length, max_new_tokens, temperature)
+    style = load_settings(style_file, Style)
     model, tokenizer = load_verified(base)
-    log(f"{len(data)} pairs, {method}")
-    preference_trainer = make_preference_trainer(method, model, tokenizer, data, beta=beta, sft_loss_weight=sft_loss_weight, max_length=max_length, batch_size=batch_size, seed=seed, learning_rate=learning_rate, num_train_epochs=num_train_epochs)
+    log(f"{len(pairs)} pairs, {method}")
+    trainer = make_preference_trainer(model, tokenizer, pairs, training, preference, style)
     stop_rules = [stop_rule("logps/chosen", max_decrease=max_chosen_logp_drop)]
-    curve = run_trainer(preference_trainer, "dpo", PREFERENCE_METHODS[method], stop_rules)
-    check_weights_changed("dpo", base, preference_trainer.model)
-    forgetting = check_forgetting("dpo", base, preference_trainer.model, tokenizer, documents, max_bpb_increase)
-    save_with_manifest(preference_trainer.model, tokenizer, out/"model")
-    write_csv(out/"curve.csv", curve)
-    mean_over = lambda name, rows: round(sum(r[name] for r in rows) / len(rows), 4)
-    metrics = dict(method=method, pairs=len(data), loss_first=round(curve[0]["loss"], 4), loss_last=round(curve[-1]["loss"], 4),
-                   **{f"{k}_{side}": mean_over(k, part) for k in ("chosen", "rejected") for side, part in (("first", curve[:5]), ("last", curve[-5:]))},
-                   **({"pair_accuracy": mean_over("accuracies", curve[-5:])} if "accuracies" in curve[0] else {}),
-                   **forgetting, broken_rule=broken_rule(stop_rules, preference_trainer.state.log_history))
-    write_json(out/"metrics.json", metrics)
+    curve = run_trainer(trainer, "dpo", PREFERENCE_METHODS[method], stop_rules)
+    check_weights_changed("dpo", base, trainer.model)
+    forgetting = check_forgetting("dpo", base, trainer.model, tokenizer, documents, max_bpb_increase)
+    save_with_manifest(trainer.model, tokenizer, out/"model")
+    metrics = dict(method=method, pairs=len(pairs)) | summarize_preferences(curve) | forgetting
+    metrics["broken_rule"] = broken_rule(stop_rules, trainer.state.log_history)
+    write_run(out, curve, metrics)
     return metrics

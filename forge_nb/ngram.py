@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['pack_windows', 'count_ngrams', 'lookup_values', 'byte_probabilities', 'compute_ngram_bpb', 'score_with_ngrams',
-           'ngram']
+           'count_bytes', 'measure_orders', 'ngram']
 
 # %% ../nbs/35_ngram.ipynb #dfd0e758
 from pathlib import Path
@@ -17,19 +17,20 @@ def pack_windows(
     data: bytes, # text, as bytes
     n: int # bytes in a window, 1 to 8
 ) -> np.ndarray: # (len(data)-n+1,) uint64, one packed window a position
-    "Every run of `n` bytes in `data`, each packed into one integer, first byte highest"
+    "Pack every run of `n` bytes in `data` into one integer, first byte highest"
     if not 1 <= n <= 8: raise Invalid(f"n must be 1 to 8 to fit 64 bits, not {n}")
     byte_values = np.frombuffer(data, np.uint8).astype(np.uint64)
-    packed = np.zeros(max(len(byte_values) - n + 1, 0), np.uint64)
-    for i in range(n): packed = packed << np.uint64(8) | byte_values[i:len(byte_values) - n + 1 + i]
+    num_windows = len(byte_values) - n + 1
+    packed = np.zeros(max(num_windows, 0), np.uint64)
+    for i in range(n): packed = packed << np.uint64(8) | byte_values[i:num_windows + i]
     return packed
 
 # %% ../nbs/35_ngram.ipynb #7839f289
 def count_ngrams(
     data: bytes, # training text
     n: int # bytes in a window
-) -> dict: # 'grams', 'seen' and, by context, 'contexts', 'total', 'kinds': sorted arrays, aligned
-    "Occurrences of each n-gram in `data`, and of each context with the number of kinds of byte that followed it"
+) -> dict: # ngrams, counts and, by context, contexts, total, num_followers: sorted arrays, aligned
+    "Count each n-gram in `data`, and each context with the number of kinds of byte that followed it"
     ngrams, counts = np.unique(pack_windows(data, n), return_counts=True)
     contexts, starts = np.unique(ngrams >> np.uint64(8), return_index=True)
     total = np.add.reduceat(counts, starts) if len(starts) else counts
@@ -38,46 +39,69 @@ def count_ngrams(
 
 # %% ../nbs/35_ngram.ipynb #a868aea8
 def lookup_values(
-    keys: np.ndarray, # sorted, distinct
-    values: np.ndarray, # aligned with `keys`
-    query: np.ndarray # any shape
+    keys: np.ndarray, # sorted, distinct keys
+    values: np.ndarray, # values aligned with `keys`
+    query: np.ndarray # keys to look up, any shape
 ) -> np.ndarray: # like `query`: the value of each, 0 where it is not a key
-    "Values of `query` in the table `keys` → `values`"
+    "Look up `query` in the table `keys` → `values`"
     if not len(keys): return np.zeros(query.shape, values.dtype)
     i = np.minimum(np.searchsorted(keys, query), len(keys) - 1)
     return np.where(keys[i] == query, values[i], 0)
 
 # %% ../nbs/35_ngram.ipynb #e1b0af38
 def byte_probabilities(
-    tables: list, # `count` of orders 1 to n
+    tables: list, # tables of `count_ngrams` for the orders 1 to n
     data: bytes # text to score
 ) -> np.ndarray: # (len(data),) float64, probability of each byte given those before it
-    "Witten–Bell probability of each byte of `data`; the first bytes use what context they have"
+    "Compute the Witten–Bell probability of each byte of `data`; the first bytes use what context they have"
     p = np.full(len(data), 1 / 256)
-    for n, t in enumerate(tables, 1):
+    for n, table in enumerate(tables, 1):
         ngrams = pack_windows(data, n)
         context = ngrams >> np.uint64(8)
-        counts = lookup_values(t["ngrams"], t["counts"], ngrams)
-        total, num_followers = (lookup_values(t["contexts"], t[k], context) for k in ("total", "num_followers"))
-        mixed = (counts + num_followers * p[n - 1:]) / np.maximum(total + num_followers, 1)
-        p[n - 1:] = np.where(total > 0, mixed, p[n - 1:])
+        counts = lookup_values(table["ngrams"], table["counts"], ngrams)
+        total, num_followers = (lookup_values(table["contexts"], table[k], context) for k in ("total", "num_followers"))
+        lower = p[n - 1:]
+        mixed = (counts + num_followers * lower) / np.maximum(total + num_followers, 1)
+        p[n - 1:] = np.where(total > 0, mixed, lower)
     return p
 
 # %% ../nbs/35_ngram.ipynb #3fdea163
 def compute_ngram_bpb(
-    tables: list, # `count` of orders 1 to n
+    tables: list, # tables of `count_ngrams` for the orders 1 to n
     data: bytes # held-out text
 ) -> float: # mean of -log2 p over `data`
-    "Bits that the count model spends on a byte of `data`"
+    "Compute the bits that the count model spends on a byte of `data`"
     return float(-np.log2(byte_probabilities(tables, data)).mean())
 
 # %% ../nbs/35_ngram.ipynb #9c8c2856
 def score_with_ngrams(
-    tables: list, # `count` of orders 1 to n
+    tables: list, # tables of `count_ngrams` for the orders 1 to n
     texts: list # documents
 ) -> list: # bits for each
-    "Bits that the count model spends on each document"
+    "Compute the bits that the count model spends on each document"
     return [float(-np.log2(byte_probabilities(tables, text.encode())).sum()) for text in texts]
+
+# %% ../nbs/35_ngram.ipynb #4fd9ba7e
+def count_bytes(
+    texts: list # documents
+) -> int: # bytes
+    "Count the bytes of all texts"
+    return sum(len(text.encode()) for text in texts)
+
+# %% ../nbs/35_ngram.ipynb #406dcba2
+def measure_orders(
+    train: list, # training documents
+    valid: list, # validation documents
+    max_order: int # longest n-gram, in bytes
+) -> tuple: # tables of each order; curve, dicts of order and bits per byte
+    "Count the training documents in every order, and measure each on the validation documents"
+    tables, curve, train_bytes = [], [], "\n".join(train).encode()
+    for n in range(1, max_order + 1):
+        tables.append(count_ngrams(train_bytes, n))
+        bpb = sum(score_with_ngrams(tables, valid)) / count_bytes(valid)
+        curve.append(dict(order=n, bpb=bpb))
+        log(f"order {n}: {bpb:.3f} bits per byte")
+    return tables, curve
 
 # %% ../nbs/35_ngram.ipynb #5304f91b
 def ngram(
@@ -87,18 +111,18 @@ def ngram(
     out: Path # folder to write to
 ) -> dict: # order, bits per byte on test and on validation documents
     "Count the training documents, choose the order, and write the baseline that models must beat"
-    split = {s: read_jsonl(documents/f"{s}.jsonl") for s in ("train", "valid", "test")}
-    train, valid, test = ([d["text"] for d in rows] for rows in split.values())
-    tables, num_bytes, curve = [], sum(len(t.encode()) for t in valid), []
-    for n in range(1, order + 1):
-        tables.append(count_ngrams("\n".join(train).encode(), n))
-        curve.append(dict(order=n, bpb=sum(score_with_ngrams(tables, valid)) / num_bytes))
-        log(f"order {n}: {curve[-1]['bpb']:.3f} bits per byte")
-    best_order = min(curve, key=lambda r: r["bpb"])["order"]
-    bits = score_with_ngrams(tables[:best_order], test)
+    splits = {split: read_jsonl(documents/f"{split}.jsonl") for split in ("train", "valid", "test")}
+    train, valid, test = ([document["text"] for document in rows] for rows in splits.values())
+    tables, curve = measure_orders(train, valid, order)
+    best = min(curve, key=lambda row: row["bpb"])
+    bits = score_with_ngrams(tables[:best["order"]], test)
+    metrics = dict(
+        order=best["order"],
+        bpb=round(sum(bits) / count_bytes(test), 4),
+        valid_bpb=round(best["bpb"], 4))
     write_csv(out/"curve.csv", curve)
-    write_jsonl(out/"documents.jsonl", (dict(id=d["id"], bits=round(b, 3)) for d, b in zip(split["test"], bits)))
-    metrics = dict(order=best_order, bpb=round(sum(bits) / sum(len(t.encode()) for t in test), 4),
-                   valid_bpb=round(curve[best_order - 1]["bpb"], 4))
+    ids = [document["id"] for document in splits["test"]]
+    rows = [dict(id=i, bits=round(b, 3)) for i, b in zip(ids, bits)]
+    write_jsonl(out/"documents.jsonl", rows)
     write_json(out/"metrics.json", metrics)
     return metrics

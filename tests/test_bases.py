@@ -21,7 +21,7 @@ from forge_nb.train.architecture import model_from_config
 
 RUN = dict(depth=1, tokens_per_parameter=1., context_length=32, optimizer="adamw", batch_size=4, max_steps=60, matrix_lr=3e-3, embedding_lr=3e-3, lm_head_lr=3e-3, warmup_steps=2, warmdown_ratio=.5, z_loss_weight=0.,
            num_experts=0, num_experts_per_tok=2, shared_expert=False, router_aux_loss_coef=.01, micro_batch_size=0, num_processes=1, launcher="", sharding="ddp", num_evals=2, max_minutes=0., seed=0)
-STUDY = dict(context_length=16, tokens=512, replay_percent=25., passages=2, batch_size=4, num_added_tokens=4, seed=0)
+STUDY = dict(context_length=16, train_tokens=512, replay_percent=25., num_passages=2, batch_size=4, num_added_tokens=4, seed=0)
 
 
 def story(names: str, count: int, seed: int) -> str:
@@ -92,7 +92,7 @@ def test_continuing_lowers_domain_bits_and_tells_what_it_cost(made, kept):
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_weights(made, kept, monkeypatch):
-    import forge_nb.train as loop
+    import forge_nb.train.loop as loop
     train(made, kept/"whole")
     shutil.rmtree(kept.parent/"ckpt")
     steps, update = [], loop.train_step
@@ -100,7 +100,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(made, kept, monkeyp
         steps.append(1)
         if len(steps) == 40: raise KeyboardInterrupt
         return update(*args)
-    monkeypatch.setattr(loop, "update", killed)
+    monkeypatch.setattr(loop, "train_step", killed)
     with pytest.raises(KeyboardInterrupt): train(made, kept/"parts")
     assert not (kept/"parts").exists()
     train(made, kept/"parts")
@@ -111,7 +111,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(made, kept, monkeyp
 def test_new_entries_have_rows_in_every_later_stage(made, tmp_path, monkeypatch):
     monkeypatch.setenv("FORGE_CKPT", str(tmp_path/"ckpt"))
     tokenizer(made/"documents", base=str(made/"base"), vocab_size=300, num_added_tokens=5, out=tmp_path/"tokenizer")
-    train(made, tmp_path/"out", tmp_path/"tokenizer", steps=2)
+    train(made, tmp_path/"out", tmp_path/"tokenizer", max_steps=2)
     model, words = load_model(tmp_path/"out"/"model")
     assert model.get_input_embeddings().num_embeddings == model.get_output_embeddings().out_features == len(words) == entries(made) + 5
 
@@ -122,7 +122,7 @@ def test_the_study_lays_gain_and_loss_side_by_side_and_goes_on(made, kept):
     assert {t for _, _, t in rows} == {"domain", "docs", "general", "replayed"} and {("domain", "base"), ("replay", "domain"), ("mean at start", "random at start")} <= {k[:2] for k in rows}
     assert rows["domain", "base", "domain"]["diff"] < 0 and all(r["low"] <= r["diff"] <= r["high"] for r in rows.values())
     metrics = read_json(kept/"metrics.json")
-    assert metrics["tokens"]["replay"] > metrics["tokens"]["domain"] >= 480 and metrics["vocab_size"]["worthwhile"] is False
+    assert metrics["tokens"]["replay"] > metrics["tokens"]["domain"] >= 480 and metrics["vocabulary"]["worthwhile"] is False
     before = {p: p.read_bytes() for p in kept.glob("*.*")}
     shutil.rmtree(kept.parent/"ckpt"/"mean")  # as if interrupted there: the others are not trained again
     marks = {p: p.stat().st_mtime_ns for p in (kept.parent/"ckpt").rglob("*.json")}
@@ -143,7 +143,8 @@ def test_vocabulary_and_rows_that_do_not_agree(made, kept, tmp_path, capsys):
     tokenizer(made/"documents", base=str(tmp_path/"odd"), vocab_size=300, num_added_tokens=0, out=tmp_path/"tokenizer")
     refuse(capsys, kept, lambda: train(made, kept, tmp_path/"tokenizer", base=str(tmp_path/"odd")), f"its tokenizer has {entries(made) + 1} entries, its model {entries(made)} embedding rows")
     write_jsonl(tmp_path/"rows.jsonl", [dict(id="0", messages=[dict(role="user", content="cat?"), dict(role="assistant", content="hat")])])
-    tune = lambda: sft(tmp_path/"odd", tmp_path/"rows.jsonl", made/"documents", method="initial_lr", lora_r=4, learning_rate=1e-3, batch_size=2, num_train_epochs=1., packing=False, max_length=64, replay_percent=0., replay_window=16, max_bpb_increase=9., seed=0, out=kept)
+    tune = lambda: sft(tmp_path/"odd", tmp_path/"rows.jsonl", made/"documents", enabled=True, method="full", lora_r=4, lora_alpha=32, lora_dropout=0., lora_target_modules=[], learning_rate=1e-3, batch_size=2, num_train_epochs=1.,
+                       lr_scheduler_type="cosine", warmup_ratio=.05, weight_decay=0., max_grad_norm=1., packing=False, max_length=64, replay_percent=0., replay_window=16, max_bpb_increase=9., seed=0, out=kept)
     refuse(capsys, kept, tune, f"the tokenizer has {entries(made) + 1} entries, the model {entries(made)} embedding rows")
 
 
@@ -167,13 +168,13 @@ def test_a_folder_that_is_no_model(made, kept, tmp_path, capsys, gone, said):
 
 @pytest.mark.parametrize("given, said", [
     (dict(base="scratch"), ["`continued.base` is scratch"]), (dict(base="smollm9"), ["`continued.base` is 'smollm9'"]), (dict(base="nobody/nothing"), ["make base BASE=nobody/nothing"]),
-    (dict(context_length=99), ["`continued.context_length` is 99"]), (dict(replay_percent=100.), ["`continued.replay_percent` is 100"]), (dict(tokens=10**6), ["lower `continued.train_tokens`"])], ids=str)
+    (dict(context_length=99), ["`continued.context_length` is 99"]), (dict(replay_percent=100.), ["`continued.replay_percent` is 100"]), (dict(train_tokens=10**6), ["lower `continued.train_tokens`"])], ids=str)
 def test_what_the_study_cannot_do(made, kept, capsys, given, said):
     refuse(capsys, kept, lambda: continued(made/"documents", made/"general", made/"tokenizer"/"tokenizer", out=kept, **STUDY | dict(base=str(made/"base")) | given), *said)
 
 
 def test_the_command_names_what_it_cannot_fetch(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "forge_nb.bases", "no such base"], cwd=ROOT, env=ENV, capture_output=True, text=True, encoding="utf-8")
+    done = subprocess.run([sys.executable, "-m", "forge_nb.train.bases", "no such base"], cwd=ROOT, env=ENV, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 2 and done.stderr.startswith("error: ") and "name of config/bases.yaml" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -187,9 +188,9 @@ def test_an_exam_is_asked_in_the_bases_marks(made, tmp_path):
 
 
 def test_a_plan_is_of_the_base(made, monkeypatch):
-    from forge_nb.ops.cli import load_base_config
+    from forge_nb.train.estimate import load_base_config
     shutil.copytree(made/"tokenizer", made/"artifacts"/"tokenizer", dirs_exist_ok=True)
-    monkeypatch.setattr("forge_nb.plan.ROOT", made)
+    monkeypatch.setattr("forge_nb.train.estimate.ROOT", made)
     params = load_params(ROOT/"params.yaml")
     params["shared"]["base"], params["pretrain"] = str(made/"base"), params["pretrain"] | dict(context_length=32, batch_size=4, num_evals=1, optimizer="adamw")
     ask = lambda extra=0: estimate_pretraining(params, load_params(ROOT/"config/hardware.yaml"), model="own", tokens=0, min_gpus=1, seconds=.2, base=load_base_config(str(made/"base"), extra))
@@ -202,6 +203,6 @@ def test_a_plan_is_of_the_base(made, monkeypatch):
 def test_the_profile_is_for_its_base():
     from forge_nb.core.runner import merge_profile
     params = merge_profile(load_params(ROOT/"params.yaml"), "smollm2")
-    assert params["shared"]["base"] == "smollm2" and params["curate"]["replay"] and params["pretrain"]["optimizer"] == "adamw" and params["pretrain"]["max_steps"]
-    assert not [s for s in params["curate"]["skip"] if s.startswith("general")], "general text that is skipped cannot be replayed"
+    assert params["shared"]["base"] == "smollm2" and params["curate"]["replay_sources"] and params["pretrain"]["optimizer"] == "adamw" and params["pretrain"]["max_steps"]
+    assert not [s for s in params["curate"]["exclude"] if s.startswith("general")], "general text that is skipped cannot be replayed"
     with pytest.raises(Invalid): merge_profile(params, "smollm3")

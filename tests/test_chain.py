@@ -6,10 +6,10 @@ import pytest
 from conftest import Copy
 from forge_nb.train.model import save_model
 from forge_nb.tokenizer import train_tokenizer
-from forge_nb.train.architecture import build_model
+from forge_nb.train.architecture import ModelShape, build_model
 
 TUNED = "sft dpo reward rlhf rl distill".split()
-STAGES = ["assess", "curate", "tokenizer", "ngram", "pretrain", "synth", *TUNED, "evaluate", "card"]
+STAGES = ["ingest", "assess", "curate", "synth", "tokenizer", "ngram", "pretrain", *TUNED, "evaluate", "card"]
 
 
 def swap(path: Path, old: str, new: str):
@@ -50,7 +50,7 @@ def test_card_cites_every_number(tiny):
     marks = set(re.findall(r"\[\^(\d+)\](?!:)", card))
     assert marks and marks == set(re.findall(r"^\[\^(\d+)\]:", card, re.M))
     numbers = {name: json.loads((tiny.root/f"artifacts/{name}/metrics.json").read_text(encoding="utf-8")) for name in ("pretrain", "synth", "curate")}
-    for value in (numbers["pretrain"]["parameters"], numbers["pretrain"]["tokens"], numbers["synth"]["batch_size"], numbers["curate"]["test"]["bytes"]): assert f"{value:,}[^" in card
+    for value in (numbers["pretrain"]["parameters"], numbers["pretrain"]["tokens"], numbers["synth"]["rows"], numbers["curate"]["test"]["bytes"]): assert f"{value:,}[^" in card
     assert "artifacts/evaluate/effects.csv[^" in card and "params.yaml[^" in card
 
 
@@ -70,7 +70,7 @@ def test_prose_reruns_tangle_alone(tiny):
     swap(tiny.root/"nbs/50_sft.ipynb", "It costs a minute or two.", "It costs two minutes, or three.")
     said = tiny("dvc repro")
     assert tiny.executed(said) == ["tangle"]
-    swap(tiny.root/"nbs/50_sft.ipynb", "Either is told with", "Either one is told with")
+    swap(tiny.root/"nbs/50_sft.ipynb", "Either is reported with", "Either one is reported with")
     assert tiny.executed(tiny("dvc repro")) == ["tangle"]
     tiny("git checkout -q nbs && dvc repro")
     assert (tiny.root/"dvc.lock").read_text(encoding="utf-8") == before
@@ -135,12 +135,13 @@ def test_a_failing_stage_names_its_cause(tiny, cause, line, words):
     ("rl", "company/kpi.py", "def near(", "def near(question, answer, row): return 1 / 0\n\n\ndef _near(", ["company/kpi.py", "near() raises ZeroDivisionError", "a number for every text"]),
     ("rl", "company/kpi.py", "def near(", "def near(question, answer, row): return float('nan')\n\n\ndef _near(", ["company/kpi.py", "near() gives nan", "from 0 to 1"]),
     ("rl", "company/kpi.py", "def near(", "def near(question, answer, row): import time; time.sleep(300)\n\n\ndef _near(", ["company/kpi.py", "near() took more than 2 s"]),
-    ("rl", "params.yaml", "  function: near", "  function: nearly", ["company/kpi.py has no function `nearly`"]),
-    ("rlhf", "company/policies.yaml", "  verifier: 'holds", "  # verifier: 'holds", ["company/policies.yaml", ".verifier` is None"]),
+    ("rl", "params.yaml", "  reward_function: near", "  reward_function: nearly", ["company/kpi.py has no function `nearly`"]),
+    ("rlhf", "company/policies.yaml", "  verifier: 'holds", "  # verifier: 'holds", ["company/policies.yaml", "field `source.verifier` is missing; add it"]),
+    ("dpo", "company/style.yaml", "house: house", "house: plain", ["company/style.yaml", "an answer of the house voice"]),
     ("dpo", "artifacts/synth/rows/pairs.jsonl", "}]}\n", "}], " + ", ".join(f'"{side}": [{{"role": "assistant", "content": "`5`."}}]' for side in ("chosen", "rejected")) + "}\n", ["pairs.jsonl", "chosen and rejected are equal"]),
     ("distill", "params.yaml", "  student: ''", "  student: other", ["other", "entries of its vocabulary", "train the student with the teacher's tokenizer"])])
 def test_bad_input_of_a_tuning_stage_is_a_sentence_and_leaves_its_results(tiny, stage, file, old, new, words):
-    save_model(build_model(letters := train_tokenizer(["abc"] * 9, 285), num_hidden_layers=1, hidden_size=64, intermediate_size=64, context_length=64), letters, tiny.root/"other")
+    save_model(build_model(letters := train_tokenizer(["abc"] * 9, 285), ModelShape(num_hidden_layers=1, hidden_size=64, intermediate_size=64, context_length=64)), letters, tiny.root/"other")
     before = {p: p.read_bytes() for p in (tiny.root/"artifacts"/stage).rglob("*") if p.is_file()}
     swap(tiny.root/file, old, new)
     said = tiny(f"python -m forge_nb.core.runner {stage}", rc=2)

@@ -8,7 +8,7 @@ from forge_nb.train.estimate import TokenizerStub, configure_run
 from forge_nb.train.scaling_law import build_on_meta
 from forge_nb.core.project import ROOT, load_params
 from forge_nb.core.runner import merge_profile
-from forge_nb.train.architecture import count_parameters
+from forge_nb.train.architecture import PretrainConfig, count_parameters
 
 CLUSTERS = sorted((ROOT/"config/clusters").iterdir())
 
@@ -18,10 +18,10 @@ def test_profiles_of_larger_machines_build_what_they_say(name, processes, millio
     params = merge_profile(load_params(ROOT/"params.yaml"), name)
     section = params["pretrain"]
     assert section["num_processes"] == processes
-    monkeypatch.setattr("forge_nb.plan.open_tokens", lambda *_: (type("T", (), {"get_shape": lambda self: [0]})(), []))
-    run = configure_run(section, TokenizerStub(params["tokenizer"]["vocab_size"]), ROOT)
-    assert round(count_parameters(build_on_meta(run["model_init"]))["total"] / 1e6) == millions
-    assert run["batch_size"] % processes == 0 and run["batch_size"] // processes % section["micro_batch_size"] == 0, "every process gets as many rows, in whole parts"
+    monkeypatch.setattr("forge_nb.train.estimate.open_tokens", lambda *_: (type("T", (), {"get_shape": lambda self: [0]})(), []))
+    run = configure_run(PretrainConfig(**section), TokenizerStub(params["tokenizer"]["vocab_size"]), ROOT)
+    assert round(count_parameters(build_on_meta(run.model_init))["total"] / 1e6) == millions
+    assert run.config.batch_size % processes == 0 and run.config.batch_size // processes % section["micro_batch_size"] == 0, "every process gets as many rows, in whole parts"
     head = (ROOT/"config/profiles"/f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
     assert re.search(r"[\d.]+ (million|billion) parameters", head)
 

@@ -8,13 +8,19 @@ from nbdev.export import nb_export
 from nbdev.test import test_nb as run_lessons
 
 from forge_nb.core import tangle
-from forge_nb.core.project import ROOT, load_params, read_stages
+from forge_nb.core.project import ROOT, all_params, load_params, read_stages
+from forge_nb.report import pages
 
-BOOKS = tangle.list_notebooks()
+BOOKS = tangle.list_notebooks()  # module → path
 NB = {name: nbformat.read(path, 4) for name, path in BOOKS.items()}
-STAGES = [name for name, nb in NB.items() if any(map(tangle.is_parameters, nb.cells))]
+STAGES = {name.rpartition(".")[2]: name for name, nb in NB.items() if any(map(tangle.is_parameters, nb.cells))}  # stage → module
 DVC = read_stages(ROOT)[0]
-PARAMS = load_params(ROOT/"params.yaml")
+PARAMS = all_params(ROOT)
+MODULES = {name: (ROOT/"forge_nb"/tangle.module_file(name)).read_text(encoding="utf-8") for name in BOOKS}
+
+
+def read_modules(folder):
+    return {p.relative_to(folder).as_posix(): p.read_text(encoding="utf-8") for p in folder.rglob("*.py") if not p.name.startswith("_")}
 
 
 def path_of(entry): return next(iter(entry)) if isinstance(entry, dict) else entry
@@ -23,17 +29,16 @@ def path_of(entry): return next(iter(entry)) if isinstance(entry, dict) else ent
 def test_package_is_what_the_notebooks_export(tmp_path):
     shutil.copytree(ROOT/"nbs", tmp_path/"nbs")
     (tmp_path/"forge_nb").mkdir()
-    for path in BOOKS.values(): nb_export(tmp_path/"nbs"/path.name, tmp_path/"forge_nb")
-    fresh = {p.name: p.read_text(encoding="utf-8") for p in (tmp_path/"forge_nb").glob("*.py") if not p.name.startswith("_")}
-    committed = {p.name: p.read_text(encoding="utf-8") for p in (ROOT/"forge_nb").glob("*.py") if not p.name.startswith("_")}
-    assert fresh == committed, "run `make export`"
+    for path in BOOKS.values(): nb_export(tmp_path/path.relative_to(ROOT), tmp_path/"forge_nb")
+    assert read_modules(tmp_path/"forge_nb") == read_modules(ROOT/"forge_nb"), "run `make export`"
 
 
 def test_notebooks_are_clean(tmp_path):
     shutil.copytree(ROOT/"nbs", tmp_path/"nbs")
     shutil.copy(ROOT/"pyproject.toml", tmp_path)
     subprocess.run([sys.executable, "-c", "from nbdev.clean import nbdev_clean; nbdev_clean('nbs')"], cwd=tmp_path, check=True)
-    for path in (ROOT/"nbs").glob("*.ipynb"): assert path.read_text(encoding="utf-8") == (tmp_path/"nbs"/path.name).read_text(encoding="utf-8"), f"{path.name}: run `make export`"
+    for path in tangle.notebook_paths():
+        assert (ROOT/path).read_text(encoding="utf-8") == (tmp_path/path).read_text(encoding="utf-8"), f"{path}: run `make export`"
 
 
 @pytest.mark.parametrize("name", BOOKS)
@@ -60,25 +65,43 @@ def test_lessons_run(name, monkeypatch):
 def test_module_imports_alone_and_light(name):
     code = f"import sys, forge_nb.{name}; heavy = {{'trl', 'lm_eval', 'matplotlib.pyplot', 'papermill'}} & set(sys.modules); print(sorted(heavy))"
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, encoding="utf-8").stdout.strip()
-    assert out == ("['matplotlib.pyplot']" if name == "figures" else "[]")
+    assert out == ("['matplotlib.pyplot']" if name in ("report.figures", "report.intervals") else "[]")
 
 
-def test_modules_form_a_dag():
-    assert {"project"} <= tangle.find_imports((ROOT/"forge_nb"/"effects.py").read_text(encoding="utf-8")), "imports are not seen"
-    number = {name: int(path.name[:2], 36) for name, path in BOOKS.items()}
-    for name in BOOKS:
-        for other in tangle.find_imports((ROOT/"forge_nb"/f"{name}.py").read_text(encoding="utf-8")):
-            assert other in number, f"{name} imports {other}, which no notebook makes"
-            assert number[other] < 36, f"{name} imports the stage module {other}; what two stages need belongs in the library"
-            assert number[other] < number[name], f"{name} imports {other}, which comes after it"
+def find_imports(name: str) -> set:
+    "Modules that a module imports, also inside its functions"
+    return tangle.find_imports(MODULES[name], package=name.rpartition(".")[0])
+
+
+@pytest.mark.parametrize("name", BOOKS)
+def test_a_page_imports_only_what_comes_before_it(name):
+    "The order of the folders is tangle's FOLDERS, in a folder it is the number; nothing imports a stage"
+    place = {other: tangle.running_order(path.relative_to(ROOT).as_posix()) for other, path in BOOKS.items()}
+    for other in find_imports(name):
+        assert other in BOOKS, f"{name} imports {other}, which no notebook makes"
+        assert other not in STAGES.values(), f"{name} imports the stage {other}; what two stages need belongs in the library"
+        assert place[other] < place[name], f"{name} imports {other}, which comes after it"
+
+
+def test_imports_are_seen():
+    assert {"core.project", "core.tangle"} <= find_imports("core.runner") and "metrics.stats" in find_imports("evaluate")
+
+
+def test_a_name_has_one_definition():
+    "So that `grep` finds the one place; main() is each module's command"
+    places = {}
+    for module, source in MODULES.items():
+        for node in ast.parse(source).body:
+            if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name.startswith("_"): continue
+            places.setdefault(node.name, []).append(module)
+    assert not {name: found for name, found in places.items() if len(found) > 1 and name != "main"}
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_parameters_agree(name):
-    assert sum(map(tangle.is_parameters, NB[name].cells)) == 1
-    tangle.check_parameters(name, NB[name], PARAMS)
+    [cell] = [c.source for c in NB[STAGES[name]].cells if tangle.is_parameters(c)]
+    tangle.check_parameters(name, NB[STAGES[name]], PARAMS)
     used = {**PARAMS["shared"], **PARAMS.get(name, {})}
-    [cell] = [c.source for c in NB[name].cells if tangle.is_parameters(c)]
     for s in ast.parse(cell).body:
         assert ast.literal_eval(s.value) == used[s.target.id], f"{name}: the notebook's default of `{s.target.id}` is not the value in params.yaml"
 
@@ -86,15 +109,18 @@ def test_parameters_agree(name):
 @pytest.mark.parametrize("name", STAGES)
 def test_no_cell_writes_over_a_parameter(name):
     "papermill runs the lessons too: one that takes a parameter's name would run the stage with its toy"
-    for c in NB[name].cells:
+    nb = NB[STAGES[name]]
+    for c in nb.cells:
         if c.cell_type != "code" or tangle.is_parameters(c): continue
         tops = [s for s in ast.parse(c.source).body if not isinstance(s, (ast.FunctionDef, ast.ClassDef))]
         stored = {n.id for s in tops for n in ast.walk(s) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-        assert not stored & set(tangle.parse_parameters_cell(NB[name])), c.source
+        assert not stored & set(tangle.parse_parameters_cell(nb)), c.source
 
 
 def test_yaml_dialects_agree():
-    assert yaml.safe_load((ROOT/"params.yaml").read_text(encoding="utf-8")) == PARAMS, "a value reads differently in YAML 1.1 and 1.2; write 1.0e-3, not 1e-3"
+    for name in ("params.yaml", "studies/params.yaml"):
+        old_dialect = yaml.safe_load((ROOT/name).read_text(encoding="utf-8"))
+        assert old_dialect == load_params(ROOT/name), f"{name}: a value reads differently in YAML 1.1 and 1.2; write 1.0e-3, not 1e-3"
 
 
 def test_every_stage_has_its_place():
@@ -104,15 +130,20 @@ def test_every_stage_has_its_place():
 
 @pytest.mark.parametrize("name", STAGES)
 def test_pipeline_lists_what_a_stage_stands_on(name):
-    stage, deps = DVC[name], set(DVC[name]["deps"])
+    stage, deps, nb = DVC[name], set(DVC[name]["deps"]), NB[STAGES[name]]
     assert stage["cmd"] == ("cd .. && " if "wdir" in stage else "") + f"python -m forge_nb.core.runner {name}"
-    assert {d for d in deps if d.startswith("build/")} == {f"build/{m}.py" for m in {name, *tangle.collect_dependencies(name)}}
-    shared = {f"shared.{k}" for k in tangle.parse_parameters_cell(NB[name]) if k in PARAMS["shared"] and k not in PARAMS[name]}
-    assert set(stage["params"][0]["../params.yaml"] if "wdir" in stage else stage["params"]) == shared | {name}
-    run = "\n".join(c.source for c in NB[name].cells if "run" in tangle.read_directives(c))
-    named = set(re.findall(r'"(data(?:/[\w./]*)?|artifacts/[\w./]+|\w+\.yaml)"', run))
+    modules = {STAGES[name], *tangle.collect_dependencies(STAGES[name])}
+    assert {d for d in deps if d.startswith("build/")} == {f"build/{tangle.module_file(m)}" for m in modules}
+    shared = [k for k in tangle.parse_parameters_cell(nb) if k in PARAMS["shared"] and k not in PARAMS[name]]
+    if "wdir" in stage: own, above = stage["params"][0], stage["params"][1]["../params.yaml"]
+    else: own, *above = stage["params"]
+    assert own == name and sorted(above) == sorted(f"shared.{k}" for k in shared)
+    run = "\n".join(c.source for c in nb.cells if "run" in tangle.read_directives(c))
+    named = set(re.findall(r'"(data(?:/[\w./]*)?|artifacts/[\w./]+|[\w/]+\.yaml)"', run))
     assert named, "no paths found in the run cells"
-    undeclared = [p for p in named if p != f"artifacts/{name}" and not p.startswith(f"artifacts/{name}/") and not any(p == d or p.startswith(d + "/") for d in deps)]
+    is_own = lambda path: path == f"artifacts/{name}" or path.startswith(f"artifacts/{name}/")
+    is_listed = lambda p, d: p == d or p.startswith(f"{d}/") or d.startswith(f"{p}/")  # a folder is named where files of it are listed
+    undeclared = [p for p in named if not is_own(p) and not any(is_listed(p, d) for d in deps)]
     assert not undeclared, f"{name} reads {undeclared}, which dvc.yaml does not list"
 
 
@@ -138,17 +169,14 @@ def test_lock_pins_everything():
     assert "torch==2.13.0" in lines
 
 
-def test_readme_is_what_its_sources_say():
-    assert report.render_readme() == (ROOT/"README.md").read_text(encoding="utf-8"), "run `make report`"
-
-
 def test_readme_commands_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT/"Makefile").read_text(encoding="utf-8"), re.M))
-    for page in ("README.md", "CONTRIBUTING.md"):
-        said = set(re.findall(r"\bmake ([a-z-]+)", (ROOT/page).read_text(encoding="utf-8")))
-        assert said <= targets, f"{page}: no such target: {said - targets}"
-        modules = set(re.findall(r"python -m forge_nb\.(\w+)", (ROOT/page).read_text(encoding="utf-8")))
-        assert modules <= set(BOOKS)
+    for page in ("README.md", "CONTRIBUTING.md", "AGENTS.md"):
+        text = (ROOT/page).read_text(encoding="utf-8")
+        named = set(re.findall(r"`make ([a-z-]+)|^make ([a-z-]+)", text, re.M))
+        assert (found := {a or b for a, b in named}) <= targets, f"{page}: no such target: {found - targets}"
+        assert set(re.findall(r"python -m forge_nb\.([\w.]+\w)", text)) <= set(BOOKS)
+        for link in re.findall(r"\]\(([^)#:]+)\)", text): assert (ROOT/link).exists(), f"{page} links {link}, which is not there"
     assert shutil.which("make")
     helped = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True, encoding="utf-8").stdout
     for habit in "run test check lab data bench report".split(): assert f"make {habit}" in helped

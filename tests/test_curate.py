@@ -1,12 +1,14 @@
 "Curation on planted truth: every document accounted for, the same bytes whatever the workers, killed or not"
 import hashlib, os, random, signal, subprocess, sys, time
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from forge_nb.assess import assess
 from forge_nb.curate import curate
+from forge_nb.ingest import ingest
 from forge_nb.core.project import Invalid, ROOT, load_params, read_csv, read_jsonl
 from forge_nb.data.executors import run_pipeline
 
@@ -37,9 +39,33 @@ def corpus(folder: Path, order: int) -> dict:
     return files
 
 
+SHARED = {name: PARAMS["shared"][name] for name in ("dedup_threshold", "workers", "executor")} | dict(workers=1)
+
+
+def read(data: Path, out: Path, **changed) -> dict:
+    "Ingest with the default parameters, some changed; each stage has a folder of its own for what it keeps, as the runner gives it"
+    with stage_folder("ingest"): return ingest(data, ROOT/"company/templates.yaml", **PARAMS["ingest"] | SHARED | dict(shard_megabytes=.02) | changed, out=out)
+
+
+@contextmanager
+def stage_folder(name: str):
+    "Let a stage keep what it has done in a folder of its own, if the run has one"
+    with pytest.MonkeyPatch.context() as patch:
+        if kept := os.environ.get("FORGE_CKPT"): patch.setenv("FORGE_CKPT", f"{kept}/{name}")
+        yield
+
+
 def run(data: Path, out: Path, **changed) -> dict:
-    "Curate with the default parameters, some changed"
-    return curate(data, ROOT/"company/eval_sets", ROOT/"company/templates.yaml", **{**PARAMS["curate"], "shard_megabytes": .02, "workers": 1, "limit": 0} | changed, out=out)
+    "Ingest and curate with the default parameters, some changed"
+    reading = {name: changed.pop(name) for name in ("shard_megabytes", "strict", "exclude") if name in changed}
+    both = {name: value for name, value in changed.items() if name in SHARED}
+    read(data, out/"ingest", **reading, **both)
+    return judge(out/"ingest", out/"curate", **changed)
+
+
+def judge(ingested: Path, out: Path, **changed) -> dict:
+    "Curate what was ingested with the default parameters, some changed"
+    with stage_folder("curate"): return curate(ingested, ROOT/"company/eval_sets", **PARAMS["curate"] | SHARED | dict(limit=0) | changed, out=out)
 
 
 def digests(folder: Path) -> dict:
@@ -57,21 +83,21 @@ def curated(tmp_path_factory):
 
 def test_every_document_is_accounted_for(curated):
     here, files, metrics = curated
-    ledger = read_csv(here/"out"/"outcomes.csv")
+    ledger = read_csv(here/"out"/"curate"/"outcomes.csv")
     reasons = Counter({(r["kind"], r["outcome"]): int(r["documents"]) for r in ledger})
     assert sum(reasons.values()) + metrics["rejects"] == len(files)
     assert (reasons["docs", "exact duplicate"], reasons["docs", "near duplicate"]) == (20, 20)
     assert reasons["docs", "in an evaluation set"] == reasons["docs", "too short"] == reasons["code", "generated"] == 1
-    assert [r["source"] for r in read_jsonl(here/"out"/"rejects.jsonl")] == ["docs/scan.txt"]
-    dropped = {d["source"]: d for d in read_jsonl(here/"out"/"dropped.jsonl")}
+    assert [r["source"] for r in read_jsonl(here/"out"/"ingest"/"rejects.jsonl")] == ["docs/scan.txt"]
+    dropped = {d["source"]: d for d in read_jsonl(here/"out"/"curate"/"dropped.jsonl")}
     assert dropped["docs/leak.md"]["reason"] == "in an evaluation set"
     assert dropped["docs/backup of machines/003.md"]["detail"] == "docs/machines/003.md"
     assert len(dropped) == metrics["dropped"]
 
 
-def test_no_twin_crosses_a_split_and_no_id_comes_twice(curated):
+def test_no_near_duplicate_crosses_a_split_and_no_id_comes_twice(curated):
     here, _, _ = curated
-    split = {d["source"]: (s, d) for s in ("train", "valid", "test") for d in read_jsonl(here/"out"/"documents"/f"{s}.jsonl")}
+    split = {d["source"]: (s, d) for s in ("train", "valid", "test") for d in read_jsonl(here/"out"/"curate"/"documents"/f"{s}.jsonl")}
     assert len({d["id"] for _, d in split.values()}) == len(split)
     ways = {}
     for s, d in split.values(): ways.setdefault(d["cluster"] or d["id"], set()).add(s)
@@ -81,14 +107,14 @@ def test_no_twin_crosses_a_split_and_no_id_comes_twice(curated):
 def test_personal_data_is_masked_everywhere(curated):
     here, _, metrics = curated
     assert metrics["masked"]["email"] == 2 and metrics["masked"]["ip"] == 2
-    for path in (here/"out").rglob("*"):
+    for path in (here/"out"/"curate").rglob("*"):
         if path.is_file(): assert b"moreau@" not in path.read_bytes() and b"81.169.145.93" not in path.read_bytes(), path
 
 
 def test_data_card_and_parquet_load_with_datasets(curated, monkeypatch, tmp_path):
     here, _, metrics = curated
     from datasets import load_dataset
-    loaded = load_dataset(str(here/"out"/"dataset"), cache_dir=str(tmp_path))
+    loaded = load_dataset(str(here/"out"/"curate"/"dataset"), cache_dir=str(tmp_path))
     assert {s: len(loaded[s]) for s in loaded} == {dict(valid="validation").get(s, s): metrics[s]["documents"] for s in ("train", "valid", "test")}
     assert loaded["train"][0]["licence"] == "MIT" and loaded["train"][0]["text"]
 
@@ -110,7 +136,8 @@ def test_ray_gives_the_same(curated, tmp_path, monkeypatch):
     ray = pytest.importorskip("ray")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     try:
-        for name in ("ray", "local"): run(curated[0]/"data", tmp_path/name, executor=name, workers=2, shard_megabytes=.1)
+        read(curated[0]/"data", tmp_path/"ingest", shard_megabytes=.1)
+        for name in ("ray", "local"): judge(tmp_path/"ingest", tmp_path/name, executor=name, workers=2)
         assert digests(tmp_path/"ray") == digests(tmp_path/"local") and ray.cluster_resources()["CPU"] == 2
         with pytest.raises(RuntimeError, match="2 of 2 tasks did not finish"): run_pipeline([fails], 2, "fails", tmp_path/"logs", executor="ray", workers=2)
     finally: ray.shutdown()
@@ -121,7 +148,7 @@ def test_killed_anywhere_and_run_again_gives_the_same_bytes(curated, tmp_path):
     code = f"import sys; sys.path.insert(0, {str(ROOT/'tests')!r}); from pathlib import Path; from test_curate import run; run(Path({str(tmp_path/'data')!r}), Path({str(tmp_path/'out')!r}), workers=2)"
     env = {**os.environ, "FORGE_CKPT": str(tmp_path/"ckpt")}
     start = lambda: subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for pattern in ("kept/*", "logs/*/completions/*", "twins/**/*"):
+    for pattern in ("ingest/documents/*", "ingest/dedup/**/*", "curate/kept/*", "curate/logs/*/completions/*", "curate/dedup/**/*"):
         running = start()
         end = time.monotonic() + 60
         while not list((tmp_path/"ckpt").glob(pattern)) and running.poll() is None and time.monotonic() < end: time.sleep(.01)
@@ -135,19 +162,35 @@ def test_killed_anywhere_and_run_again_gives_the_same_bytes(curated, tmp_path):
 def test_mixture(curated, tmp_path):
     here, _, before = curated
     metrics = run(here/"data", tmp_path, mixture=["src/*=0"])
-    kinds = {r["kind"] for r in read_csv(tmp_path/"outcomes.csv") if r["outcome"].startswith("texts")}
+    kinds = {r["kind"] for r in read_csv(tmp_path/"curate"/"outcomes.csv") if r["outcome"].startswith("kept for")}
     assert kinds == {"docs"} and metrics["train"]["documents"] < before["train"]["documents"]
 
 
 def test_assess_tells_what_is_there_and_refuses_too_little(curated, tmp_path):
     here, files, _ = curated
-    metrics = assess(here/"data", ROOT/"company/templates.yaml", **PARAMS["assess"] | dict(workers=1, min_megabytes=.01), out=tmp_path)
+    pipeline = dict(workers=1, executor="local")
+    metrics = assess(here/"out"/"ingest", **PARAMS["assess"] | pipeline | dict(min_megabytes=.01), out=tmp_path)
     assert metrics["documents"] + metrics["rejects"] == len(files)
     assert metrics["verdict"] == "ready with reservations" and metrics["duplicates"] == 40 and metrics["exact_duplicates"] == 20
     assert metrics["findings"] == {"email": 2, "ip": 2}
     for path in tmp_path.rglob("*"): assert b"moreau" not in path.read_bytes()
-    poor = assess(here/"data", ROOT/"company/templates.yaml", **PARAMS["assess"] | dict(workers=1, min_documents=1000), out=tmp_path/"poor")
+    poor = assess(here/"out"/"ingest", **PARAMS["assess"] | pipeline | dict(min_documents=1000), out=tmp_path/"poor")
     assert poor["verdict"] == "not ready"
+
+
+def test_duplicates_are_those_of_masked_documents_that_passed(tmp_path):
+    "Rows that differ in a number alone are one after masking; a good page does not go because it repeats one that was dropped"
+    (tmp_path/"data"/"docs").mkdir(parents=True)
+    line = "Please call {} between nine and noon if the pump in hall seven stands still, and name the machine, its hall and the time.\n"
+    for n in range(2): (tmp_path/"data"/"docs"/f"call {n}.md").write_text(line.format(f"(212) 555-01{n + 40}") + "Thank you.\n" * n, encoding="utf-8")
+    pages = random.Random(3)
+    for n in range(80): (tmp_path/"data"/"docs"/f"page {n}.md").write_text(" ".join(pages.choices(WORDS, k=60)) + ".\n", encoding="utf-8")
+    code = "".join(f"total_{i} = price_{i} * amount_{i}\n" for i in range(40))
+    for name, head in (("a.py", "# Generated by a program, do not edit\n"), ("good.py", "")): (tmp_path/"data"/name).write_text(head + code, encoding="utf-8")
+    run(tmp_path/"data", tmp_path/"out", dedup_threshold=.9)
+    raw = {r["source"] for r in read_jsonl(tmp_path/"out"/"ingest"/"duplicates.jsonl")}
+    dropped = {r["source"]: r["reason"] for r in read_jsonl(tmp_path/"out"/"curate"/"dropped.jsonl")}
+    assert raw == {"good.py"} and dropped == {"docs/call 1.md": "near duplicate", "a.py": "generated"}
 
 
 def test_a_bad_mixture_is_one_sentence(curated, tmp_path):

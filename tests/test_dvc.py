@@ -1,4 +1,4 @@
-"What DVC documents works here: experiments, checkouts, shared caches, worktrees, shallow clones; on a project of four stages that take seconds"
+"What DVC documents works here: experiments, checkouts, shared caches, worktrees, shallow clones; on a project of five stages that take seconds"
 import hashlib, json, shutil, time
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT, Copy
 from ruamel.yaml import YAML
 
-CHEAP = ("tangle", "assess", "curate", "ngram")
+CHEAP = ("tangle", "ingest", "assess", "curate", "ngram")
 COMMIT = "git add -A && git commit -qm"
 CLEAN = "Data and pipelines are up to date."
 
@@ -122,8 +122,8 @@ def test_links_that_dvc_makes_are_data(little, tmp_path, kind):
     page = other.root/"data/docs/howto/index.txt"
     assert page.is_symlink() if kind == "symlink" else page.stat().st_nlink > 1
     assert CLEAN in other("dvc repro") and not (other.root/"runs").exists()
-    other("dvc repro -q --force --single-item curate && test -z \"$(git status --porcelain)\"")
-    other("python -m forge_nb.core.runner assess && git diff --exit-code")  # over the links that are there
+    other("dvc repro -q --force --single-item ingest curate && test -z \"$(git status --porcelain)\"")
+    other("python -m forge_nb.core.runner ingest && git diff --exit-code")  # over the links that are there
     (other.root/"data/docs/new.txt").write_text("A new page.\n", encoding="utf-8")
     other("python -m forge_nb.core.runner adopt && dvc add -q data")
     assert not spoiled(tmp_path/"cache")
@@ -136,11 +136,27 @@ def test_a_link_to_elsewhere_is_refused_and_its_remedy_works(little, tmp_path):
     for n, page in enumerate(pages):
         shutil.copyfile(page, tmp_path/f"{n}.txt")
         page.unlink(); page.symlink_to(tmp_path/f"{n}.txt")
-    said = other("python -m forge_nb.core.runner assess", rc=2)
+    said = other("python -m forge_nb.core.runner ingest", rc=2)
     assert "no document can be read" in said and "Traceback" not in said
-    assert (other.root/"artifacts/assess/rejects.jsonl").read_text(encoding="utf-8").count("found a link that leads out of it; copy the file itself") == len(pages)
+    assert (other.root/"artifacts/ingest/rejects.jsonl").read_text(encoding="utf-8").count("found a link that leads out of it; copy the file itself") == len(pages)
     for n, page in enumerate(pages): page.unlink(); shutil.copyfile(tmp_path/f"{n}.txt", page)
-    other("python -m forge_nb.core.runner assess && git diff --exit-code")
+    other("python -m forge_nb.core.runner ingest && git diff --exit-code")
+
+
+def test_a_changed_test_document_reruns_no_training_stage(tidy):
+    "A sentence more in a page of the test split: neither a split that trains nor what a training stage reads is another"
+    hashes = lambda: {o["path"]: o["md5"] for s in YAML(typ="safe").load(tidy.root/"dvc.lock")["stages"].values() for o in s.get("outs", [])}
+    before = hashes()
+    page = next(json.loads(line)["source"] for line in open(tidy.root/"artifacts/curate/documents/test.jsonl", encoding="utf-8"))
+    with open(tidy.root/"data"/page, "a", encoding="utf-8") as f: f.write("\nAnother sentence stands at the end of this page.\n")
+    tidy("python -m forge_nb.core.runner adopt && dvc add -q data && dvc repro -q")
+    changed = {"data"} | {path for path, digest in hashes().items() if digest != before[path]}
+    assert {"artifacts/ingest/documents", "artifacts/curate/documents/test.jsonl", "artifacts/ngram/documents.jsonl"} <= changed
+    assert not {f"artifacts/curate/documents/{s}.jsonl" for s in ("train", "valid")} & changed
+    stages = YAML(typ="safe").load(ROOT/"dvc.yaml")["stages"]
+    train = [name for name, s in stages.items() if any(isinstance(o, str) and o.endswith(("/model", "/tokenizer")) for o in s["outs"])]
+    assert len(train) == 8
+    for name in train: assert not [d for d in stages[name]["deps"] if any(c == d or c.startswith(d + "/") or d.startswith(c + "/") for c in changed)], name
 
 
 def test_a_worktree_runs_its_own_code(little, tmp_path):
@@ -161,7 +177,7 @@ def test_a_shallow_clone(little, tmp_path):
     assert CLEAN in other("dvc status") and CLEAN in other("dvc repro")
     other("dvc exp run -q -n one -S ngram.order=3 && git checkout -q . && dvc exp apply one")
     assert order(other) == 3
-    said = other("python -m forge_nb.forge sweep ngram.order=2,3 --metric ngram:bpb --trials 1", rc=2)
+    said = other("python -m forge_nb.ops.cli sweep ngram.order=2,3 --metric ngram:bpb --trials 1", rc=2)
     assert said.splitlines()[-1].startswith("error: this clone is shallow") and "git fetch --unshallow" in said and "Traceback" not in said
 
 
@@ -180,7 +196,7 @@ def test_an_experiment_beside_the_tree_finds_the_base_of_its_project(little):
     for place in ("own", ".cache/bases/smollm2"):
         (little.root/place).mkdir(parents=True)
         for name in ("config.json", "model.safetensors"): (little.root/place/name).touch()
-    asked = "import forge_nb.bases as b; b.weights_digest = lambda folder: b.catalogue()['smollm2']['weights']; b.found = lambda folder, name: folder; print(b.find('own')[0], b.find('smollm2')[0])"
+    asked = "import forge_nb.train.bases as b; b.hash_weights = lambda folder: b.load_catalogue()['smollm2']['weights']; b.check_model_folder = lambda folder, name: folder; print(b.find_base('own')[0], b.find_base('smollm2')[0])"
     try: assert little(f'git clone -q . {beside} && cd {beside} && python -c "{asked}"') == f"{little.root}/own {little.root}/.cache/bases/smollm2\n"
     finally: little(f"rm -rf own .cache/bases {beside}")
 
@@ -209,15 +225,15 @@ def test_the_whole_chain_is_clean_without_its_studies(finished):
 def test_studies_run_beside_the_pipeline_and_forget_reaches_them(finished, tmp_path):
     "On hard links, so that a file which is written where it lies would spoil the cache"
     finished("dvc config --local cache.type hardlink && dvc checkout -q --relink && cd studies && dvc config --local cache.type hardlink")
-    finished(f"cd studies && dvc repro -q effort && dvc exp run -q -n deeper -S ../params.yaml:moe.depth=2 moe && cd .. && dvc repro -q && {COMMIT} studied")
+    finished(f"cd studies && dvc repro -q effort && dvc exp run -q -n deeper -S moe.depth=2 moe && cd .. && dvc repro -q && {COMMIT} studied")
     made = [finished.root/"studies"/p for p in ("artifacts/effort/model/model.safetensors", "artifacts/moe/loads.json", "reports/effort.ipynb", "reports/moe.ipynb")]
     assert all(p.exists() for p in made) and not (finished.root/"reports/moe.ipynb").exists()
     finished("dvc gc -q --workspace --force && rm -r studies/reports && cd studies && dvc checkout effort moe")
     assert all(p.exists() for p in made) and finished("git status --porcelain") == ""
     for project in (".", "studies"): assert CLEAN in finished(f"cd {project} && dvc status {'effort moe' if project == 'studies' else ''}")
     page = next(json.loads(line)["source"] for line in open(finished.root/"artifacts/curate/documents/train.jsonl", encoding="utf-8") if '"kind": "docs"' in line)
-    assert "studies/artifacts/effort/model" in finished(f"python -m forge_nb.forge whereis '{page}'")
-    answer = json.loads(finished(f"python -m forge_nb.forge forget '{page}' --yes --json 2>.git/said"))
+    assert "studies/artifacts/effort/model" in finished(f"python -m forge_nb.ops.cli whereis '{page}'")
+    answer = json.loads(finished(f"python -m forge_nb.ops.cli forget '{page}' --yes --json 2>.git/said"))
     assert "effort" in answer["ran"] and answer["proof"]["up_to_date"] and "cd studies && dvc gc" in json.dumps(answer["remaining_copies"])
     assert {a["path"]: a["old"] != a["new"] for a in answer["artifacts"]}["studies/artifacts/effort/model"]
     for cache in (".dvc/cache", "studies/.dvc/cache"): assert not spoiled(finished.root/cache)

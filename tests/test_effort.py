@@ -11,9 +11,9 @@ from forge_nb.studies import effort as page
 from forge_nb.train.model import load_model, save_model
 from forge_nb.core.project import Invalid, read_json, read_jsonl
 from forge_nb.tokenizer import CHAT_TEMPLATE, train_tokenizer
-from forge_nb.train.architecture import build_model
+from forge_nb.train.architecture import ModelShape, build_model
 
-GIVEN = dict(terms=3, batch_size=48, problems=6, learning_rate=.002, batch=8, seeds=2, seed=0)
+GIVEN = dict(max_terms=3, num_train_rows=48, num_eval_items=6, learning_rate=.002, batch_size=8, num_seeds=2, seed=0)
 SUM = "4 + 3 - 2"
 
 
@@ -23,7 +23,7 @@ def toy(tmp_path_factory):
     root = tmp_path_factory.mktemp("effort")
     words = train_tokenizer(["State the final answer to the following arithmetic problem: Reasoning effort: low. medium. high. 0 1 2 3 4 5 6 7 8 9 + - = ` , :"] * 9, 340)
     torch.manual_seed(0)
-    save_model(build_model(words, num_hidden_layers=1, hidden_size=64, intermediate_size=128, context_length=128), words, root/"model")
+    save_model(build_model(words, ModelShape(num_hidden_layers=1, hidden_size=64, intermediate_size=128, context_length=128)), words, root/"model")
     return SimpleNamespace(root=root, words=words)
 
 
@@ -57,7 +57,7 @@ def server(toy, tmp_path):
     finally: running.kill(); running.wait()
 
 
-def test_a_served_model_thinks_as_long_as_it_is_asked_to(server):
+def test_a_served_model_reasons_as_long_as_it_is_asked_to(server):
     replies = {e: server(chat_template_kwargs=dict(reasoning_effort=e)) for e in page.EFFORT_SHARES}
     assert {e: r["choices"][0]["message"]["content"] for e, r in replies.items()} == {e: page.write_reasoning(SUM, e) for e in page.EFFORT_SHARES}
     low, medium, high = (replies[e]["usage"]["completion_tokens"] for e in page.EFFORT_SHARES)
@@ -76,15 +76,15 @@ def test_a_run_again_and_a_run_that_was_interrupted_give_the_same_bytes(toy, tmp
         calls.append(1)
         if len(calls) == 2: raise KeyboardInterrupt
         return whole(*a, **k)
-    monkeypatch.setattr(page, "fine_tune", broken)
+    monkeypatch.setattr(page, "fine_tune_with_effort", broken)
     with pytest.raises(KeyboardInterrupt): run(toy, tmp_path/"b", monkeypatch, tmp_path/"cb")
     run(toy, tmp_path/"b", monkeypatch, tmp_path/"cb")
     assert len(calls) == 3, "what was trained before the interruption was trained again"
     assert digests(tmp_path/"a") == digests(tmp_path/"b")
     answers = read_jsonl(tmp_path/"a"/"answers.jsonl")
-    assert len(answers) == 2 * 3 * GIVEN["problems"] and len({r["question"] for r in answers}) == GIVEN["problems"]
+    assert len(answers) == 2 * 3 * GIVEN["num_eval_items"] and len({r["question"] for r in answers}) == GIVEN["num_eval_items"]
     assert load_model(tmp_path/"a"/"model")[1].chat_template == CHAT_TEMPLATE
-    assert read_json(tmp_path/"a"/"metrics.json")["problems"] == GIVEN["problems"]
+    assert read_json(tmp_path/"a"/"metrics.json")["problems"] == GIVEN["num_eval_items"]
 
 
 def test_no_problem_is_trained_on_and_asked():
@@ -92,9 +92,9 @@ def test_no_problem_is_trained_on_and_asked():
     for seed in range(3): assert not {p["question"] for p in held} & {r["question"] for r in page.make_effort_rows(held, max_terms=4, num_train_rows=3600, seed=seed)}
 
 
-@pytest.mark.parametrize("given, said", [(dict(terms=1), "`effort.max_terms` is 1"), (dict(terms=2, problems=500), "raise `effort.max_terms`"), (dict(problems=1), "`effort.num_eval_items` is 1"),
-                                         (dict(batch_size=0), "`effort.num_train_rows` is 0"), (dict(seeds=0), "`effort.num_seeds` is 0")], ids=str)
+@pytest.mark.parametrize("given, said", [(dict(max_terms=1), "`effort.max_terms` is 1"), (dict(max_terms=2, num_eval_items=500), "raise `effort.max_terms`"), (dict(num_eval_items=1), "`effort.num_eval_items` is 1"),
+                                         (dict(num_train_rows=0), "`effort.num_train_rows` is 0"), (dict(num_seeds=0), "`effort.num_seeds` is 0")], ids=str)
 def test_what_cannot_be_done_is_said_before_training(toy, tmp_path, monkeypatch, given, said):
-    monkeypatch.setattr(page, "fine_tune", lambda *a, **k: pytest.fail("training began"))
+    monkeypatch.setattr(page, "fine_tune_with_effort", lambda *a, **k: pytest.fail("training began"))
     with pytest.raises(Invalid, match=said): run(toy, tmp_path/"o", monkeypatch, tmp_path/"c", **given)
     assert not (tmp_path/"o").exists()

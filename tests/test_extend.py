@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from forge_nb.studies import extend as page
+from forge_nb.studies.common import write_token_rows
 from forge_nb.train.model import save_model
 from forge_nb.core.project import Invalid, read_csv, read_json
 from forge_nb.tokenizer import train_tokenizer
-from forge_nb.train.architecture import build_model
+from forge_nb.train.architecture import ModelShape, build_model
 
 PLAIN = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda omicron sigma upsilon omega chapter verse theory letter number origin summer winter autumn spring".split()
-GIVEN = dict(context_length=32, factor=4., fast=2., tokens=1024, batch_size=2, matrix_lr=.002, retrieval=.5, test_rows=4, num_trials=8, seed=0)
+GIVEN = dict(context_length=32, rope_factor=4., beta_fast=2., train_tokens=1024, batch_size=2, matrix_lr=.002, retrieval_ratio=.5, num_test_rows=4, num_trials=8, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -22,13 +23,13 @@ def toy(tmp_path_factory):
     root = tmp_path_factory.mktemp("extend")
     words = train_tokenizer([" ".join(PLAIN * 9), *(f"({w})" for w in PLAIN * 9)], 420)
     torch.manual_seed(0)
-    model = build_model(words, num_hidden_layers=1, hidden_size=64, intermediate_size=64, context_length=32)
+    model = build_model(words, ModelShape(num_hidden_layers=1, hidden_size=64, intermediate_size=64, context_length=32))
     for p in model.parameters():
         if p.ndim > 1: torch.nn.init.normal_(p, std=.1)  # blocks that are silent at first would see no difference
     save_model(model, words, root/"model")
     random = np.random.default_rng(0)
     rows = [dict(source=f"{n}.txt", kind="docs", bytes=4 * size, ids=random.integers(10, 280, size)) for n, size in enumerate([20, 140, 280, 400, 130, 129] * 2)]
-    page.write_token_rows(root/"tokens", dict(train=rows, valid=rows))
+    write_token_rows(root/"tokens", train=rows, valid=rows)
     return SimpleNamespace(root=root, model=model.eval(), words=words)
 
 
@@ -47,26 +48,26 @@ def test_a_run_again_and_a_run_that_was_interrupted_give_the_same_bytes(toy, tmp
     assert config["max_position_embeddings"] == 128 and config["rope_parameters"]["rope_type"] == "yarn" and config["rope_parameters"]["original_max_position_embeddings"] == 32
     again = page.load_for_length(tmp_path/"a"/"model", 128)
     assert not np.allclose(page.rope_frequencies(again), page.rope_frequencies(toy.model)), "the scale was lost on the way to disk"
-    whole, calls = page.fit, []
+    whole, calls = page.train_model, []
     def broken(*a, **k):
         calls.append(1)
         if len(calls) == 3: raise KeyboardInterrupt
         return whole(*a, **k)
-    monkeypatch.setattr(page, "fit", broken)
+    monkeypatch.setattr(page, "train_model", broken)
     with pytest.raises(KeyboardInterrupt): run(toy, tmp_path/"b", monkeypatch, tmp_path/"cb")
     run(toy, tmp_path/"b", monkeypatch, tmp_path/"cb")
     assert len(calls) == 5, "what was trained before the interruption was trained again"
     assert digests(tmp_path/"a") == digests(tmp_path/"b")
 
 
-def test_without_asking_rows_the_extended_arm_goes_out(toy, tmp_path, monkeypatch):
-    table = run(toy, tmp_path/"o", monkeypatch, tmp_path/"c", retrieval=0.)
+def test_without_retrieval_rows_the_extended_variant_goes_out(toy, tmp_path, monkeypatch):
+    table = run(toy, tmp_path/"o", monkeypatch, tmp_path/"c", retrieval_ratio=0.)
     assert table[-1]["variant"] == "extended"
     assert digests(tmp_path/"o"/"model")["model.safetensors"] == digests(tmp_path/"c"/"extended"/"model")["model.safetensors"]
     bins = read_csv(tmp_path/"o"/"curve.csv")
     assert {r["variant"] for r in bins} == {"before", "window", "scaled", "short", "trained", "extended"} and max(int(r["to"]) for r in bins) == 128
     assert {r["variant"] for r in read_csv(tmp_path/"o"/"needles.csv")} == {"before", "scaled", "trained", "extended"}
-    # an untrained arm read through the window is, inside the first window, the arm itself
+    # an untrained variant read through the window is, inside the first window, the variant itself
     first = {r["variant"]: float(r["bpb"]) for r in bins if r["from"] == "0"}
     assert abs(first["before"] - first["window"]) < .02
     assert set(read_json(tmp_path/"o"/"metrics.json")["needle"]["beyond"]) == {"before", "scaled", "trained", "extended"}
@@ -122,8 +123,8 @@ def test_facts_of_training_are_not_those_of_the_test(toy):
 
 
 @pytest.mark.parametrize("given, said", [
-    (dict(factor=1.), "`extend.rope_factor` is 1.0"), (dict(factor=.5), "must be more than 1"), (dict(factor=40., tokens=9999), "no document of 1281 tokens or more (the longest has 400)"),
-    (dict(retrieval=2.), "`extend.retrieval_ratio` is 2.0"), (dict(tokens=50), "`extend.train_tokens` is 50"), (dict(fast=1.), "`extend.beta_fast` is 1.0"), (dict(context_length=2), "`extend.context_length` is 2")], ids=str)
+    (dict(rope_factor=1.), "`extend.rope_factor` is 1.0"), (dict(rope_factor=.5), "must be more than 1"), (dict(rope_factor=40., train_tokens=9999), "no document of 1281 tokens or more (the longest has 400)"),
+    (dict(retrieval_ratio=2.), "`extend.retrieval_ratio` is 2.0"), (dict(train_tokens=50), "`extend.train_tokens` is 50"), (dict(beta_fast=1.), "`extend.beta_fast` is 1.0"), (dict(context_length=2), "`extend.context_length` is 2")], ids=str)
 def test_bad_parameters_are_one_sentence(toy, tmp_path, monkeypatch, given, said):
     with pytest.raises(Invalid) as e: run(toy, tmp_path/"o", monkeypatch, tmp_path/"c", **given)
     assert said in str(e.value) and "\n" not in str(e.value) and not (tmp_path/"o").exists()

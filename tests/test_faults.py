@@ -19,10 +19,10 @@ def mend(bare):
 
 
 @pytest.mark.parametrize("old, new, words", [
-    ("  epochs: 1.5", "  epoch: 1.5", ["params.yaml", "`sft.epoch`", "did you mean `epochs`"]),
-    ("  epochs: 1.5\n", "", ["params.yaml", "`sft.num_train_epochs`", "is missing", "float"]),
-    ("  epochs: 1.5", "  epochs: many", ["params.yaml", "`sft.num_train_epochs`", "type float"]),
-    ("  epochs: 1.5", "  epochs: true", ["params.yaml", "`sft.num_train_epochs`", "type float"]),
+    ("  num_train_epochs: 1.5", "  num_train_epoch: 1.5", ["params.yaml", "`sft.num_train_epoch`", "did you mean `num_train_epochs`"]),
+    ("  num_train_epochs: 1.5\n", "", ["params.yaml", "`sft.num_train_epochs`", "is missing", "float"]),
+    ("  num_train_epochs: 1.5", "  num_train_epochs: many", ["params.yaml", "`sft.num_train_epochs`", "type float"]),
+    ("  num_train_epochs: 1.5", "  num_train_epochs: true", ["params.yaml", "`sft.num_train_epochs`", "type float"]),
     ("sft:\n", "stf:\n", ["params.yaml", "`stf`", "stages are"]),
     ("  threads: 2 ", "  treads: 2 ", ["params.yaml", "`shared.treads`"]),
     ("  threads: 2 ", "  #", ["params.yaml", "`shared.threads`", "missing"]),
@@ -89,7 +89,7 @@ def test_your_own_folder(mend, tmp_path):
     refuse(mend, "python -m forge_nb.data.default_company", "data.dvc records data of yours")
     mend("dvc checkout -q data.dvc")
     assert "Mended by hand" in mine.read_text(encoding="utf-8")
-    rejected = (mend.root/"artifacts/curate/rejects.jsonl").read_text(encoding="utf-8")
+    rejected = (mend.root/"artifacts/ingest/rejects.jsonl").read_text(encoding="utf-8")
     assert '"docs/scan.md"' in rejected and rejected.count("\n") == 1
     refuse(mend, "dvc repro synth", "company/questions.yaml", "setting_default.table", "does not exist")
     mend("git checkout -q . && dvc checkout -q --force data.dvc")
@@ -112,7 +112,7 @@ def test_nothing_calls_out():
 
 def test_a_crash_names_the_cell_and_keeps_the_partial_report(mend):
     book = mend.root/"nbs/15_curate.ipynb"
-    book.write_text(book.read_text(encoding="utf-8").replace('plot_ledger(Path(\\"artifacts/curate/outcomes.csv\\"))', 'plot_ledger(Path(\\"artifacts/curate/nosuch.csv\\"))'), encoding="utf-8")
+    book.write_text(book.read_text(encoding="utf-8").replace('plot_outcomes(Path(\\"artifacts/curate/outcomes.csv\\"))', 'plot_outcomes(Path(\\"artifacts/curate/nosuch.csv\\"))'), encoding="utf-8")
     said = mend("dvc repro curate", rc=None)
-    assert "stage curate failed in cell" in said and "plot_ledger(Path" in said and "FileNotFoundError" in said and "reports/curate.failed.ipynb" in said
+    assert "stage curate failed in cell" in said and "plot_outcomes(Path" in said and "FileNotFoundError" in said and "reports/curate.failed.ipynb" in said
     assert "FileNotFoundError" in (mend.root/"reports/curate.failed.ipynb").read_text(encoding="utf-8")

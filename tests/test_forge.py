@@ -6,26 +6,26 @@ import pytest
 from conftest import Copy
 from jsonschema import validate
 
-from forge_nb.ops.schemas import SCHEMAS
 from forge_nb.core.project import parse_dvc_lock
+from forge_nb.ops.cli import ANSWER_MODELS, answer_schema
 
-FORGE = "python -m forge_nb.forge"
+FORGE = "python -m forge_nb.ops.cli"
 TUNED = "sft dpo reward rlhf rl distill".split()
 
 
 def ask(copy: Copy, line: str, rc: int = 0) -> dict:
     "The JSON answer of a verb, held to its schema; nothing else may stand on standard output"
-    done = copy(f"{FORGE} {line} --json 2>.git/said", rc)
+    done = copy(f"{FORGE} {line} --json 2>.git/errors", rc)
     answer = json.loads(done)
-    validate(answer, SCHEMAS[line.split()[0]]())
+    validate(answer, answer_schema(line.split()[0]))
     return answer
 
 
 def refuse(copy: Copy, line: str, rc: int, *words: str):
     "One sentence on standard error with these words, the exit code, no traceback"
-    said = copy(f"{FORGE} {line} 2>&1 >/dev/null", rc)
-    errors = [row for row in said.splitlines() if row.startswith("error: ")]
-    assert len(errors) == 1 and "Traceback" not in said, said
+    output = copy(f"{FORGE} {line} 2>&1 >/dev/null", rc)
+    errors = [row for row in output.splitlines() if row.startswith("error: ")]
+    assert len(errors) == 1 and "Traceback" not in output, output
     for w in words: assert w in errors[0], errors[0]
 
 
@@ -54,19 +54,19 @@ def sibling(copy: Copy, folder: Path) -> Copy:
 
 @pytest.fixture(scope="module")
 def asked(tiny, tmp_path_factory) -> Copy:
-    "A finished project with a page that the model was trained on, facts taken from it, and a near-twin of it"
+    "A finished project with a page that the model was trained on, facts taken from it, and a near-duplicate of it"
     copy = sibling(tiny, tmp_path_factory.mktemp("forge")/"project")
     page = next(d for d in rows(copy, "artifacts/curate/documents/train.jsonl") if d["kind"] == "docs" and len(d["text"]) > 3000)
-    twin = copy.root/"data"/"docs"/"zz old copy.txt"
-    twin.write_text((copy.root/"data"/page["source"]).read_text(encoding="utf-8").replace(" the ", " a ", 1), encoding="utf-8")
+    duplicate = copy.root/"data"/"docs"/"zz old copy.txt"
+    duplicate.write_text((copy.root/"data"/page["source"]).read_text(encoding="utf-8").replace(" the ", " a ", 1), encoding="utf-8")
     table = copy.root/"data"/"facts"/"objects.csv"
     first, *rest = table.read_text(encoding="utf-8").splitlines(keepends=True)
-    mine = next(n for n, row in enumerate(rest) if ",class," in row and ",docs/" in row)
-    old = next(cell for cell in rest[mine].split(",") if cell.startswith("docs/"))
-    rest[mine] = rest[mine].replace(old, page["source"])
+    number = next(n for n, row in enumerate(rest) if ",class," in row and ",docs/" in row)
+    old = next(cell for cell in rest[number].split(",") if cell.startswith("docs/"))
+    rest[number] = rest[number].replace(old, page["source"])
     table.write_text("".join([first, *rest]), encoding="utf-8")
-    copy("python -m forge_nb.core.runner adopt && dvc add -q data && dvc repro && git add -A && git -c user.name=t -c user.email=t@localhost commit -qm twin && git tag shipped")
-    copy.page, copy.text, copy.row = page["source"], (copy.root/"data"/page["source"]).read_text(encoding="utf-8"), mine + 2
+    copy("python -m forge_nb.core.runner adopt && dvc add -q data && dvc repro && git add -A && git -c user.name=t -c user.email=t@localhost commit -qm duplicate && git tag shipped")
+    copy.page, copy.text, copy.row = page["source"], (copy.root/"data"/page["source"]).read_text(encoding="utf-8"), number + 2
     return copy
 
 
@@ -89,7 +89,7 @@ def forgotten(asked, tmp_path_factory):
 def test_every_verb_explains_itself(bare):
     assert "whereis" in bare(FORGE) and "forget" in bare(f"{FORGE} --help")
     for verb in ("whereis", "forget", "estimate", "sweep", "cycle", "schema"): assert "Example: forge " + verb in bare(f"{FORGE} {verb} --help")
-    for verb in SCHEMAS: assert json.loads(bare(f"{FORGE} schema {verb}")) == SCHEMAS[verb]()
+    for verb in ANSWER_MODELS: assert json.loads(bare(f"{FORGE} schema {verb}")) == answer_schema(verb)
 
 
 @pytest.mark.parametrize("line, rc, words", [
@@ -106,23 +106,23 @@ def test_every_verb_explains_itself(bare):
     ("forget data/facts/objects.csv --yes", 2, ["table of facts", "make adopt"]),
     ("forget --undo", 3, ["no forget is unfinished"]),
     ("forget docs/index.txt", 2, ["--yes", "--dry-run"]),
-    ("plan --model nosuch", 2, ["config/hardware.yaml", "mistral-small-4"]),
-    ("plan --profile nosuch", 2, ["no profile `nosuch`", "tiny"])])
+    ("estimate --model nosuch", 2, ["config/hardware.yaml", "mistral-small-4"]),
+    ("estimate --profile nosuch", 2, ["no profile `nosuch`", "tiny"])])
 def test_bad_input_is_a_sentence(tiny, line, rc, words):
     before = fingerprints(tiny)
     refuse(tiny, f"{line} </dev/null", rc, *words)
     assert fingerprints(tiny) == before
-    if line.split()[0] in SCHEMAS: assert words[0] in ask(tiny, f"{line} </dev/null", rc)["error"]
+    if line.split()[0] in ANSWER_MODELS: assert words[0] in ask(tiny, f"{line} </dev/null", rc)["error"]
 
 
 def test_outside_a_project(tmp_path):
     env_path = str(Path(__file__).resolve().parents[1])
-    done = subprocess.run([sys.executable, "-m", "forge_nb.forge", "whereis", "x", "--json"], cwd=tmp_path, env={"PYTHONPATH": env_path, "PATH": "/usr/bin:/bin"}, capture_output=True, text=True, encoding="utf-8")
+    done = subprocess.run([sys.executable, "-m", "forge_nb.ops.cli", "whereis", "x", "--json"], cwd=tmp_path, env={"PYTHONPATH": env_path, "PATH": "/usr/bin:/bin"}, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 2 and "Traceback" not in done.stderr and "dvc.yaml" in json.loads(done.stdout)["error"]
 
 
 def test_import_is_light():
-    code = "import sys, forge_nb.forge; print([m for m in ('dvc', 'torch', 'numpy', 'pyarrow', 'nbformat', 'papermill') if m in sys.modules])"
+    code = "import sys, forge_nb.ops.cli; print([m for m in ('dvc', 'torch', 'numpy', 'pandas', 'pyarrow', 'nbformat', 'papermill') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True, encoding="utf-8").stdout.strip() == "[]"
 
 
@@ -131,8 +131,9 @@ def test_a_trained_document_reached_every_model(asked):
     assert d["source"] == asked.page and d["splits"] == {"train": 1} and d["sha256"] == hashlib.sha256(asked.text.encode()).hexdigest()
     assert [m["path"] for m in d["models"]] == [*(f"artifacts/{m}/model" for m in ("pretrain", *TUNED)), "artifacts/distill/student_without_teacher"] and d["summary"].startswith("trained on")
     assert {r["stage"] for r in d["reached"]} >= {"curate", "tokenizer", "pretrain", *TUNED, "evaluate"}
-    [out] = [r for r in d["reached"] if r["path"] == "artifacts/curate/documents"]
-    assert out["files"] == ["artifacts/curate/documents/train.jsonl"] and out["hash"] in (asked.root/"dvc.lock").read_text(encoding="utf-8")
+    splits = [r for r in d["reached"] if r["path"].startswith("artifacts/curate/documents")]
+    assert [f for r in splits for f in r["files"]] == ["artifacts/curate/documents/train.jsonl"]
+    assert all(r["hash"] in (asked.root/"dvc.lock").read_text(encoding="utf-8") for r in splits)
     assert {"table": "objects.csv", "rows": [asked.row]} in [f | {"rows": [r for r in f["rows"] if r == asked.row]} for f in d["facts"]]
     assert any("zz old copy" in t["source"] for t in d["near_duplicates"])
     assert ask(asked, f"whereis {d['ids'][0][:9]}")["documents"] == [d]
@@ -144,7 +145,7 @@ def test_a_test_document_reached_evaluate_and_no_model(asked):
     page = next(d for d in rows(asked, "artifacts/curate/documents/test.jsonl") if d["source"] not in facts)
     [d] = ask(asked, f"whereis {page['source']}")["documents"]
     assert d["splits"] == {"test": 1} and d["models"] == [] and "no model" in d["summary"] and "held out" in d["summary"]
-    assert {r["stage"] for r in d["reached"]} == {"assess", "curate", "ngram", "evaluate"}
+    assert {r["stage"] for r in d["reached"]} - {"ingest"} == {"assess", "curate", "ngram", "evaluate"}
 
 
 def test_a_dropped_document_reached_nothing(asked):
@@ -152,7 +153,7 @@ def test_a_dropped_document_reached_nothing(asked):
     facts = "".join(p.read_text(encoding="utf-8") for p in (asked.root/"data/facts").glob("*.csv"))
     page = next(p for p in sorted((asked.root/"data/docs/ref").rglob("*.txt")) if (s := p.relative_to(asked.root/"data").as_posix()) not in named and s not in facts)
     [d] = ask(asked, f"whereis {page.relative_to(asked.root)}")["documents"]
-    assert d["dropped"] and not d["splits"] and not d["models"] and {r["stage"] for r in d["reached"]} <= {"assess", "curate"} and "dropped by curate" in d["summary"]
+    assert d["dropped"] and not d["splits"] and not d["models"] and {r["stage"] for r in d["reached"]} <= {"ingest", "assess", "curate"} and "dropped by curate" in d["summary"]
 
 
 def test_training_rows_are_found_by_their_parents(asked):
@@ -161,10 +162,10 @@ def test_training_rows_are_found_by_their_parents(asked):
     lines = (asked.root/"data/facts/objects.csv").read_text(encoding="utf-8").splitlines()
     number, source = next((n, cell) for n in numbers for cell in lines[n - 1].split(",") if cell.startswith("docs/"))
     [d] = ask(asked, f"whereis {source}")["documents"]
-    mine = {n for f in d["facts"] if f["table"] == "objects.csv" for n in f["rows"]}
-    assert number in mine
+    named = {n for f in d["facts"] if f["table"] == "objects.csv" for n in f["rows"]}
+    assert number in named
     found = next(t for t in d["training"] if t["file"] == "artifacts/synth/rows/sft.jsonl")
-    assert found["rows"] >= sum(any(p == f"objects.csv:{n}" for n in mine for p in r["parents"]) for r in parent) > 0
+    assert found["rows"] >= sum(any(p == f"objects.csv:{n}" for n in named for p in r["parents"]) for r in parent) > 0
     assert "artifacts/sft/model" in [m["path"] for m in d["models"]]
 
 
@@ -189,7 +190,7 @@ def test_dry_run_changes_nothing(asked):
     before, status = fingerprints(asked), asked("git status --porcelain")
     answer = ask(asked, f"forget {asked.page} --dry-run")
     assert answer["state"] == "dry-run" and {r["path"] for r in answer["removed"]} == {asked.page, "docs/zz old copy.txt"}
-    assert set(answer["may_run"]) == {*"tangle assess curate tokenizer ngram synth pretrain evaluate card".split(), *TUNED}
+    assert set(answer["may_run"]) - {"ingest"} == {*"tangle assess curate tokenizer ngram synth pretrain evaluate card".split(), *TUNED}
     assert fingerprints(asked) == before and asked("git status --porcelain") == status
     kept = ask(asked, f"forget {asked.page} --dry-run --keep-duplicates")
     assert [r["path"] for r in kept["removed"]] == [asked.page] and kept["kept_duplicates"]
@@ -208,14 +209,14 @@ def test_a_failure_while_removing_leaves_data_whole(asked, tmp_path):
     copy = sibling(asked, tmp_path/"failing")
     before = fingerprints(copy)
     copy("""python - <<'E'
-import forge_nb.forge as forge, sys
-real, calls = forge.dvc, []
+from forge_nb.ops import cli, erasure
+real, calls = erasure.run_dvc, []
 def broken(root, *words, **more):
     calls.append(words)
     if words[:1] == ('add',) and len([c for c in calls if c[:1] == ('add',)]) == 2: raise OSError(28, 'No space left on device', 'data')
     return real(root, *words, **more)
-forge.dvc = broken
-forge.main(['forget', '%s', '--yes'])
+erasure.run_dvc = broken
+cli.main(['forget', '%s', '--yes'])
 E""" % asked.page, rc=1)
     assert fingerprints(copy) == before
 
@@ -244,7 +245,7 @@ def test_the_receipt_is_complete_and_holds_no_text(forgotten, asked):
     copy, r = forgotten["copy"], forgotten["answer"]
     paper, page = (copy.root/r["receipt"]), (copy.root/r["receipt"]).with_suffix(".md")
     assert json.loads(paper.read_text(encoding="utf-8")) == r and len(paper.stem) == 12 and r["removed"][0]["ids"][0].startswith(paper.stem)
-    validate(r, SCHEMAS["forget"]())
+    validate(r, answer_schema("forget"))
     for words in (asked.page, "Not forgotten", "dvc gc --workspace", r["commit"], "artifacts/dpo/model"): assert words in page.read_text(encoding="utf-8")
     runs = [" ".join(asked.text.split()[n:n + 8]) for n in range(0, len(asked.text.split()) - 8, 5)]
     assert not [w for w in runs if w in page.read_text(encoding="utf-8") or w in paper.read_text(encoding="utf-8")]
@@ -276,7 +277,7 @@ def test_forgetting_what_was_never_used_trains_nothing(forgotten):
     page = next(s for p in sorted((copy.root/"data/docs/releases").glob("*.txt")) if (s := p.relative_to(copy.root/"data").as_posix()) not in named and s not in facts)
     old = lock(copy)
     r = ask(copy, f"forget {page} --yes")
-    assert set(r["ran"]) <= {"tangle", "assess", "curate", "synth", "card"} and {k: r["proof"][k] for k in ("ids", "paths", "ngrams")} == dict(ids=0, paths=0, ngrams=0)
+    assert set(r["ran"]) <= {"tangle", "ingest", "assess", "curate", "synth", "card"} and {k: r["proof"][k] for k in ("ids", "paths", "ngrams")} == dict(ids=0, paths=0, ngrams=0)
     for stage in ("pretrain", *TUNED): assert lock(copy)[stage] == old[stage]
     assert not [e for e in r["evaluation"] if e["before"] != e["after"]]
     status = copy("git status --porcelain")
@@ -291,7 +292,7 @@ def test_the_proof_finds_what_was_planted(forgotten, asked):
     r, words = forgotten["answer"], " ".join(asked.text.split()[100:130])
     journal = dict(kept_duplicates=[], removed=r["removed"], mentioned={}, leftovers=[], before=dict(ids=0, paths=0, ngrams=0))
     (copy.root/"receipts"/".pending.ngrams").write_bytes(hash_ngrams(words).astype("<u8").tobytes())
-    with open(copy.root/"artifacts/synth/rows/sft.jsonl", "a", encoding="utf-8") as f: f.write(json.dumps(dict(id=r["removed"][0]["ids"][0], parents=[asked.page], said=words)) + "\n")
+    with open(copy.root/"artifacts/synth/rows/sft.jsonl", "a", encoding="utf-8") as f: f.write(json.dumps(dict(id=r["removed"][0]["ids"][0], parents=[asked.page], text=words)) + "\n")
     from safetensors.numpy import save_file
     from tokenizers import Tokenizer
     import numpy as np
@@ -319,7 +320,7 @@ def test_parts_of_files_are_refused(asked, tmp_path):
     assert [r["path"] for r in ask(copy, "forget docs/parts.csv --dry-run")["removed"]] == ["docs/parts.csv"]
 
 
-def test_clusters_and_drops_of_curate_count_as_twins(asked, tmp_path):
+def test_clusters_and_drops_of_curate_count_as_near_duplicates(asked, tmp_path):
     "Whatever curate's records tie together goes together, dropped documents included"
     copy = sibling(asked, tmp_path/"clusters")
     path = copy.root/"artifacts/curate/documents/train.jsonl"
@@ -334,24 +335,24 @@ def test_clusters_and_drops_of_curate_count_as_twins(asked, tmp_path):
     assert d["dropped"] == [dict(reason="near duplicate", detail=one["source"], documents=1)]
 
 
-def test_plan_answers_for_this_run_and_for_what_does_not_fit(tiny):
-    own = ask(tiny, "plan --seconds 1")
+def test_estimate_answers_for_this_run_and_for_what_does_not_fit(tiny):
+    own = ask(tiny, "estimate --seconds 1")
     assert own["tokens"] == 30 * 8 * 64 and own["this_machine"]["tokens_per_second"] > 100 and own["best"]["parameters"][1] <= own["best"]["parameters"][0] <= own["best"]["parameters"][2]
-    large = ask(tiny, "plan --model mistral-small-4 --gpus 8")
+    large = ask(tiny, "estimate --model mistral-small-4 --gpus 8")
     assert large["this_machine"] is None and 118e9 < large["parameters"]["total"] < 120e9 and all(m["gpus"] >= 8 for m in large["machines"])
-    small = ask(tiny, "plan --model smollm2-135m --seconds 1")
+    small = ask(tiny, "estimate --model smollm2-135m --seconds 1")
     assert 134e6 < small["parameters"]["total"] < 135e6 and small["parameters"]["matmul"] == pytest.approx(134.5e6, rel=.01)  # tied: the embedding multiplies too
 
 
 def test_a_run_is_compared_with_its_prediction(tiny, tmp_path):
     copy = sibling(tiny, tmp_path/"project")
-    copy("rm -rf runs/past")
-    assert not ask(copy, "plan --seconds 1")["predictions"]
+    copy("rm -rf runs/history")
+    assert not ask(copy, "estimate --seconds 1")["predictions"]
     copy("dvc repro -f -s pretrain")
-    [row] = ask(copy, "plan --seconds 1 --plot law.png")["predictions"]
+    [row] = ask(copy, "estimate --seconds 1 --plot law.png")["predictions"]
     log = [json.loads(line) for line in (copy.root/"runs/pretrain.jsonl").read_text(encoding="utf-8").splitlines()]
     assert row["seconds"] == next(r["total_seconds"] for r in log if "total_seconds" in r) and .2 < row["seconds"] / row["predicted_seconds"] < 5
-    assert (copy.root/"law.png").exists() and (copy.root/"law-ledger.png").exists()
+    assert (copy.root/"law.png").exists() and (copy.root/"law-predictions.png").exists()
 
 
 def test_a_database_becomes_data(bare, tmp_path):
@@ -360,10 +361,10 @@ def test_a_database_becomes_data(bare, tmp_path):
         create table parts (name text primary key, price real, maker integer references makers(id));
         insert into makers values (7, 'Bolt & Co'); insert into parts values ('M3', 0.5, 7), ('M4', null, 7);""")
     answer = json.loads(bare(f"SHOP_URL=sqlite:///{tmp_path}/shop.sqlite {FORGE} snapshot SHOP_URL --name shop --json"))
-    validate(answer, SCHEMAS["snapshot"]())
+    validate(answer, answer_schema("snapshot"))
     assert answer == dict(verb="snapshot", file="data/shop.sqlite", tables=dict(makers=1, parts=2))
     bare("python -m forge_nb.core.tangle && dvc status --quiet data.dvc")
-    said = bare(f"{FORGE} snapshot postgresql://me:hunter2@127.0.0.1:1/x", 2)
-    assert "hunter2" not in said and "error: " in said
+    output = bare(f"{FORGE} snapshot postgresql://me:hunter2@127.0.0.1:1/x", 2)
+    assert "hunter2" not in output and "error: " in output
     assert "letters, digits" in bare(f"{FORGE} snapshot SHOP_URL --name ../x", 2)
     bare("git checkout -q . && rm data/shop.sqlite && dvc checkout -q --force data.dvc")

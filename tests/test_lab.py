@@ -12,7 +12,7 @@ from forge_nb.core.project import read_stages
 
 BOOKS = tangle.list_notebooks()
 NB = {name: nbformat.read(path, 4) for name, path in BOOKS.items()}
-STAGES = [name for name, nb in NB.items() if any(map(tangle.is_parameters, nb.cells))]
+STAGES = {name.rpartition(".")[2]: name for name, nb in NB.items() if any(map(tangle.is_parameters, nb.cells))}  # stage → module
 KEPT = "artifacts reports data build nbs forge_nb dvc.lock params.yaml dvc.yaml".split()  # of which no byte may change
 
 
@@ -87,7 +87,7 @@ def files(folder: Path) -> dict: return {p.relative_to(folder).as_posix(): p.rea
 def run_by_hand(lab: Lab, name: str) -> str:
     "Run All on a stage's page, with what must hold for each: what its first run cell said"
     before = digest(lab.copy)
-    shown, error = lab.run_all(f"nbs/{BOOKS[name].name}")
+    shown, error = lab.run_all(BOOKS[STAGES[name]].relative_to(tangle.ROOT).as_posix())
     assert error is None, f"{name}: {shown[-1][0]}\n{error}"
     assert digest(lab.copy) == before
     [said] = [text for source, text in shown if "prepare_interactive_run(" in source]
@@ -112,9 +112,10 @@ def lab(begun, tmp_path_factory):
 
 @pytest.mark.parametrize("name", STAGES)
 def test_first_run_cell_prepares_a_run_by_hand(name):
-    first = next(c for c in NB[name].cells if "run" in tangle.read_directives(c))
+    nb = NB[STAGES[name]]
+    first = next(c for c in nb.cells if "run" in tangle.read_directives(c))
     assert ast.unparse(ast.parse(first.source).body[-1]) == f"prepare_interactive_run('{name}', globals())"
-    assert not any("lab" in tangle.find_imports(c.source) for c in NB[name].cells if tangle.is_exported(c)), "a stage's result would depend on it"
+    assert not any("core.lab" in tangle.find_imports(c.source) for c in nb.cells if tangle.is_exported(c)), "a stage's result would depend on it"
 
 
 def test_make_lab_serves_the_project_with_the_tour_open(lab, begun):
@@ -135,7 +136,7 @@ def test_kernels_run_this_tree_offline_whoever_is_installed(lab, begun):
     assert lab.run_all("runs/where.ipynb") == ([(code, f"{begun.root}/forge_nb/__init__.py True 0\n")], None)
 
 
-@pytest.mark.parametrize("name", "assess curate tokenizer ngram".split())
+@pytest.mark.parametrize("name", "ingest assess curate tokenizer ngram".split())
 def test_run_all_makes_what_the_pipeline_makes_and_touches_no_artifact(lab, begun, name):
     said = run_by_hand(lab, name)
     assert files(begun.root/"runs"/"lab"/name/"artifacts"/name) == files(begun.root/"artifacts"/name)
@@ -160,7 +161,7 @@ def test_run_all_names_a_missing_input_and_its_remedy(lab, begun):
     shown, error = lab.run_all("nbs/50_sft.ipynb")
     assert error == "Invalid: artifacts/pretrain/model is missing; `dvc repro sft` makes it" and "prepare_interactive_run(" in shown[-1][0]
     (begun.root/"data").rename(begun.root/"runs"/"elsewhere")
-    try: assert lab.run_all("nbs/12_assess.ipynb")[1] == "Invalid: data is missing; `make data` makes it"
+    try: assert lab.run_all("nbs/10_ingest.ipynb")[1] == "Invalid: data is missing; `make data` makes it"
     finally: (begun.root/"runs"/"elsewhere").rename(begun.root/"data")
     assert digest(begun) == before
 
@@ -182,13 +183,13 @@ def test_a_study_by_hand_writes_beside_its_artifacts_too(begun):
 
 def test_forget_searches_what_was_made_by_hand(begun):
     begun("python -c \"from forge_nb.core.lab import prepare_interactive_run as go; go('ngram', {}); open('artifacts/ngram/text', 'w').close()\"")
-    code = "from forge_nb.forge import downstream, made_at_will, ROOT; from forge_nb.core.project import stages; " \
-           "print([made_at_will(n) for p in downstream(ROOT, stages(ROOT)[0]) if (n := p.relative_to(ROOT).as_posix()) == 'runs/lab/ngram/artifacts/ngram/text'])"
+    code = "from forge_nb.ops.receipt import list_output_files, is_regenerable; from forge_nb.core.project import ROOT, read_stages; " \
+           "print([is_regenerable(n) for p in list_output_files(ROOT, read_stages(ROOT)[0]) if (n := p.relative_to(ROOT).as_posix()) == 'runs/lab/ngram/artifacts/ngram/text'])"
     assert begun(f'python -c "{code}"').strip() == "[True]"
 
 
 def test_reports_show_nothing_of_it(begun):
-    for name in "assess curate tokenizer ngram".split():
+    for name in "ingest assess curate tokenizer ngram".split():
         [cell] = [c for c in nbformat.read(begun.root/"reports"/f"{name}.ipynb", 4).cells if "prepare_interactive_run(" in c.source]
         assert not cell.outputs
     assert "reports/html/ngram.html" in begun("python -m forge_nb.report.pages html")

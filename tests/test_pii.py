@@ -300,7 +300,7 @@ RESULTS = read_csv(ROOT/"results"/"pii.csv")
 
 def test_results_belong_to_the_committed_labels():
     stamp = hashlib.sha256((ROOT/"tests"/"mails.csv").read_bytes()).hexdigest()
-    assert {row["labels"] for row in RESULTS} == {stamp}, "measure again: python -m forge_nb.pii FOLDER"
+    assert {row["labels"] for row in RESULTS} == {stamp}, "measure again: python -m forge_nb.data.pii FOLDER"
 
 
 @pytest.mark.parametrize("part", ["first", "fresh"])

@@ -29,7 +29,9 @@ def project(folder: Path) -> Path:
     for name in ("Makefile", "requirements.lock", "pyproject.toml", ".gitattributes", ".gitignore"): shutil.copy(ROOT/name, folder)
     shutil.copytree(ROOT/".githooks", folder/".githooks")
     (folder/"forge_nb").mkdir()
-    for name in ("source", "bases", "bench"): (folder/"forge_nb"/f"{name}.py").write_text(SOURCE, encoding="utf-8")
+    for name in ("data/default_company", "train/bases", "bench/bench"):
+        (folder/"forge_nb"/name).parent.mkdir()
+        (folder/"forge_nb"/f"{name}.py").write_text(SOURCE, encoding="utf-8")
     base, place = sys._base_executable, "lib/python*/site-packages/pip.py"
     (python := folder.parent/"python").write_text(
         f'#!/bin/sh\nif [ "$2" = venv ]; then "{base}" -m venv --without-pip "$3" && cp "{folder.parent}/pip.py" "$(echo "$3"/{place[:-7]})"/; else exec "{base}" "$@"; fi\n', encoding="utf-8")
@@ -139,12 +141,12 @@ def test_without_git(unpacked, tmp_path, remedy):
     said = shell("python -m forge_nb.data.default_company", folder, 2)
     assert said == "error: this folder is no git repository: `git init`, or `dvc config --local core.no_scm true`\n"
     shell(f"{REMEDIES[remedy]} && python -m forge_nb.data.default_company && dvc status --quiet data.dvc", folder)
-    assert "an experiment starts from a commit" in shell("python -m forge_nb.metrics.stats", folder, 2)
+    assert "an experiment starts from a commit" in shell("python -m forge_nb.ops.seeds", folder, 2)
     shell("git init -q && git add -A && git commit -qm a", folder)
     if remedy == "no_scm":
-        assert "dvc config --local --unset core.no_scm" in (said := shell("python -m forge_nb.metrics.stats", folder, 2))
+        assert "dvc config --local --unset core.no_scm" in (said := shell("python -m forge_nb.ops.seeds", folder, 2))
         shell(re.search("`(.*)`", said)[1], folder)
-    shell('python -c "from forge_nb.metrics.stats import place_in_git; assert place_in_git() == str()"', folder)
+    shell('python -c "from forge_nb.core.dvc import require_commit; from forge_nb.core.project import ROOT; require_commit(ROOT)"', folder)
 
 
 @pytest.mark.parametrize("remedy", REMEDIES)
@@ -161,9 +163,9 @@ def test_experiment_read_inside_another_repository(unpacked, tmp_path):
     shutil.copytree(unpacked, folder)
     shell("git init -q .. && python -m forge_nb.data.default_company && git add -A && git commit -qm a", folder)
     shell("dvc exp run -q --temp -n other -S shared.seed=77 tangle", folder)
-    shell("""python -c "from forge_nb.metrics.stats import place_in_git, read_result as r; assert place_in_git() == 'forge/' and 'seed: 77' in r('params.yaml', 'other') and r('data/LICENSE', 'other')" """, folder)
+    shell("""python -c "from forge_nb.core.dvc import read_experiment_file as r; from forge_nb.core.project import ROOT; assert 'seed: 77' in r(ROOT, 'params.yaml', 'other') and r(ROOT, 'data/LICENSE', 'other')" """, folder)
     shell("echo >> ../a && git -C .. add a && git commit -qm b && echo >> ../a", folder)
-    code = "from forge_nb.forge import git, ROOT; assert git(ROOT, 'show', 'HEAD:./dvc.lock').startswith('schema') and not git(ROOT, 'status', '--porcelain', '-uno', '--', '.')"
+    code = "from forge_nb.core.project import ROOT, run_git; assert run_git(ROOT, 'show', 'HEAD:./dvc.lock').startswith('schema') and not run_git(ROOT, 'status', '--porcelain', '-uno', '--', '.')"
     shell(f'python -c "{code}"', folder)
 
 

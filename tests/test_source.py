@@ -9,11 +9,12 @@ from nbdev.export import nb_export
 
 from forge_nb.metrics.policies import load_function, load_policies
 from forge_nb.core.project import Invalid, load_params
+from forge_nb.core.settings import Paraphrases, QuestionKinds, Style, load_settings
 from forge_nb.data.tables import read_templates
-from forge_nb.core.tangle import extract_build_source, list_notebooks
+from forge_nb.core.tangle import extract_build_source, list_notebooks, module_file, module_name
 
-ADDED = "def find(*a, **k): return []"  # switches masking off
-ASSESSED = ("artifacts/assess/metrics.json", "artifacts/assess/rejects.jsonl", "artifacts/assess/findings.csv", "reports/assess.ipynb")
+ADDED = "def find_pii(*a, **k): return []"  # switches masking off
+ASSESSED = ("artifacts/assess/metrics.json", "artifacts/ingest/rejects.jsonl", "artifacts/assess/findings.csv", "reports/assess.ipynb")
 TANGLE = "python -m forge_nb.core.tangle"
 
 
@@ -53,7 +54,12 @@ def pages(small) -> Copy:
     small("git checkout -qf . && git clean -fdq nbs forge_nb")
 
 
-def page(copy: Copy, name: str) -> Path: return next((copy.root/"nbs").glob(f"[0-9]*_{name}.ipynb"))
+def page(copy: Copy, name: str) -> Path: return next((copy.root/"nbs").rglob(f"[0-9][0-9]_{name}.ipynb"))
+
+
+def module(copy: Copy, name: str) -> str:
+    "File of a page's module, as data/pii.py"
+    return module_file(module_name(page(copy, name).relative_to(copy.root).as_posix()))
 
 
 def edit(path: Path, old: str, new: str):
@@ -79,14 +85,17 @@ def add_cell(path: Path, source: str, kind: str = "code", name: str = "c0ffee00"
 def results(copy: Copy) -> dict: return {p: (copy.root/p).read_bytes() for p in ASSESSED}
 
 
-def package(root: Path) -> dict: return {p.name: p.read_bytes() for p in (root/"forge_nb").glob("*.py") if not p.name.startswith("_")}
+def package(root: Path) -> dict:
+    "Module → its bytes"
+    found = (p for p in (root/"forge_nb").rglob("*.py") if not p.name.startswith("_"))
+    return {p.relative_to(root/"forge_nb").as_posix(): p.read_bytes() for p in found}
 
 
 def exported(root: Path, tmp: Path) -> dict:
     "What nbdev itself makes of the notebooks as they are"
     shutil.rmtree(tmp, ignore_errors=True); (tmp/"forge_nb").mkdir(parents=True)
     shutil.copytree(root/"nbs", tmp/"nbs")
-    for path in sorted((tmp/"nbs").glob("[0-9][0-9a-z]_*.ipynb")): nb_export(path, tmp/"forge_nb")
+    for path in sorted((tmp/"nbs").rglob("[0-9][0-9]_*.ipynb")): nb_export(path, tmp/"forge_nb")
     return package(tmp)
 
 
@@ -107,7 +116,7 @@ def test_an_edit_taken_back_is_taken_back_in_the_package_too(mend):
     assert json.loads((mend.root/"artifacts/assess/metrics.json").read_text(encoding="utf-8"))["findings"].keys() == {"none"}
     page(mend, "pii").write_bytes(kept)
     mend("dvc repro -q tangle")
-    assert ADDED not in (mend.root/"forge_nb/pii.py").read_text(encoding="utf-8")
+    assert ADDED not in (mend.root/"forge_nb/data/pii.py").read_text(encoding="utf-8")
     mend("dvc repro -q assess")
     assert results(mend) == before and (mend.root/"dvc.lock").read_bytes() == lock
 
@@ -120,7 +129,7 @@ def test_code_that_nbdev_exports_is_code_that_counts(mend):
         nb["cells"][-1]["metadata"] = metadata
         page(mend, "pii").write_text(json.dumps(nb), encoding="utf-8")
         mend(TANGLE)
-        assert source in (mend.root/"build/pii.py").read_text(encoding="utf-8") and source.splitlines()[-1] in (mend.root/"forge_nb/pii.py").read_text(encoding="utf-8")
+        assert source in (mend.root/"build/data/pii.py").read_text(encoding="utf-8") and source.splitlines()[-1] in (mend.root/"forge_nb/data/pii.py").read_text(encoding="utf-8")
         mend("git checkout -q nbs")
 
 
@@ -138,29 +147,29 @@ def test_an_edit_made_twice_gives_the_same_twice(mend, tmp_path):
 def test_a_stage_called_by_hand_refuses_code_that_is_not_exported(mend):
     before = results(mend)
     add_cell(page(mend, "pii"), f"#| export\n{ADDED}")
-    refused(mend, "python -m forge_nb.core.runner assess", "nbs/0b_pii.ipynb is not what build/ was made from", "dvc repro --force tangle")
+    refused(mend, "python -m forge_nb.core.runner assess", "nbs/data/70_pii.ipynb is not what build/ was made from", "dvc repro --force tangle")
     mend("git checkout -q nbs")
-    with open(mend.root/"forge_nb/pii.py", "a", encoding="utf-8") as f: f.write(f"\n{ADDED}\n")
-    refused(mend, "python -m forge_nb.core.runner assess", "forge_nb/pii.py is not what nbs/0b_pii.ipynb exports", "dvc repro --force tangle")
+    with open(mend.root/"forge_nb/data/pii.py", "a", encoding="utf-8") as f: f.write(f"\n{ADDED}\n")
+    refused(mend, "python -m forge_nb.core.runner assess", "forge_nb/data/pii.py is not what nbs/data/70_pii.ipynb exports", "dvc repro --force tangle")
     mend("git checkout -q forge_nb")
-    with open(mend.root/"build/pii.py", "a", encoding="utf-8") as f: f.write(f"\n{ADDED}\n")
-    refused(mend, "python -m forge_nb.core.runner assess", "nbs/0b_pii.ipynb is not what build/ was made from")
+    with open(mend.root/"build/data/pii.py", "a", encoding="utf-8") as f: f.write(f"\n{ADDED}\n")
+    refused(mend, "python -m forge_nb.core.runner assess", "nbs/data/70_pii.ipynb is not what build/ was made from")
     assert "Running stage 'assess'" not in mend("dvc repro assess")
     mend("rm -r build")
     refused(mend, "python -m forge_nb.core.runner assess", "build/manifest.json is missing", "dvc repro --force tangle")
     mend("dvc repro -q --force tangle && python -m forge_nb.core.runner assess")  # the remedy
     assert results(mend) == before
-    with open(mend.root/"forge_nb/pii.py", "a", encoding="utf-8") as f: f.write(f"\n{ADDED}\n")
+    with open(mend.root/"forge_nb/data/pii.py", "a", encoding="utf-8") as f: f.write(f"\n{ADDED}\n")
     mend("dvc commit -q -f tangle")  # the edit is on record now, and DVC finds nothing to do
-    refused(mend, "python -m forge_nb.core.runner assess", "forge_nb/pii.py is not what nbs/0b_pii.ipynb exports")
+    refused(mend, "python -m forge_nb.core.runner assess", "forge_nb/data/pii.py is not what nbs/data/70_pii.ipynb exports")
     mend("dvc repro -q --force tangle && python -m forge_nb.core.runner assess")
     assert results(mend) == before
 
 
 def test_a_module_edited_by_hand_is_exported_over_and_kept_aside(mend, tmp_path):
-    with open(mend.root/"forge_nb/pii.py", "a", encoding="utf-8") as f: f.write(f"\n{ADDED}\n")
+    with open(mend.root/"forge_nb/data/pii.py", "a", encoding="utf-8") as f: f.write(f"\n{ADDED}\n")
     said = mend("dvc repro assess")
-    [kept] = (mend.root/".cache/overwritten").glob("pii-*.py")
+    [kept] = (mend.root/".cache/overwritten").glob("data.pii-*.py")
     assert f"kept in .cache/overwritten/{kept.name}" in said and ADDED in kept.read_text(encoding="utf-8")
     assert "Running stage 'assess'" not in said and package(mend.root) == exported(mend.root, tmp_path/"x")
     (mend.root/"forge_nb/handmade.py").write_text("x = 1\n", encoding="utf-8")
@@ -169,19 +178,19 @@ def test_a_module_edited_by_hand_is_exported_over_and_kept_aside(mend, tmp_path)
 
 
 def test_a_module_goes_with_its_notebook(mend):
-    toy = mend.root/"nbs/0u_toy.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# toy"), nbformat.v4.new_code_cell("#| default_exp toy"), nbformat.v4.new_code_cell("#| export\nx = 1")]), toy)
+    toy = mend.root/"nbs/data/99_toy.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# toy"), nbformat.v4.new_code_cell("#| default_exp data.toy"), nbformat.v4.new_code_cell("#| export\nx = 1")]), toy)
     mend("dvc repro -q tangle")
-    assert (mend.root/"forge_nb/toy.py").exists()
+    assert (mend.root/"forge_nb/data/toy.py").exists()
     toy.unlink()
     mend("dvc repro -q tangle")
-    assert not (mend.root/"forge_nb/toy.py").exists()
+    assert not (mend.root/"forge_nb/data/toy.py").exists()
 
 
 def test_compiled_code_of_the_same_second_and_size_is_not_believed(mend):
     "Python takes a compiled file for fresh when the source's second and size fit"
     run = "PYTHONDONTWRITEBYTECODE= python"
-    edit(page(mend, "answers"), "#| export\n", "#| export\nNUMBER = 1\n")
+    edit(page(mend, "graders"), "#| export\n", "#| export\nNUMBER = 1\n")
     mend(f"{run} -m forge_nb.core.tangle && {run} -c 'import forge_nb.metrics.graders'")
     module, stamp = mend.root/"forge_nb/metrics/graders.py", os.stat(mend.root/"forge_nb/metrics/graders.py")
     module.write_text(module.read_text(encoding="utf-8").replace("NUMBER = 1", "NUMBER = 2"), encoding="utf-8")  # as a checkout within the second does
@@ -191,7 +200,7 @@ def test_compiled_code_of_the_same_second_and_size_is_not_believed(mend):
 
 @pytest.mark.parametrize("kind, page_name, old, new, words", [
     ("a syntax error", "sft", "#| export\ndef sft(", "#| export\ndef def sft(", ["nbs/50_sft.ipynb, cell ", "line 2: invalid syntax (`def def sft(`)"]),
-    ("a syntax error in a library page", "readers", "#| export\ndef shards(", "#| export\ndef def shards(", ["nbs/0a_readers.ipynb, cell ", "line 2: invalid syntax"]),
+    ("a syntax error in a library page", "readers", "#| export\ndef split_into_shards(", "#| export\ndef def split_into_shards(", ["nbs/data/60_readers.ipynb, cell ", "line 2: invalid syntax"]),
     ("a syntax error in a run cell", "sft", "pin(seed, threads)", "pin(seed, threads", ["nbs/50_sft.ipynb, cell ", "was never closed"]),
     ("a notebook command in an exported cell", "sft", "#| export\ndef sft(", "#| export\n!ls\ndef sft(", ["nbs/50_sft.ipynb, cell ", "line 2: `!ls` is a notebook command"]),
     ("conflict marks in a cell", "sft", "#| export\ndef sft(", "#| export\n<<<<<<< local\ndef sft(", ["nbs/50_sft.ipynb, cell ", "conflict marks"]),
@@ -199,10 +208,10 @@ def test_compiled_code_of_the_same_second_and_size_is_not_believed(mend):
     ("an import relative to a notebook", "sft", "#| export\ndef sft(", "#| export\nfrom .pii import find\ndef sft(", ["cannot import relative"]),
     ("a command of the kernel above the directive", "sft", "#| export\ndef sft(", "%%time\n#| export\ndef sft(", ["nbs/50_sft.ipynb, cell ", "is a notebook command"]),
     ("an export into another module", "sft", "#| export\ndef sft(", "#| export dpo\ndef sft(", ["nbs/50_sft.ipynb, cell ", "exports to the module `dpo`"]),
-    ("a run cell that leans on a lesson", "sft", "pin(seed, threads)", "pin(seed, threads); print(words)", ["nbs/50_sft.ipynb, cell ", "uses `words`, which the lesson in cell"]),
+    ("a run cell that leans on a lesson", "sft", "pin(seed, threads)", "pin(seed, threads); print(tokenizer)", ["nbs/50_sft.ipynb, cell ", "uses `tokenizer`, which the lesson in cell"]),
     ("a name that Python cannot import", "sft", "#| default_exp sft", "#| default_exp s-ft", ["`s-ft`, which Python cannot import"]),
     ("a parameter without a type", "sft", "threads: int = 2", "threads = 2", ["nbs/50_sft.ipynb, cell ", "`name: type = value"]),
-    ("a name that is not the notebook's", "sft", "#| default_exp sft", "#| default_exp sfft", ["nbs/50_sft.ipynb makes the module `sfft`, but its name says `sft`"]),
+    ("a name that is not the notebook's", "sft", "#| default_exp sft", "#| default_exp sfft", ["nbs/50_sft.ipynb makes the module `sfft`, but its place says `sft`"]),
     ("no module's name", "sft", "#| default_exp sft", "# nothing", ["nbs/50_sft.ipynb says nowhere which module it makes"])])
 def test_a_notebook_that_cannot_be_exported_is_one_sentence(pages, kind, page_name, old, new, words):
     before = package(pages.root)
@@ -220,8 +229,8 @@ def test_an_import_that_the_pipeline_does_not_list_stops_before_anything_runs(me
 
 def test_a_syntax_error_taken_back_is_over(mend):
     before = results(mend), package(mend.root)
-    edit(page(mend, "readers"), "#| export\ndef shards(", "#| export\ndef def shards(")
-    refused(mend, "dvc repro assess", "nbs/0a_readers.ipynb, cell ", "invalid syntax")
+    edit(page(mend, "readers"), "#| export\ndef split_into_shards(", "#| export\ndef def split_into_shards(")
+    refused(mend, "dvc repro assess", "nbs/data/60_readers.ipynb, cell ", "invalid syntax")
     mend("git checkout -q nbs && dvc repro -q assess")
     assert (results(mend), package(mend.root)) == before
 
@@ -271,25 +280,25 @@ def give_back(copy: Copy): copy("git merge --abort; git reset -q --hard HEAD~1 &
 
 
 def test_a_merge_that_left_marks_names_file_and_way_out(mend):
-    merge(mend, "pii", "#| export\ndef find(", "#| export\nOURS = 1\ndef find(", "#| export\nTHEIRS = 1\ndef find(")
-    refused(mend, TANGLE, "nbs/0b_pii.ipynb, line ", "conflict marks of a merge", "nbdev-fix nbs/0b_pii.ipynb", "make export")
-    mend("nbdev-fix nbs/0b_pii.ipynb", rc=1)  # the remedy: both sides as cells, one of which is then deleted
-    refused(mend, TANGLE, "nbs/0b_pii.ipynb, cell ", "conflict marks of a merge; keep one side")
+    merge(mend, "pii", "#| export\ndef find_pii(", "#| export\nOURS = 1\ndef find_pii(", "#| export\nTHEIRS = 1\ndef find_pii(")
+    refused(mend, TANGLE, "nbs/data/70_pii.ipynb, line ", "conflict marks of a merge", "nbdev-fix nbs/data/70_pii.ipynb", "make export")
+    mend("nbdev-fix nbs/data/70_pii.ipynb", rc=1)  # the remedy: both sides as cells, one of which is then deleted
+    refused(mend, TANGLE, "nbs/data/70_pii.ipynb, cell ", "conflict marks of a merge; keep one side")
     nb = json.loads(page(mend, "pii").read_text(encoding="utf-8"))
     nb["cells"] = [c for c in nb["cells"] if "THEIRS" not in "".join(c["source"]) and not re.match("`(<<<<<<<|=======|>>>>>>>)", "".join(c["source"]))]
     page(mend, "pii").write_text(json.dumps(nb), encoding="utf-8")
     mend("make -o setup export")
-    assert "OURS = 1" in (mend.root/"forge_nb/pii.py").read_text(encoding="utf-8")
+    assert "OURS = 1" in (mend.root/"forge_nb/data/pii.py").read_text(encoding="utf-8")
     give_back(mend)
 
 
 def test_marks_in_the_harness_itself_are_one_sentence_and_make_export_mends_them(mend, tmp_path):
-    stage, forge = "python -m forge_nb.core.runner assess", "python -m forge_nb.forge whereis docs"
+    stage, forge = "python -m forge_nb.core.runner assess", "python -m forge_nb.ops.cli whereis docs"
     for name, commands in (("project", (stage, forge, TANGLE)), ("tangle", (stage, TANGLE)), ("runner", (stage, ))):
-        module = mend.root/"forge_nb"/f"{name}.py"
-        lines = module.read_text(encoding="utf-8").splitlines(True)
-        module.write_text("".join([*lines[:26], "<<<<<<< HEAD\n", *lines[26:]]), encoding="utf-8")
-        for line in commands: refused(mend, line, f"forge_nb/{name}.py, line 27 (`<<<<<<< HEAD`)", "make export")
+        path = mend.root/"forge_nb"/"core"/f"{name}.py"
+        lines = path.read_text(encoding="utf-8").splitlines(True)
+        path.write_text("".join([*lines[:26], "<<<<<<< HEAD\n", *lines[26:]]), encoding="utf-8")
+        for line in commands: refused(mend, line, f"forge_nb/core/{name}.py, line 27 (`<<<<<<< HEAD`)", "make export")
         mend("make -o setup export" if TANGLE in commands else "dvc repro -q tangle")  # what tangle does not import it exports by itself
         assert package(mend.root) == exported(mend.root, tmp_path/"x")
     (mend.root/"forge_nb/core/tangle.py").write_text("<<<<<<< HEAD\n", encoding="utf-8")
@@ -307,14 +316,16 @@ def test_marks_in_the_harness_itself_are_one_sentence_and_make_export_mends_them
     ("params.yaml", "sft: [\n", ["params.yaml, line "]), ("params.yaml", "- sft\n", ["params.yaml holds ", "sections"])])
 def test_yaml_that_people_edit_is_one_sentence(pages, name, content, words):
     (pages.root/name).unlink() if content is None else (pages.root/name).write_bytes(content.encode("latin-1"))
-    for line in ("python -m forge_nb.core.runner assess", "python -m forge_nb.forge whereis 'docs/page 1.md'") if name == "dvc.lock" else (TANGLE, ): refused(pages, line, *words)
+    for line in ("python -m forge_nb.core.runner assess", "python -m forge_nb.ops.cli whereis 'docs/page 1.md'") if name == "dvc.lock" else (TANGLE, ): refused(pages, line, *words)
 
 
-@pytest.mark.parametrize("name", ["company/questions.yaml", "company/policies.yaml", "company/paraphrases.yaml", "company/templates.yaml", "company/card.yaml", "config/bases.yaml", "config/hardware.yaml", "config/profiles/tiny.yaml", "studies/dvc.yaml"])
+@pytest.mark.parametrize("name", ["company/questions.yaml", "company/policies.yaml", "company/paraphrases.yaml", "company/style.yaml", "company/templates.yaml", "company/card.yaml", "config/bases.yaml", "config/hardware.yaml", "config/profiles/tiny.yaml", "studies/dvc.yaml"])
 @pytest.mark.parametrize("content, words", [
     ("a: 1\n<<<<<<< HEAD\n", ["line 2: conflict marks"]), ("a:\n\tb: 1\n", ["line 2", "not tabs"]), ("a: f\xfcnf\n", ["line 1: the byte 0xfc is not UTF-8"])])
 def test_every_other_yaml_too(tmp_path, name, content, words):
+    models = {"company/questions.yaml": QuestionKinds, "company/paraphrases.yaml": Paraphrases, "company/style.yaml": Style}
     read = {"company/policies.yaml": load_policies, "company/templates.yaml": read_templates}.get(name, load_params)
+    if name in models: read = lambda path: load_settings(path, models[name])
     (tmp_path/name).parent.mkdir(exist_ok=True, parents=True)
     (tmp_path/name).write_bytes(content.encode("latin-1"))
     with pytest.raises(Invalid) as error: read(tmp_path/name)
@@ -322,8 +333,8 @@ def test_every_other_yaml_too(tmp_path, name, content, words):
 
 
 def test_yaml_is_parsed_in_one_place():
-    "So that what every file says of a mistake is the same sentence; the runner keeps comments, a sweep reads single values"
-    assert {p.stem for p in (Path(__file__).parents[1]/"forge_nb").glob("*.py") if "YAML(" in p.read_text(encoding="utf-8")} == {"project", "runner", "sweep"}
+    "So that what every file says of a mistake is the same sentence; the runner keeps comments"
+    assert {p.stem for p in (Path(__file__).parents[1]/"forge_nb").rglob("*.py") if "YAML(" in p.read_text(encoding="utf-8")} == {"project", "runner"}
 
 
 def test_a_damaged_report_is_one_sentence(mend):
@@ -340,7 +351,7 @@ def test_a_name_that_is_no_stage(small):
 def test_the_package_of_another_clone_is_refused(small, tmp_path):
     other = tmp_path/"other"
     small(f"git worktree add -q --detach {other}")
-    error = subprocess.run(["python", "-m", "forge_nb.forge", "whereis", "docs"], cwd=other/"nbs", env={**os.environ, "PYTHONPATH": str(small.root)}, capture_output=True, text=True, encoding="utf-8")
+    error = subprocess.run(["python", "-m", "forge_nb.ops.cli", "whereis", "docs"], cwd=other/"nbs", env={**os.environ, "PYTHONPATH": str(small.root)}, capture_output=True, text=True, encoding="utf-8")
     assert error.returncode == 2 and f"the code that runs here is that of {small.root}" in error.stderr and "Traceback" not in error.stderr
     small(f"git worktree remove --force {other}")
 
@@ -355,18 +366,18 @@ def test_an_input_that_changes_while_a_stage_runs_is_not_recorded(mend):
 
 
 def test_checkpoints_know_code_links_machine_and_versions(small, tmp_path):
-    code = "from forge_nb import runner; import os; from pathlib import Path\n" \
-           "def h(): return runner.run_hash({}, runner.contents(['probe']))\n" \
+    code = "from forge_nb.core import runner; import os; from pathlib import Path\n" \
+           "def h(): return runner.hash_run({}, runner.hash_files(['probe']))\n" \
            "p = Path('probe'); p.mkdir(); (p/'a').write_text('x', encoding='utf-8'); a = h()\n" \
            "(p/'a').rename('moved'); (p/'a').symlink_to(Path('moved').resolve()); b = h()\n" \
-           "runner.machine = lambda: dict(cpu='another'); c = h(); print(len({a, b, c}))"
+           "runner.describe_machine = lambda: dict(cpu='another'); c = h(); print(len({a, b, c}))"
     assert small(f"python -c \"{code}\"; rm -rf probe moved").strip() == "3"
 
 
 def test_what_a_search_has_on_record_counts_for_its_own_code_alone(small):
-    code = "import optuna, tempfile; from pathlib import Path; from forge_nb import sweep; from optuna.distributions import FloatDistribution as F\n" \
-           "d = Path(tempfile.mkdtemp()); a = {'sft.learning_rate': F(.1, 1)}; sweep.opened(d, a, ('sft', 'loss', True), 'one'); sweep.opened(d, a, ('sft', 'loss', True), 'one')\n" \
-           "from forge_nb.core.project import command; command(lambda: sweep.opened(d, a, ('sft', 'loss', True), 'two'))"
+    code = "import optuna, tempfile; from pathlib import Path; from forge_nb.ops import sweep; from optuna.distributions import FloatDistribution as F\n" \
+           "d = Path(tempfile.mkdtemp()); a = {'sft.learning_rate': F(.1, 1)}; sweep.open_study(d, a, ('sft', 'loss', True), 'one'); sweep.open_study(d, a, ('sft', 'loss', True), 'one')\n" \
+           "from forge_nb.core.project import run_cli; run_cli(lambda: sweep.open_study(d, a, ('sft', 'loss', True), 'two'))"
     refused(small, f"python -c \"{code}\"", "other code, data, parameters or versions", "--name")
 
 
@@ -390,7 +401,7 @@ def test_files_are_utf8_whatever_the_locale(mend, tmp_path):
     assert "ISO-8859-1" in mend(f"{text} python -c 'import locale; print(locale.getpreferredencoding())'")
     mend(f"{text} dvc repro -q -f assess")
     assert results(mend) == before
-    for line in (TANGLE, "python -m forge_nb.report.pages html", "python -m forge_nb.forge whereis 'docs/page 1.md'", f"{TANGLE} export"): mend(f"{text} {line}")
+    for line in (TANGLE, "python -m forge_nb.report.pages html", "python -m forge_nb.ops.cli whereis 'docs/page 1.md'", f"{TANGLE} export"): mend(f"{text} {line}")
 
 
 def test_a_long_folder_for_temporary_files(mend, tmp_path):
@@ -419,13 +430,13 @@ def test_a_full_disk_is_one_sentence(mend, tmp_path, where):
 def test_a_project_that_cannot_be_written_to_is_one_sentence(mend):
     only = f"{MOUNT} bash -c 'mount --bind . . && mount -o remount,bind,ro . && cd $PWD && %s'"
     refused(mend, only % "python -m forge_nb.core.runner assess", "Read-only file system", "clone that you may write to", rc=1)
-    mend(only % "python -m forge_nb.forge whereis docs --json > /dev/null", rc=None)
-    assert "Traceback" not in mend(only % "python -m forge_nb.forge estimate", rc=None)
+    mend(only % "python -m forge_nb.ops.cli whereis docs --json > /dev/null", rc=None)
+    assert "Traceback" not in mend(only % "python -m forge_nb.ops.cli estimate", rc=None)
 
 
 class Walk:
     "Random edits of a working tree, and what a fresh clone makes of each"
-    pages = ("pii", "readers", "twins", "assess")
+    pages = ("pii", "readers", "dedup", "assess")
 
     def __init__(self, copy: Copy, seed: int): self.copy, self.draw, self.count = copy, random.Random(seed), 0
 
@@ -446,15 +457,16 @@ class Walk:
         def switch(): git(f"git checkout -q -f b{self.draw.randint(0, 2)} 2>/dev/null || true")
         def back(): git("git checkout -q -f HEAD~1 2>/dev/null || true")
         def by_hand():
-            with open(git.root/"forge_nb"/f"{name}.py", "a", encoding="utf-8") as f: f.write(f"\nHAND = {self.count}\n")
-        def lost(): (git.root/"forge_nb"/f"{name}.py").unlink(missing_ok=True)
+            with open(git.root/"forge_nb"/module(git, name), "a", encoding="utf-8") as f: f.write(f"\nHAND = {self.count}\n")
+        def lost(): (git.root/"forge_nb"/module(git, name)).unlink(missing_ok=True)
         def built():
-            if (git.root/"build"/f"{name}.py").exists(): (git.root/"build"/f"{name}.py").write_text("# nothing\n", encoding="utf-8")
+            path = git.root/"build"/module(git, name)
+            if path.exists(): path.write_text("# nothing\n", encoding="utf-8")
         def nbdev(): git("nbdev-export")
         def broken():
             kept = path.read_bytes(); edit(path, "#| export\n", "#| export\ndef def\n"); git("dvc repro -q tangle", rc=None); path.write_bytes(kept)
         def copied():
-            twin = path.with_name(f"{path.stem}-Copy1.ipynb"); shutil.copy(path, twin); git("dvc repro -q tangle", rc=None); twin.unlink()
+            copied = path.with_name(f"{path.stem}-Copy1.ipynb"); shutil.copy(path, copied); git("dvc repro -q tangle", rc=None); copied.unlink()
         move = self.draw.choice([code, code, masking, prose, run_cell, undo, undo, undo_all, stash, pop, branch, switch, back, by_hand, lost, built, nbdev, broken, copied])
         move()
         return f"{self.count} {move.__name__} {name}"
@@ -466,8 +478,8 @@ def test_a_random_walk_of_edits_leaves_the_package_as_exported(mend, tmp_path):
         move = walk.step()
         mend("dvc repro -q tangle")
         assert package(mend.root) == exported(mend.root, tmp_path/"x"), move
-        books = {p.stem.split("_", 1)[1]: nbformat.read(p, 4) for p in (mend.root/"nbs").glob("[0-9]*.ipynb")}
-        assert {name: (mend.root/"build"/f"{name}.py").read_text(encoding="utf-8") for name in books} == {name: extract_build_source(nb) for name, nb in books.items()}, move
+        books = {module(mend, p.stem[3:]): nbformat.read(p, 4) for p in (mend.root/"nbs").rglob("[0-9]*.ipynb")}
+        assert {name: (mend.root/"build"/name).read_text(encoding="utf-8") for name in books} == {name: extract_build_source(nb) for name, nb in books.items()}, move
 
 
 @pytest.mark.slow
@@ -480,7 +492,7 @@ def test_a_random_walk_of_fifty_edits_ends_each_time_where_a_fresh_clone_does(tm
     for _ in range(50):
         move = walk.step()
         walked("dvc repro -q assess")
-        state = repr({p.name: p.read_bytes() for p in sorted((walked.root/"nbs").glob("*.ipynb"))})
+        state = repr({p.name: p.read_bytes() for p in sorted((walked.root/"nbs").rglob("*.ipynb"))})
         if state not in made:
             fresh = tmp_path/"fresh"
             walked(f"rm -rf {fresh} && git clone -q . {fresh} && rm -r {fresh}/nbs && cp -r nbs data {fresh}/ && cd {fresh} && rm -f dvc.lock && dvc repro -q assess")
@@ -494,4 +506,4 @@ def test_a_random_walk_of_fifty_edits_ends_each_time_where_a_fresh_clone_does(tm
     print(f"{len(made)} different states")
 
 
-def test_notebooks_are_found(): assert {"project", "tangle", "runner", "assess"} <= set(list_notebooks())
+def test_notebooks_are_found(): assert {"core.project", "core.tangle", "core.runner", "assess"} <= set(list_notebooks())

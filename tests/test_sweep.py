@@ -34,8 +34,8 @@ def test_the_best_trial_can_be_taken_over(searched):
 
 
 def test_a_hopeless_trial_is_ended_and_leaves_nothing(searched):
-    code = "from forge_nb.ops.sweep import experiment; print(experiment('early', {'pretrain.warmup_steps': 4}, 'sft', 'pretrain', lambda *_: True))"
-    assert searched(f'python -c "{code}"').strip().splitlines()[-1] == "pruned"
+    code = "from forge_nb.ops.sweep import run_watched; print(run_watched('early', {'pretrain.warmup_steps': 4}, 'sft', 'pretrain', lambda *_: True))"
+    assert searched(f'python -c "{code}"').strip().splitlines()[-1] == "False"
     assert "early" not in searched("dvc exp list --name-only") and not searched("git status --porcelain")
     assert "up to date" in searched("dvc repro")
 
@@ -52,4 +52,4 @@ def test_bad_searches_are_refused_before_they_run(searched, line, words): refuse
 
 
 def test_three_failures_at_the_beginning_are_a_mistake(searched):
-    refuse(searched, "sweep tokenizer.vocab_size=1,2 --trials 4 --metric tokenizer:entries --name small", 2, "first three trials failed", "tokenizer.vocab_size")
+    refuse(searched, "sweep tokenizer.vocab_size=1,2 --trials 4 --metric tokenizer:vocab_size --name small", 2, "first three trials failed", "tokenizer.vocab_size")

@@ -7,24 +7,27 @@ import pytest
 from conftest import ENV
 
 RUN = """
-import hashlib, json, sys
+import dataclasses, hashlib, json, sys
 from pathlib import Path
 from transformers import AutoTokenizer
-from forge_nb.train.launch import is_first
-from forge_nb.core.project import command, pin
-from forge_nb.train import build, fit, follow, gathered, workers
+from forge_nb.core.project import pin, run_cli
+from forge_nb.train.architecture import PretrainConfig, build_model, derive_config
+from forge_nb.train.checkpoint import gather_weights, make_accelerator
+from forge_nb.train.launch import is_main_process
+from forge_nb.train.loop import train_model
 def run():
-    made, checkpoints, given = Path("artifacts/tokenizer"), Path(sys.argv[1]), json.loads(sys.argv[2])
-    every = given.pop("every", 3600.)
-    pin(0, given.pop("threads", 1))
-    words = AutoTokenizer.from_pretrained(made/"tokenizer")
-    plan = follow(1, vocabulary=len(words), context=64, tokens_per_parameter=.1) | dict(rows=4, steps=120, optimizer="muon", warmup=5, decay=.5, z_weight=1e-4, balance_weight=.01) | given
-    model = build(words, context=64, experts=plan.get("experts", 0), **{k: plan[k] for k in ("layers", "width", "inner")})
-    state = fit(model, words, made/"tokens", context=64, plan=plan, looks=2, seed=0, checkpoints=checkpoints, every=every)
-    weights = gathered(workers(), model)
+    folder, checkpoints, options = Path("artifacts/tokenizer"), Path(sys.argv[1]), json.loads(sys.argv[2])
+    checkpoint_seconds = options.pop("checkpoint_seconds", 3600.)
+    pin(0, options.pop("threads", 1))
+    tokenizer = AutoTokenizer.from_pretrained(folder/"tokenizer")
+    defaults = PretrainConfig(depth=1, context_length=64, tokens_per_parameter=.1, batch_size=4, max_steps=120, warmup_steps=5, warmdown_ratio=.5, z_loss_weight=1e-4, num_evals=2)
+    shape, config = derive_config(dataclasses.replace(defaults, **options), len(tokenizer))
+    model = build_model(tokenizer, shape)
+    state = train_model(model, tokenizer, folder/"tokens", config=config, checkpoints=checkpoints, checkpoint_seconds=checkpoint_seconds)
+    weights = gather_weights(make_accelerator(), model)
     digest = hashlib.sha256(b"".join(weights[k].detach().numpy().tobytes() for k in sorted(weights)))
-    if is_first(): print("made", digest.hexdigest(), json.dumps(state["curve"]), flush=True)
-command(run)
+    if is_main_process(): print("made", digest.hexdigest(), json.dumps(state["curve"]), flush=True)
+run_cli(run)
 """
 
 
@@ -44,7 +47,7 @@ def result(process) -> str:
 
 
 def stopped(running) -> str:
-    "End a run with SIGTERM after its first look; what it said"
+    "End a run with SIGTERM after its first measurement; what it printed"
     said = []
     for row in running.stdout:
         said.append(row)
@@ -64,7 +67,7 @@ def test_terminated_anywhere_and_resumed_gives_the_same_bits(tiny, tmp_path, giv
 def test_killed_anywhere_and_resumed_gives_the_same_bits(tiny, tmp_path):
     whole, parts, killed = result(start(tiny, tmp_path/"whole", threads=2)), tmp_path/"parts", 0
     for moment in (0., .2, .4, .6):
-        running, end = start(tiny, parts, threads=2, every=0.), time.monotonic() + 300  # a checkpoint after each step, so that some kill meets one half-written
+        running, end = start(tiny, parts, threads=2, checkpoint_seconds=0.), time.monotonic() + 300  # a checkpoint after each step, so that some kill meets one half-written
         while running.poll() is None and not (parts/"last"/"state.json").exists(): assert time.monotonic() < end; time.sleep(.01)
         time.sleep(moment); running.kill(); running.communicate(timeout=300)
         killed += running.returncode == -signal.SIGKILL
@@ -72,8 +75,8 @@ def test_killed_anywhere_and_resumed_gives_the_same_bits(tiny, tmp_path):
 
 
 def curve(line: str) -> list:
-    "Bits per byte at each look, from what `result` gives"
-    return [look["held_out_bpb"] for look in json.loads(line.split(" ", 2)[2])]
+    "Bits per byte at each measurement, from what `result` gives"
+    return [row["held_out_bpb"] for row in json.loads(line.split(" ", 2)[2])]
 
 
 def halves(processes: int) -> dict:
@@ -104,14 +107,14 @@ def test_a_checkpoint_resumes_with_another_count_of_processes(tiny, tmp_path, be
 
 
 def test_rows_that_processes_cannot_share(tiny, tmp_path):
-    running = start(tiny, tmp_path, processes=2, rows=3)
+    running = start(tiny, tmp_path, processes=2, batch_size=3)
     said, _ = running.communicate(timeout=300)
     assert running.returncode and "3 rows in a batch cannot be shared evenly by 2 processes" in said, said
 
 
 def test_a_killed_worker_is_a_sentence_and_the_run_goes_on(tiny):
     set_to = lambda old, new: (tiny.root/"params.yaml").write_text((tiny.root/"params.yaml").read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
-    set_to("processes: 1", "processes: 2"); set_to("  steps: 30", "  steps: 300")
+    set_to("num_processes: 1", "num_processes: 2"); set_to("  max_steps: 30", "  max_steps: 300")
     try:
         running = subprocess.Popen(["bash", "-c", "dvc repro pretrain"], cwd=tiny.root, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8")
         end = time.monotonic() + 300

@@ -13,20 +13,20 @@ from .project import Invalid, ROOT, make_environment, read_stages, remove_path
 
 # %% ../../nbs/core/60_lab.ipynb #323fa18a
 def apply_parameters(
-    namespace: dict, # of a page; changed in place
-    parameters: dict # parameters of params.yaml
+    namespace: dict, # names of a page → values; changed in place
+    parameters: dict # parameter → value of params.yaml
 ) -> list: # lines, one for each value that differs from the page's own
     "Put the parameters of params.yaml in place of the page's own"
-    lines = [f"params.yaml: {k} = {v!r} stands for this page's {namespace[k]!r}"
-             for k, v in parameters.items() if k in namespace and namespace[k] != v]
+    differing = [k for k, v in parameters.items() if k in namespace and namespace[k] != v]
+    lines = [f"params.yaml: {k} = {parameters[k]!r} stands for this page's {namespace[k]!r}" for k in differing]
     namespace.update(parameters)
     return lines
 
 # %% ../../nbs/core/60_lab.ipynb #87182d78
 def require_inputs(
-    root: Path, # of the project
+    root: Path, # root folder of the project
     deps: list, # paths that the stage depends on, from the root
-    target: str # what `dvc repro` is to be asked for
+    target: str # stage that `dvc repro` is to be asked for
 ):
     "Stop with one sentence when something that the stage reads is missing"
     for dep in deps:
@@ -36,9 +36,9 @@ def require_inputs(
 
 # %% ../../nbs/core/60_lab.ipynb #1542aff0
 def mirror_root(
-    root: Path, # of the project, absolute
+    root: Path, # root folder of the project, absolute
     name: str, # stage
-    folder: Path # to make, anew
+    folder: Path # folder to make, anew
 ):
     "Make a folder that looks like the project's root, where only the stage's own artifacts are no links"
     remove_path(folder)
@@ -51,7 +51,7 @@ def mirror_root(
 # %% ../../nbs/core/60_lab.ipynb #07e374b2
 def prepare_interactive_run(
     name: str, # stage
-    namespace: dict # of its page: globals()
+    namespace: dict # names of its page → values, as globals() gives them
 ):
     "By hand: take the parameters of params.yaml and go to a scratch folder; in the pipeline: nothing"
     if os.environ.get("FORGE_LOG"): return
@@ -61,8 +61,8 @@ def prepare_interactive_run(
     stage, parameters = read_stages(ROOT)[0].get(name, {}), read_stage_parameters(name, page)
     is_study = "wdir" in stage  # it reads what `sft` and the stages before it made
     require_inputs(ROOT, stage.get("deps", []), "sft" if is_study else name)
-    lines = apply_parameters(namespace, parameters)
-    mirror_root(ROOT, name, folder := ROOT/"runs"/"lab"/name)
+    lines, folder = apply_parameters(namespace, parameters), ROOT/"runs"/"lab"/name
+    mirror_root(ROOT, name, folder)
     os.chdir(folder)
     os.environ.update(make_environment(namespace.get("threads", 1)), FORGE_CKPT=str(folder/".ckpt"))
     command = f"{'cd studies && ' if is_study else ''}dvc repro {name}"

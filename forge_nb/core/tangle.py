@@ -4,32 +4,34 @@
 
 # %% auto #0
 __all__ = ['FOLDERS', 'UNTRACKED_MODULES', 'read_directives', 'is_parameters', 'is_exported', 'extract_build_source',
-           'read_notebook', 'expand_magics', 'is_python', 'check_cell', 'module_name', 'module_file', 'running_order',
-           'is_stage', 'notebook_paths', 'list_notebooks', 'page_of_stage', 'read_default_exp', 'check_notebook_names',
-           'read_notebooks', 'parse_parameters_cell', 'parse_entry_keywords', 'check_parameters_tag',
-           'find_bound_names', 'check_lessons', 'matches_type', 'params_file', 'check_parameters', 'check_sections',
-           'compute_checksums', 'check_data', 'write_checksums', 'export_modules', 'hash_text', 'is_in_git',
-           'back_up_module', 'compile_module', 'refresh_bytecode', 'write_package', 'export_package', 'find_imports',
-           'collect_notebooks', 'collect_dependencies', 'check_deps', 'extract_exported_source', 'tangle',
-           'check_exports', 'clean_notebook', 'main']
+           'read_notebook', 'expand_magics', 'is_python', 'describe_syntax_error', 'check_cell', 'module_name',
+           'module_file', 'running_order', 'is_stage', 'notebook_paths', 'list_notebooks', 'page_of_stage',
+           'read_default_exp', 'find_name_fault', 'check_notebook_names', 'read_notebooks', 'parse_parameters_cell',
+           'parse_entry_keywords', 'check_tags', 'check_parameters_cell', 'find_bound_names', 'find_used_names',
+           'check_lessons', 'matches_type', 'params_file', 'check_values', 'check_parameters', 'check_sections',
+           'compute_checksums', 'check_data', 'write_checksums', 'export_modules', 'is_in_git', 'back_up_module',
+           'compile_module', 'refresh_bytecode', 'remove_stale_modules', 'write_package', 'check_notebook',
+           'export_package', 'resolve_import', 'find_imports', 'collect_notebooks', 'collect_dependencies',
+           'check_deps', 'extract_exported_source', 'write_build', 'tangle', 'check_export', 'check_exports',
+           'clean_notebook', 'main']
 
 # %% ../../nbs/core/10_tangle.ipynb #78b10605
-import ast, difflib, hashlib, json, os, py_compile, re, shutil, subprocess, sys
+import ast, difflib, json, os, py_compile, re, shutil, sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema would compile a grammar of addresses: a second for nothing
+sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema would compile a grammar of addresses, which takes a second
 import nbformat
 from nbformat.v4.rwbase import rejoin_lines
 from .project import (Invalid, ROOT, all_params, atomic, describe_json_error, display_path,
-                                   find_conflict_line, read_json, read_stages, read_text, remove_path,
-                                   run_cli, write_json)
+                                   find_conflict_line, hash_file, hash_text, read_json, read_stages, read_text,
+                                   remove_path, run_cli, run_git, write_json)
 
 # %% ../../nbs/core/10_tangle.ipynb #068eb1e7
 def read_directives(
     cell # notebook cell
-) -> dict: # name, as 'export' or 'run', → value
-    "nbdev's directives of a code cell, read as nbdev reads them: any leading line, or the cell's metadata"
+) -> dict: # directive, as 'export' or 'run', → its value
+    "Read nbdev's directives of a code cell as nbdev does: from any leading line, or from the cell's metadata"
     if cell.cell_type != "code" or "#|" not in cell.source and "nbdev" not in cell.metadata: return {}
     from fastcore.nbio import NbCell
     return NbCell(0, dict(cell)).directives
@@ -37,82 +39,93 @@ def read_directives(
 # %% ../../nbs/core/10_tangle.ipynb #edfbdee1
 def is_parameters(
     cell # notebook cell
-) -> bool:
-    "Whether papermill injects parameters after this cell"
+) -> bool: # True for the cell with the tag `parameters`
+    "Tell whether papermill injects parameters after this cell"
     return "parameters" in cell.metadata.get("tags", [])
 
 # %% ../../nbs/core/10_tangle.ipynb #3feda42b
 def is_exported(
     cell # notebook cell
-) -> bool:
-    "Whether a cell goes into the module"
+) -> bool: # True for a cell with one of nbdev's export directives
+    "Tell whether a cell goes into the module"
     return bool({"export", "exporti", "exports"} & read_directives(cell).keys())
 
 # %% ../../nbs/core/10_tangle.ipynb #03ddbdd3
 def extract_build_source(
     nb # notebook
-) -> str: # source of the cells that can change a result
-    "Exported, parameters and run cells of `nb`, joined"
-    code = [c for c in nb.cells if c.cell_type == "code"]
-    sources = [c.source for c in code if is_exported(c) or "run" in read_directives(c) or is_parameters(c)]
+) -> str: # Python source of the cells that can change a result
+    "Join the exported, parameters and run cells of a notebook"
+    counts = lambda c: is_exported(c) or is_parameters(c) or "run" in read_directives(c)
+    sources = [c.source for c in nb.cells if c.cell_type == "code" and counts(c)]
     return "\n\n".join(sources) + "\n"
 
 # %% ../../nbs/core/10_tangle.ipynb #d92532a3
 def read_notebook(
     path: Path # .ipynb
 ): # notebook
-    "The notebook in a file; one that cannot be read is one sentence with its name and line"
+    "Read a notebook; one that cannot be read is one sentence with its name and line"
     name, text = display_path(path), read_text(path)
     command = "dvc checkout --force" if "reports/" in name else "git checkout --"
-    restore_hint = f"`{command} {name}` brings the recorded one back"
-    if not text.strip(): raise Invalid(f"{name} is empty ({path.stat().st_size} bytes); {restore_hint}, or delete it")
+    remedy = f"`{command} {name}` brings the recorded one back"
+    if not text.strip(): raise Invalid(f"{name} is empty ({path.stat().st_size} bytes); {remedy}, or delete it")
     if line := find_conflict_line(text):
         raise Invalid(f"{name}, line {line}: conflict marks of a merge; "
                       f"`nbdev-fix {name}` turns them into cells to choose from, then `make export`")
     try: nb = nbformat.from_dict(json.loads(text))
-    except json.JSONDecodeError as e: raise Invalid(f"{name}, {describe_json_error(e, 'a notebook')}; {restore_hint}") from None
-    if not isinstance(nb, dict) or not isinstance(nb.get("cells"), list) or nb.get("nbformat") != 4:
-        raise Invalid(f"{name}: not a notebook of format 4; {restore_hint}")
+    except json.JSONDecodeError as e:
+        raise Invalid(f"{name}, {describe_json_error(e, 'a notebook')}; {remedy}") from None
+    is_notebook = isinstance(nb, dict) and isinstance(nb.get("cells"), list) and nb.get("nbformat") == 4
+    if not is_notebook: raise Invalid(f"{name}: not a notebook of format 4; {remedy}")
     for number, c in enumerate(nb.cells):
         c.setdefault("metadata", nbformat.NotebookNode())
-        c.setdefault("id", f"cell-{number}")  # older notebooks have none, and nbformat would draw one
+        c.setdefault("id", f"cell-{number}")  # older notebooks have none, and nbformat would draw one at random
     return rejoin_lines(nb)
 
 # %% ../../nbs/core/10_tangle.ipynb #20276429
 def expand_magics(
-    source: str # of a cell
+    source: str # source of a cell
 ) -> str: # Python
-    "A cell as the kernel runs it, its notebook commands turned into calls"
+    "Turn the notebook commands of a cell into calls, as the kernel does"
     from IPython.core.inputtransformer2 import TransformerManager
     return TransformerManager().transform_cell(source)
 
 # %% ../../nbs/core/10_tangle.ipynb #a012eff0
 def is_python(
-    source: str # Python
-) -> bool:
-    "Whether `source` is Python"
+    source: str # text that may be Python
+) -> bool: # True when it parses
+    "Tell whether a source is Python"
     try: ast.parse(source)
     except (SyntaxError, ValueError): return False
     return True
 
 # %% ../../nbs/core/10_tangle.ipynb #d138f957
+def describe_syntax_error(
+    source: str, # source that does not parse
+    error: Exception, # exception of ast.parse
+    exported: bool # whether the source is to be part of a module
+) -> str: # line and fault, with the remedy
+    "Say where and why a cell is not Python"
+    number = getattr(error, "lineno", 0) or 1
+    line = (source.splitlines() or [""])[number - 1].strip()
+    if exported and is_python(expand_magics(source)):
+        return (f"line {number}: `{line}` is a notebook command, and a module cannot hold it; "
+                "move it to a cell without `#| export`")
+    return f"line {number}: {getattr(error, 'msg', error)} (`{line[:80]}`); mend the cell"
+
+# %% ../../nbs/core/10_tangle.ipynb #5fa71004
 def check_cell(
-    location: str, # of the cell, for messages
+    location: str, # notebook and number of the cell, for messages
     cell # code cell
 ):
     "Stop with one sentence when a cell cannot be run, or an exported one cannot be part of a module"
     targets = [v for k, v in read_directives(cell).items() if k.startswith("export") and v]
     if targets: raise Invalid(f"{location} exports to the module `{targets[0]}`; a notebook makes one module, "
-                            "so let it say `#| export` alone")
-    source = cell.source if is_exported(cell) or is_python(cell.source) else expand_magics(cell.source)
+                              "so let it say `#| export` alone")
+    exported = is_exported(cell)
+    source = cell.source if exported or is_python(cell.source) else expand_magics(cell.source)
     try: tree = ast.parse(source)
     except (SyntaxError, ValueError) as e:
-        number = getattr(e, "lineno", 0) or 1
-        line = (source.splitlines() or [""])[number - 1].strip()
-        if is_exported(cell) and is_python(expand_magics(source)):
-            raise Invalid(f"{location}, line {number}: `{line}` is a notebook command, and a module cannot hold it; "
-                          "move it to a cell without `#| export`") from None
-        raise Invalid(f"{location}, line {number}: {getattr(e, 'msg', e)} (`{line[:80]}`); mend the cell") from None
+        raise Invalid(f"{location}, {describe_syntax_error(source, e, exported)}") from None
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level:
             raise Invalid(f"{location}, line {node.lineno}: a notebook cannot import relative to itself; "
@@ -123,91 +136,104 @@ FOLDERS = "core data metrics train synthesis evals report ops studies bench".spl
 
 # %% ../../nbs/core/10_tangle.ipynb #934dcd8e
 def module_name(
-    path: str # of a numbered notebook, from the root
-) -> str: # as core.project, or '' for any other notebook
-    "The module that a notebook's place stands for"
+    path: str # notebook, from the root
+) -> str: # module, as core.project; '' for a notebook without a number
+    "Name the module that a notebook's place stands for"
     found = re.fullmatch(r"nbs/((?:\w+/)*)[0-9]{2}_(\w+)\.ipynb", path)
     return (found[1] + found[2]).replace("/", ".") if found else ""
 
 # %% ../../nbs/core/10_tangle.ipynb #af02c544
 def module_file(
-    module: str # as data.dedup
-) -> str: # as data/dedup.py
-    "Where a module lies, in forge_nb/ and in build/"
+    module: str # module, as data.dedup
+) -> str: # file, as data/dedup.py
+    "Name the file of a module, in forge_nb/ and in build/"
     return module.replace(".", "/") + ".py"
 
 # %% ../../nbs/core/10_tangle.ipynb #6a5bf272
 def running_order(
-    path: str # of a notebook, from the root
-) -> tuple: # to sort by
-    "Library pages by their folder, then the stages"
+    path: str # notebook, from the root
+) -> tuple: # key to sort by
+    "Order library pages by their folder, and the stages behind them"
     folder = Path(path).parts[1:-1]
     place = FOLDERS.index(folder[0]) if folder and folder[0] in FOLDERS else len(FOLDERS)
     return place, path
 
 # %% ../../nbs/core/10_tangle.ipynb #304b9da7
 def is_stage(
-    path: str # of a notebook, from the root
-) -> bool:
-    "Whether a notebook is run by DVC: the flat ones, and the studies numbered from 10"
+    path: str # notebook, from the root
+) -> bool: # True for a flat notebook, and for a study numbered from 10
+    "Tell whether DVC runs a notebook"
     folder, number = Path(path).parts[1:-1], Path(path).name[:2]
-    return bool(module_name(path)) and (not folder or folder == ("studies",) and number >= "10")
+    is_study = folder == ("studies",) and number >= "10"
+    return bool(module_name(path)) and (not folder or is_study)
 
 # %% ../../nbs/core/10_tangle.ipynb #d8a2f6e0
-def notebook_paths() -> list: # from the root
-    "Every notebook of nbs/, in running order"
-    found = [p.relative_to(ROOT).as_posix() for p in (ROOT/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts]
-    return sorted(found, key=running_order)
+def notebook_paths() -> list: # paths from the root
+    "List every notebook of nbs/, in running order"
+    found = (ROOT/"nbs").rglob("*.ipynb")
+    paths = [p.relative_to(ROOT).as_posix() for p in found if ".ipynb_checkpoints" not in p.parts]
+    return sorted(paths, key=running_order)
 
 # %% ../../nbs/core/10_tangle.ipynb #03195bc0
-def list_notebooks() -> dict: # module name → path, in running order
-    "The numbered notebooks of nbs/"
+def list_notebooks() -> dict: # module → path, in running order
+    "List the numbered notebooks of nbs/"
     return {module_name(path): ROOT/path for path in notebook_paths() if module_name(path)}
 
 # %% ../../nbs/core/10_tangle.ipynb #aeafb030
 def page_of_stage(
     name: str # stage of dvc.yaml
-) -> str: # module name
-    "The module of a stage: a flat page, or one of studies/"
+) -> str: # module
+    "Name the module of a stage: a flat page, or one of studies/"
     return f"studies.{name}" if f"studies.{name}" in list_notebooks() else name
 
 # %% ../../nbs/core/10_tangle.ipynb #91c81a1a
 def read_default_exp(
     nb # notebook
-) -> str: # module name, or '' for a notebook that exports nothing
-    "What a notebook's `#| default_exp` names"
-    return next((read_directives(c)["default_exp"] for c in nb.cells if "default_exp" in read_directives(c)), "")
+) -> str: # module; '' for a notebook that exports nothing
+    "Read which module a notebook's `#| default_exp` names"
+    named = (read_directives(c).get("default_exp") for c in nb.cells)
+    return next(filter(None, named), "")
 
 # %% ../../nbs/core/10_tangle.ipynb #d16e1ba2
+def find_name_fault(
+    path: str, # notebook, from the root
+    module: str, # module that the notebook names; '' for none
+    makers: dict # module → notebook that makes it, of the notebooks before this one
+) -> str: # fault and remedy, to stand behind the path; '' when all is well
+    "Find what is wrong with a notebook's name or place"
+    stem, place = Path(path).stem, module_name(path)
+    folder = "/".join(Path(path).parts[1:-1])
+    if copy := re.fullmatch(r"(.+?)(-Copy\d+| copy(?: \d+)?| \(\d+\))", stem):
+        return f"is a copy of {copy[1]}.ipynb; delete it, or give it a name and a `#| default_exp` of its own"
+    if folder and folder not in FOLDERS:
+        return f"lies in nbs/{folder}/, which is no folder of the library; the folders are {', '.join(FOLDERS)}"
+    if not module:
+        first = f"let its first code cell be `#| default_exp {place}`"
+        return f"says nowhere which module it makes; {first}" if place else ""
+    if module in makers:
+        both = f"and {makers[module]} both make forge_nb/{module_file(module)}"
+        return f"{both}; delete one of them, or change its `#| default_exp`"
+    if not all(map(str.isidentifier, module.split("."))):
+        return f"makes the module `{module}`, which Python cannot import; use letters, digits and _"
+    if not place:
+        name = f"NN_{module.rpartition('.')[2]}.ipynb"
+        return f"makes the module `{module}` and has no number; call it {name}, NN being its place in the order"
+    return "" if module == place else f"makes the module `{module}`, but its place says `{place}`; make the two agree"
+
+# %% ../../nbs/core/10_tangle.ipynb #5fa71012
 def check_notebook_names(
     notebooks: dict # path from the root → notebook
 ):
     "Stop with one sentence at a copy, a wrong name, or a second notebook for a module"
     makers = {}
     for path, nb in notebooks.items():
-        stem, module, place = Path(path).stem, read_default_exp(nb), module_name(path)
-        copy = re.fullmatch(r"(.+?)(-Copy\d+| copy(?: \d+)?| \(\d+\))", stem)
-        folder, own = "/".join(Path(path).parts[1:-1]), module.rpartition(".")[2]
-        problem = ""
-        if copy: problem = f"is a copy of {copy[1]}.ipynb; delete it, or give it a name and a `#| default_exp` of its own"
-        elif folder and folder not in FOLDERS: problem = (f"lies in nbs/{folder}/, which is no folder of the library; "
-                                                      f"the folders are {', '.join(FOLDERS)}")
-        elif module in makers: problem = (f"and {makers[module]} both make forge_nb/{module_file(module)}; "
-                                      "delete one of them, or change its `#| default_exp`")
-        elif module and not all(map(str.isidentifier, module.split("."))): problem = (
-            f"makes the module `{module}`, which Python cannot import; use letters, digits and _")
-        elif module and not re.match(r"[0-9]{2}_", stem): problem = (
-            f"makes the module `{module}` and has no number; call it NN_{own}.ipynb, NN being its place in the order")
-        elif place and not module: problem = ("says nowhere which module it makes; "
-                                          f"let its first code cell be `#| default_exp {place}`")
-        elif module != place: problem = (f"makes the module `{module}`, but its place says `{place}`; "
-                                     "make the two agree")
-        if problem: raise Invalid(f"{path} {problem}")
+        module = read_default_exp(nb)
+        if fault := find_name_fault(path, module, makers): raise Invalid(f"{path} {fault}")
         if module: makers[module] = path
 
 # %% ../../nbs/core/10_tangle.ipynb #659bd81e
-def read_notebooks() -> dict: # path from the root → notebook
-    "Every notebook of nbs/, in running order; scratch pages that cannot be read are nobody's business"
+def read_notebooks() -> dict: # path from the root → notebook, in running order
+    "Read every notebook of nbs/; pages without a number that cannot be read are left out"
     notebooks = {}
     for path in notebook_paths():
         try: notebooks[path] = read_notebook(ROOT/path)
@@ -218,54 +244,66 @@ def read_notebooks() -> dict: # path from the root → notebook
 # %% ../../nbs/core/10_tangle.ipynb #53d9db38
 def parse_parameters_cell(
     nb # stage notebook
-) -> dict: # name → type name
-    "Names and types in the `parameters` cell"
+) -> dict: # parameter → name of its type
+    "Read names and types of the `parameters` cell"
     [source] = [c.source for c in nb.cells if is_parameters(c)]
-    return {s.target.id: s.annotation.id for s in ast.parse(source).body if isinstance(s, ast.AnnAssign)}
+    declared = [s for s in ast.parse(source).body if isinstance(s, ast.AnnAssign)]
+    return {s.target.id: s.annotation.id for s in declared}
 
 # %% ../../nbs/core/10_tangle.ipynb #ffd56923
 def parse_entry_keywords(
     nb, # stage notebook
     entry: str # name of its entry function
-) -> dict: # name → type as written
-    "Keyword-only arguments of the exported function `entry`"
+) -> dict: # keyword → type as written
+    "Read the keyword-only arguments of the exported function `entry`"
     for c in nb.cells:
-        if not is_exported(c): continue
-        for s in ast.parse(c.source).body:
-            if isinstance(s, ast.FunctionDef) and s.name == entry: return {a.arg: ast.unparse(a.annotation)
-                                                                           for a in s.args.kwonlyargs}
+        for s in ast.parse(c.source).body if is_exported(c) else ():
+            if not isinstance(s, ast.FunctionDef) or s.name != entry: continue
+            return {a.arg: ast.unparse(a.annotation) for a in s.args.kwonlyargs}
     raise Invalid(f"notebook {entry}: no exported function `{entry}`; a stage's entry function has its notebook's name")
 
 # %% ../../nbs/core/10_tangle.ipynb #12cdf509
-def check_parameters_tag(
-    path: str, # of the notebook, from the root
+def check_tags(
+    path: str, # notebook, from the root
     nb # notebook
-):
-    "Stop with one sentence unless a stage has exactly one `parameters` cell, each line of it `name: type = value`"
-    tagged, stage = [i for i, c in enumerate(nb.cells) if is_parameters(c)], is_stage(path)
+) -> list: # numbers of the cells with the tag `parameters`, counted from 1
+    "Stop with one sentence unless a stage has exactly one `parameters` cell"
     for number, c in enumerate(nb.cells, 1):
         if "injected-parameters" in c.metadata.get("tags", []): raise Invalid(
             f"{path}, cell {number}: papermill put this cell into a report, and it would stand for yours; delete it")
         if is_parameters(c) and c.cell_type != "code": raise Invalid(
             f"{path}, cell {number}: the tag `parameters` stands on prose; move it to the cell that declares them")
+    tagged = [number for number, c in enumerate(nb.cells, 1) if is_parameters(c)]
     if len(tagged) > 1: raise Invalid(
-        f"{path}: cells {tagged[0] + 1} and {tagged[1] + 1} are both tagged `parameters`; leave the tag on one")
-    if not tagged and stage: raise Invalid(
+        f"{path}: cells {tagged[0]} and {tagged[1]} are both tagged `parameters`; leave the tag on one")
+    if not tagged and is_stage(path): raise Invalid(
         f"{path}: no cell is tagged `parameters`, so papermill cannot hand it any; tag the cell that declares them "
         "(in JupyterLab: the gear at the right, Cell Tags)")
-    for s in ast.parse(nb.cells[tagged[0]].source).body if tagged else []:
-        names = isinstance(s, ast.AnnAssign) and isinstance(s.target, ast.Name) and isinstance(s.annotation, ast.Name)
-        if not names or not s.value: raise Invalid(
-            f"{path}, cell {tagged[0] + 1}, line {s.lineno}: a parameter is written `name: type = value  # meaning`")
+    return tagged
+
+# %% ../../nbs/core/10_tangle.ipynb #5fa71014
+def check_parameters_cell(
+    path: str, # notebook, from the root
+    nb # notebook
+):
+    "Stop with one sentence unless each line of the `parameters` cell is `name: type = value`"
+    for number in check_tags(path, nb):
+        for s in ast.parse(nb.cells[number - 1].source).body:
+            is_typed = isinstance(s, ast.AnnAssign) and isinstance(s.annotation, ast.Name)
+            if is_typed and isinstance(s.target, ast.Name) and s.value: continue
+            location = f"{path}, cell {number}, line {s.lineno}"
+            raise Invalid(f"{location}: a parameter is written `name: type = value  # meaning`")
 
 # %% ../../nbs/core/10_tangle.ipynb #583daee4
 def find_bound_names(
     tree # ast of a cell
 ) -> set: # names
-    "What a cell binds at its top: variables, functions, imports"
+    "Find what a cell binds at its top: variables, functions, imports"
     found = set()
     for s in tree.body:
-        if isinstance(s, (ast.FunctionDef, ast.ClassDef)): found.add(s.name); continue
+        if isinstance(s, (ast.FunctionDef, ast.ClassDef)):
+            found.add(s.name)
+            continue
         for n in ast.walk(s):
             if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store): found.add(n.id)
             if isinstance(n, (ast.Import, ast.ImportFrom)):
@@ -273,8 +311,16 @@ def find_bound_names(
     return found
 
 # %% ../../nbs/core/10_tangle.ipynb #8b08145c
+def find_used_names(
+    tree # ast of a cell
+) -> set: # names
+    "Find what a cell uses and does not bind itself"
+    names = [n for n in ast.walk(tree) if isinstance(n, ast.Name)]
+    return {n.id for n in names if isinstance(n.ctx, ast.Load)} - find_bound_names(tree)
+
+# %% ../../nbs/core/10_tangle.ipynb #5fa71038
 def check_lessons(
-    path: str, # of a stage's notebook, from the root
+    path: str, # notebook of a stage, from the root
     nb # notebook
 ):
     "Stop with one sentence when a run cell uses a name that a lesson set last"
@@ -282,64 +328,77 @@ def check_lessons(
     for number, c in enumerate(nb.cells, 1):
         if c.cell_type != "code": continue
         tree = ast.parse(c.source if is_python(c.source) else expand_magics(c.source))
+        is_run = "run" in read_directives(c)
+        for name in sorted(find_used_names(tree) & lesson_names.keys()) if is_run else ():
+            lesson = f"the lesson in cell {lesson_names[name]}"
+            raise Invalid(f"{path}, cell {number}: this run cell uses `{name}`, which {lesson} sets; "
+                          "an edit of a lesson reruns nothing, so set it in a run cell or export it")
         bound = find_bound_names(tree)
-        if "run" in read_directives(c):
-            used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)} - bound
-            for name in sorted(used & lesson_names.keys()): raise Invalid(
-                f"{path}, cell {number}: this run cell uses `{name}`, which the lesson in cell {lesson_names[name]} sets; "
-                "an edit of a lesson reruns nothing, so set it in a run cell or export it")
-        is_tracked = "run" in read_directives(c) or is_exported(c) or is_parameters(c)
-        lesson_names = {k: v for k, v in lesson_names.items() if k not in bound} | ({} if is_tracked else dict.fromkeys(bound, number))
+        for name in bound: lesson_names.pop(name, None)
+        is_lesson = not (is_run or is_exported(c) or is_parameters(c))
+        if is_lesson: lesson_names |= dict.fromkeys(bound, number)
 
 # %% ../../nbs/core/10_tangle.ipynb #e0a0a96a
 def matches_type(
-    value, # from YAML
-    type_name: str # 'int', 'float', 'str', 'bool' or 'list'
-) -> bool:
-    "Whether a YAML value serves as a parameter of this type; an int may stand for a float"
-    types = dict(int=int, float=(int, float), str=str, bool=bool, list=list)[type_name]
-    return isinstance(value, types) and (type_name == "bool" or not isinstance(value, bool))
+    value, # value from YAML
+    type_name: str # name of a type: 'int', 'float', 'str', 'bool' or 'list'
+) -> bool: # True when it fits
+    "Tell whether a YAML value serves as a parameter of this type; an int may stand for a float"
+    types = dict(int=int, float=(int, float), str=str, bool=bool, list=list)
+    if isinstance(value, bool): return type_name == "bool"
+    return isinstance(value, types[type_name])
 
 # %% ../../nbs/core/10_tangle.ipynb #30f437f1
 def params_file(
     name: str # stage
-) -> str: # path from the root
-    "Which file holds a stage's section: a study's lies in studies/"
+) -> str: # file, from the root
+    "Name the file that holds a stage's section: a study's lies in studies/"
     return "studies/params.yaml" if page_of_stage(name).startswith("studies.") else "params.yaml"
 
-# %% ../../nbs/core/10_tangle.ipynb #f50d3718
-def check_parameters(
+# %% ../../nbs/core/10_tangle.ipynb #5fa71017
+def check_values(
     name: str, # stage
-    nb, # its notebook
-    params: dict # all of params.yaml
+    declared: dict, # parameter → name of its type, of the `parameters` cell
+    params: dict # section → field → value, of every params.yaml
 ):
-    "Stop with one sentence when params.yaml, the parameters cell and the entry function disagree"
-    cell, shared, file = parse_parameters_cell(nb), params.get("shared", {}), params_file(name)
-    if name not in params and set(cell) - set(shared): raise Invalid(
-        f"{file}: no section `{name}`; add it with the fields {', '.join(sorted(set(cell) - set(shared)))}")
-    section = params.get(name, {})
+    "Stop with one sentence when params.yaml and the `parameters` cell disagree"
+    section, shared, file = params.get(name, {}), params.get("shared", {}), params_file(name)
+    own_fields = sorted(set(declared) - set(shared))
+    if name not in params and own_fields:
+        raise Invalid(f"{file}: no section `{name}`; add it with the fields {', '.join(own_fields)}")
     for field in section:
-        if field not in cell:
-            close = difflib.get_close_matches(field, cell, 1)
-            raise Invalid(f"{file}: unknown field `{name}.{field}`; "
-                          + (f"did you mean `{close[0]}`?" if close else f"it knows {', '.join(cell)}"))
-    for field, type_name in cell.items():
+        if field in declared: continue
+        close = difflib.get_close_matches(field, declared, 1)
+        hint = f"did you mean `{close[0]}`?" if close else f"it knows {', '.join(declared)}"
+        raise Invalid(f"{file}: unknown field `{name}.{field}`; {hint}")
+    for field, type_name in declared.items():
         if field not in section and field not in shared: raise Invalid(
             f"{file}: field `{name}.{field}` (or `shared.{field}`, if it is common to stages) is missing; "
             f"add it, as {type_name}")
         value = section.get(field, shared.get(field))
         if not matches_type(value, type_name):
             raise Invalid(f"{file}: `{name}.{field}` is {value!r}; it must be of type {type_name}")
-    entry = {k: v for k, v in parse_entry_keywords(nb, name).items() if v != "Path"}
-    for field in sorted({*section, *entry}):
-        in_cell, in_entry = (place.get(field, "missing") for place in (cell, entry))
-        if in_cell != in_entry: raise Invalid(f"notebook {name}: parameter `{field}` is {in_cell} in the parameters cell "
-                                        f"and {in_entry} in the function {name}(); make them agree")
+
+# %% ../../nbs/core/10_tangle.ipynb #f50d3718
+def check_parameters(
+    name: str, # stage
+    nb, # its notebook
+    params: dict # section → field → value, of every params.yaml
+):
+    "Stop with one sentence when params.yaml, the `parameters` cell and the entry function disagree"
+    declared = parse_parameters_cell(nb)
+    check_values(name, declared, params)
+    keywords = {k: v for k, v in parse_entry_keywords(nb, name).items() if v != "Path"}
+    for field in sorted({*params.get(name, {}), *keywords}):
+        in_cell, in_entry = declared.get(field, "missing"), keywords.get(field, "missing")
+        if in_cell != in_entry: raise Invalid(
+            f"notebook {name}: parameter `{field}` is {in_cell} in the parameters cell "
+            f"and {in_entry} in the function {name}(); make them agree")
 
 # %% ../../nbs/core/10_tangle.ipynb #bf3c7218
 def check_sections(
-    stages: dict, # name → notebook with a `parameters` cell
-    params: dict # all of params.yaml
+    stages: dict, # stage → notebook with a `parameters` cell
+    params: dict # section → field → value, of every params.yaml
 ):
     "Stop with one sentence at a section or shared field that no notebook knows, or that one lacks"
     if unknown := sorted(set(params) - set(stages) - {"shared"}): raise Invalid(
@@ -351,19 +410,19 @@ def check_sections(
 
 # %% ../../nbs/core/10_tangle.ipynb #def3576f
 def compute_checksums(
-    folder: Path # of raw data
-) -> dict: # relative path → sha256, sorted by path
-    "SHA-256 of every file below `folder`, the list of sums itself aside"
+    folder: Path # folder of raw data
+) -> dict: # relative path → SHA-256, sorted by path
+    "Hash every file below a folder, the list of sums itself aside"
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "SHA256SUMS")
-    return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+    return {p.relative_to(folder).as_posix(): hash_file(p) for p in files}
 
 # %% ../../nbs/core/10_tangle.ipynb #5894b16a
 def check_data(
-    folder: Path # data/, with its SHA256SUMS
+    folder: Path # folder of raw data, with its SHA256SUMS
 ):
     "Stop with one sentence when a file is missing, altered or new"
     remedy = ("`git checkout data.dvc && dvc checkout --force data.dvc` brings the recorded version back, "
-            "`make adopt` accepts what is there")
+              "`make adopt` accepts what is there")
     if not (folder/"SHA256SUMS").exists(): raise Invalid(f"{folder.name}/SHA256SUMS is missing; {remedy}")
     lines = read_text(folder/"SHA256SUMS").splitlines()
     recorded = {path: digest for digest, path in (line.split("  ", 1) for line in lines)}
@@ -375,61 +434,54 @@ def check_data(
 
 # %% ../../nbs/core/10_tangle.ipynb #91bfab87
 def write_checksums(
-    folder: Path # of raw data
+    folder: Path # folder of raw data
 ):
-    "Accept what is in `folder`: write its SHA256SUMS"
-    with atomic(folder/"SHA256SUMS") as t:
-        t.write_text("".join(f"{digest}  {path}\n" for path, digest in compute_checksums(folder).items()), encoding="utf-8")
+    "Accept what is in a folder: write its SHA256SUMS"
+    lines = [f"{digest}  {path}\n" for path, digest in compute_checksums(folder).items()]
+    with atomic(folder/"SHA256SUMS") as t: t.write_text("".join(lines), encoding="utf-8")
 
 # %% ../../nbs/core/10_tangle.ipynb #4c9b90e5
 def export_modules(
     notebooks: dict # path from the root → notebook
-) -> dict: # module name → its text
-    "The modules that nbdev makes of some notebooks"
+) -> dict: # module → its text
+    "Make the modules of some notebooks with nbdev"
     from nbdev.export import nb_export
     modules = {}
-    with TemporaryDirectory() as t:
-        nbs, package = Path(t)/"nbs", Path(t)/"forge_nb"
-        nbs.mkdir(); package.mkdir()
+    with TemporaryDirectory() as folder:
+        package = Path(folder)/"forge_nb"
+        package.mkdir()
         for path, nb in notebooks.items():
             if not (module := read_default_exp(nb)): continue
-            (page := nbs.parent/path).parent.mkdir(parents=True, exist_ok=True)
+            page = Path(folder)/path
+            page.parent.mkdir(parents=True, exist_ok=True)
             page.write_text(nbformat.writes(nb), encoding="utf-8")
             nb_export(page, package)
             modules[module] = read_text(package/module_file(module))
     return modules
 
-# %% ../../nbs/core/10_tangle.ipynb #0f303bf7
-def hash_text(
-    text: str # to be hashed
-) -> str: # 64 hex digits
-    "SHA-256 of a text"
-    return hashlib.sha256(text.encode()).hexdigest()
-
 # %% ../../nbs/core/10_tangle.ipynb #61749eda
 def is_in_git(
     path: Path # file
-) -> bool:
-    "Whether git holds a file's very bytes in some version, so that they can be had back"
-    if not shutil.which("git"): return False
-    git = lambda *arguments: subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
-    blob = git("hash-object", "--no-filters", str(path)).stdout.strip()
-    return not git("cat-file", "-e", blob).returncode
+) -> bool: # True when the bytes can be had back
+    "Tell whether git holds a file's very bytes in some version"
+    blob = run_git(ROOT, "hash-object", "--no-filters", str(path))
+    return run_git(ROOT, "cat-file", "-t", blob) == "blob"
 
 # %% ../../nbs/core/10_tangle.ipynb #890b3dab
 def back_up_module(
-    module: str, # that will be replaced or removed
-    exported: dict # module name → SHA-256 of its last export
+    module: str, # module that will be replaced or removed
+    exported: dict # module → SHA-256 of its last export
 ):
-    "Copy what no export and no commit holds to .cache/overwritten/, and tell"
+    "Copy what no export and no commit holds to .cache/overwritten/, and print where it is"
     path = ROOT/"forge_nb"/module_file(module)
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    found = hash_file(path)
     if found == exported.get(module) or is_in_git(path): return
     backup = ROOT/".cache"/"overwritten"/f"{module}-{found[:8]}.py"
     backup.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(path, backup)
-    print(f"forge_nb/{module_file(module)} was neither the last export nor a committed version. It is written anew from its "
-          f"notebook; what stood there is kept in {display_path(backup)}, in case you edited it by hand", flush=True)
+    kept = f"what stood there is kept in {display_path(backup)}, in case you edited it by hand"
+    print(f"{display_path(path)} was neither the last export nor a committed version. "
+          f"It is written anew from its notebook; {kept}", flush=True)
 
 # %% ../../nbs/core/10_tangle.ipynb #8b06ef44
 def compile_module(
@@ -447,155 +499,213 @@ def refresh_bytecode():
         except FileNotFoundError: continue  # another process was faster
         if by_contents: continue
         remove_path(path)
-        if (source := path.parents[1]/f"{path.name.split('.')[0]}.py").exists(): compile_module(source)
+        source = path.parents[1]/f"{path.name.split('.')[0]}.py"
+        if source.exists(): compile_module(source)
 
 # %% ../../nbs/core/10_tangle.ipynb #5c6fa35c
-def write_package(
-    modules: dict # module name → its text
-) -> set: # names that changed
-    "Bring forge_nb/ up to what was exported: write what differs, remove what no notebook makes any more"
-    package, record, changed = ROOT/"forge_nb", ROOT/".cache"/"exported.json", set()
-    exported = read_json(record) if record.exists() else {}
+def remove_stale_modules(
+    modules: dict, # module → its text
+    exported: dict # module → SHA-256 of its last export
+) -> set: # modules that were removed
+    "Remove from forge_nb/ what no notebook makes any more"
+    package, removed = ROOT/"forge_nb", set()
     for path in sorted(package.rglob("*.py")):
         module = path.relative_to(package).with_suffix("").as_posix().replace("/", ".")
         if module in modules or path.name.startswith("_"): continue
         if b"# AUTOGENERATED! DO NOT EDIT!" not in path.read_bytes()[:2000]: raise Invalid(
-            f"forge_nb/{module_file(module)} comes from no notebook; move it out of forge_nb/, or write its notebook")
-        back_up_module(module, exported); remove_path(path); changed.add(module)
+            f"{display_path(path)} comes from no notebook; move it out of forge_nb/, or write its notebook")
+        back_up_module(module, exported)
+        remove_path(path)
+        removed.add(module)
+    return removed
+
+# %% ../../nbs/core/10_tangle.ipynb #5fa71024
+def write_package(
+    modules: dict # module → its text
+) -> set: # modules that changed
+    "Bring forge_nb/ up to what was exported: write what differs, remove what no notebook makes any more"
+    record = ROOT/".cache"/"exported.json"
+    exported = read_json(record) if record.exists() else {}
+    changed = remove_stale_modules(modules, exported)
+    written = {}
     for name, text in modules.items():
-        path = package/module_file(name)
-        if not path.exists() or path.read_bytes() != text.encode():
-            if path.exists(): back_up_module(name, exported)
-            with atomic(path) as t: t.write_bytes(text.encode())
-            changed.add(name)
+        path = ROOT/"forge_nb"/module_file(name)
+        if path.exists() and path.read_bytes() == text.encode(): continue
+        if path.exists(): back_up_module(name, exported)
+        with atomic(path) as t: t.write_bytes(text.encode())
+        written[name] = path
     refresh_bytecode()
-    for name in changed & set(modules): compile_module(package/module_file(name))
-    if (digests := {name: hash_text(text) for name, text in modules.items()}) != exported: write_json(record, digests)
-    return changed
+    for path in written.values(): compile_module(path)
+    digests = {name: hash_text(text) for name, text in modules.items()}
+    if digests != exported: write_json(record, digests)
+    return changed | set(written)
 
 # %% ../../nbs/core/10_tangle.ipynb #b7394549
-def export_package() -> tuple: # notebooks by path, module texts, names of the modules that changed
+def check_notebook(
+    path: str, # notebook, from the root
+    nb # notebook
+):
+    "Stop with one sentence when a notebook cannot be exported or run"
+    for number, c in enumerate(nb.cells, 1):
+        if line := find_conflict_line(c.source):
+            raise Invalid(f"{path}, cell {number}, line {line}: conflict marks of a merge; "
+                          "keep one side, delete the marks, then `make export`")
+        is_run = is_exported(c) or is_stage(path)
+        if c.cell_type == "code" and is_run: check_cell(f"{path}, cell {number}", c)
+    if read_default_exp(nb): check_parameters_cell(path, nb)
+    if any(map(is_parameters, nb.cells)): check_lessons(path, nb)
+
+# %% ../../nbs/core/10_tangle.ipynb #5fa71027
+def export_package() -> tuple: # path → notebook, module → its text, modules that changed
     "Check every notebook and export the package"
     notebooks = read_notebooks()
     check_notebook_names(notebooks)
-    for path, nb in notebooks.items():
-        for number, c in enumerate(nb.cells, 1):
-            if line := find_conflict_line(c.source):
-                raise Invalid(f"{path}, cell {number}, line {line}: conflict marks of a merge; "
-                              "keep one side, delete the marks, then `make export`")
-            is_run = is_exported(c) or is_stage(path)
-            if c.cell_type == "code" and is_run: check_cell(f"{path}, cell {number}", c)
-        if read_default_exp(nb): check_parameters_tag(path, nb)
-        if any(map(is_parameters, nb.cells)): check_lessons(path, nb)
+    for path, nb in notebooks.items(): check_notebook(path, nb)
     modules = export_modules(notebooks)
     return notebooks, modules, write_package(modules)
 
 # %% ../../nbs/core/10_tangle.ipynb #80440acf
-UNTRACKED_MODULES = {"train.estimate"}  # estimates: a better one must not retrain
+UNTRACKED_MODULES = {"train.estimate"}  # a better estimate must not retrain
 
 # %% ../../nbs/core/10_tangle.ipynb #1c12b8dd
+def resolve_import(
+    node: ast.ImportFrom, # statement `from … import …`
+    package: str # folder of the module that holds it, as data
+) -> str | None: # module or folder below forge_nb, '' for forge_nb itself; None for another package
+    "Resolve where a statement imports from"
+    module = (node.module or "").split(".")
+    if not node.level: return ".".join(module[1:]) if module[0] == "forge_nb" else None
+    above = package.split(".")[:len(package.split(".")) - node.level + 1]
+    return ".".join(filter(None, [*above, *module]))
+
+# %% ../../nbs/core/10_tangle.ipynb #5fa71029
 def find_imports(
-    source: str, # Python
-    package: str = "" # that a module lies in, as data, where `source` imports relative to it as nbdev exports it
-) -> set: # module names
-    "Modules of this project that `source` imports; none where it is not Python"
+    source: str, # source of a cell or a module
+    package: str = "" # folder of the module, as data, where its imports are relative as nbdev exports them
+) -> set: # modules
+    "Find the modules of this project that a source imports; none where it is not Python"
     found = set()
     for node in ast.walk(ast.parse(source)) if is_python(source) else ():
+        names = [a.name for a in getattr(node, "names", ()) if isinstance(a, ast.alias)]
         if isinstance(node, ast.Import):
-            found |= {a.name.split(".", 1)[1] for a in node.names if a.name.startswith("forge_nb.")}
+            found |= {name.removeprefix("forge_nb.") for name in names if name.startswith("forge_nb.")}
         if not isinstance(node, ast.ImportFrom): continue
-        if node.level: place = [*package.split(".")[:len(package.split(".")) - node.level + 1], node.module]
-        elif (node.module or "").split(".")[0] == "forge_nb": place = node.module.split(".")[1:]
-        else: continue
-        name = ".".join(filter(None, place))
-        found |= {f"{name}.{a.name}" if name else a.name for a in node.names} if name in ("", *FOLDERS) else {name}
+        place = resolve_import(node, package)
+        if place is None: continue
+        if place in FOLDERS: found |= {f"{place}.{name}" for name in names}
+        else: found |= {place} if place else set(names)
     return found
 
 # %% ../../nbs/core/10_tangle.ipynb #9f1223c1
 def collect_notebooks(
     name: str, # module
-    include_run_cells: bool = False, # with what its run cells import, and what decides no result
-    preloaded: dict = {} # module → notebook, where they are read already
+    include_run_cells: bool = False, # whether imports of its run cells count, and modules that decide no result
+    preloaded: dict = {} # module → notebook, of those that were read already
 ) -> dict: # module → notebook, itself first
-    "The notebooks that a module stands on: its own, and those that exported cells import, directly or through others"
+    "Collect the notebooks that a module stands on: its own, and those that it imports, directly or through others"
     paths, found, todo = list_notebooks(), {}, [name]
+    excluded = set() if include_run_cells else UNTRACKED_MODULES - {name}
     while todo:
         module = todo.pop()
-        if module in found or module not in paths or module in UNTRACKED_MODULES and not include_run_cells and module != name: continue
+        if module in found or module in excluded or module not in paths: continue
         nb = found[module] = preloaded[module] if module in preloaded else read_notebook(paths[module])
-        cells = [c for c in nb.cells if is_exported(c) or include_run_cells and module == name and "run" in read_directives(c)]
-        for source in (c.source for c in cells if "forge_nb" in c.source):
-            todo += sorted(find_imports(source if is_python(source) else expand_magics(source)))
+        with_run_cells = include_run_cells and module == name
+        for c in nb.cells:
+            counts = is_exported(c) or with_run_cells and "run" in read_directives(c)
+            if not counts or "forge_nb" not in c.source: continue
+            todo += sorted(find_imports(c.source if is_python(c.source) else expand_magics(c.source)))
     return found
 
 # %% ../../nbs/core/10_tangle.ipynb #270dbf16
 def collect_dependencies(
     name: str # module
-) -> set: # names, without itself
-    "Library modules that the exported cells of a notebook import, directly or through others"
+) -> set: # modules, without itself
+    "Collect the library modules that a module imports, directly or through others"
     return set(collect_notebooks(name)) - {name}
 
 # %% ../../nbs/core/10_tangle.ipynb #c86409d3
 def check_deps(
-    name: str, # stage
+    name: str, # module of a stage
     stage: dict, # its entry in dvc.yaml
     preloaded: dict # module → notebook
 ):
     "Stop with one sentence when a stage runs a module that dvc.yaml does not list"
-    missing = sorted({f"build/{module_file(m)}" for m in collect_notebooks(name, preloaded=preloaded)} - set(stage["deps"]))
-    if missing: raise Invalid(f"dvc.yaml: the stage `{name}` runs {missing[0]}, and its `deps` do not list it; "
-                              "add it there")
+    modules = collect_notebooks(name, preloaded=preloaded)
+    missing = sorted({f"build/{module_file(module)}" for module in modules} - set(stage["deps"]))
+    if missing: raise Invalid(
+        f"dvc.yaml: the stage `{name}` runs {missing[0]}, and its `deps` do not list it; add it there")
 
 # %% ../../nbs/core/10_tangle.ipynb #c5f11aa3
 def extract_exported_source(
-    path: str, # of the notebook
+    path: str, # notebook, from the root
     nb # notebook
-) -> str: # text
-    "What decides a module's bytes: the notebook's place, its title, its exported cells and their ids"
-    title = next((c.source for c in nb.cells if c.cell_type == "markdown" and c.source.startswith("# ")), "")
-    parts = [f"{c.id}\n{c.source}" for c in nb.cells if is_exported(c) or "default_exp" in read_directives(c)]
-    return "\n\n".join([path, title, *parts])
+) -> str: # text to be hashed
+    "Join what decides a module's bytes: the notebook's place, its title, its exported cells and their ids"
+    titles = [c.source for c in nb.cells if c.cell_type == "markdown" and c.source.startswith("# ")]
+    exported = [c for c in nb.cells if is_exported(c) or "default_exp" in read_directives(c)]
+    return "\n\n".join([path, titles[0] if titles else "", *(f"{c.id}\n{c.source}" for c in exported)])
 
 # %% ../../nbs/core/10_tangle.ipynb #1b3d3ed4
+def write_build(
+    folder: Path, # folder to fill
+    notebooks: dict, # path from the root → notebook
+    modules: dict # module → its text
+):
+    "Write what of each notebook can change a result, and the manifest"
+    manifest = {}
+    for path, nb in notebooks.items():
+        if not (name := read_default_exp(nb)): continue
+        target = folder/module_file(name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(extract_build_source(nb), encoding="utf-8")
+        source = hash_text(extract_exported_source(path, nb))
+        manifest[name] = dict(notebook=path, source=source, module=hash_text(modules[name]))
+    write_json(folder/"manifest.json", manifest)
+
+# %% ../../nbs/core/10_tangle.ipynb #5fa71033
 def tangle(
     notebooks: dict, # path from the root → notebook
-    modules: dict # module name → its text
+    modules: dict # module → its text
 ):
     "Check parameters and data, and write what can change a result to build/"
-    module_notebooks = {read_default_exp(nb): nb for nb in notebooks.values() if read_default_exp(nb)}
-    stage_notebooks = {name.rpartition(".")[2]: nb for name, nb in module_notebooks.items() if any(map(is_parameters, nb.cells))}
-    check_sections(stage_notebooks, all_params(ROOT))
+    pages = {read_default_exp(nb): nb for nb in notebooks.values() if read_default_exp(nb)}
+    run_pages = {name: nb for name, nb in pages.items() if any(map(is_parameters, nb.cells))}
+    stages = {name.rpartition(".")[2]: nb for name, nb in run_pages.items()}
+    check_sections(stages, all_params(ROOT))
     for name, stage in read_stages(ROOT)[0].items():
-        if name != "tangle": check_deps(page_of_stage(name), stage, module_notebooks)
+        if name != "tangle": check_deps(page_of_stage(name), stage, pages)
     check_data(ROOT/"data")
-    with atomic(ROOT/"build") as t:
-        t.mkdir()
-        manifest = {}
-        for path, nb in notebooks.items():
-            if not (name := read_default_exp(nb)): continue
-            (t/module_file(name)).parent.mkdir(exist_ok=True)
-            (t/module_file(name)).write_text(extract_build_source(nb), encoding="utf-8")
-            source, module = hash_text(extract_exported_source(path, nb)), hash_text(modules[name])
-            manifest[name] = dict(notebook=path, source=source, module=module)
-        write_json(t/"manifest.json", manifest)
+    with atomic(ROOT/"build") as folder: write_build(folder, notebooks, modules)
 
 # %% ../../nbs/core/10_tangle.ipynb #8ea81449
+def check_export(
+    module: str, # module of a notebook
+    path: str, # notebook, from the root
+    nb, # notebook
+    recorded: dict # entry of the manifest: source, module
+) -> list: # module and build file
+    "Stop with one sentence unless a notebook, its module and its build file agree"
+    module_path, build_path = ROOT/"forge_nb"/module_file(module), ROOT/"build"/module_file(module)
+    remedy = "`dvc repro --force tangle` exports it, then run the stage again"
+    build_source = read_text(build_path) if build_path.exists() else ""
+    is_recorded = recorded.get("source") == hash_text(extract_exported_source(path, nb))
+    if not is_recorded or build_source != extract_build_source(nb):
+        raise Invalid(f"{path} is not what build/ was made from; {remedy}")
+    if not module_path.exists() or hash_file(module_path) != recorded["module"]:
+        raise Invalid(f"{display_path(module_path)} is not what {path} exports; {remedy}")
+    return [module_path, build_path]
+
+# %% ../../nbs/core/10_tangle.ipynb #5fa71035
 def check_exports(
     name: str # module of a stage
-) -> list: # paths of the notebooks, modules and build files that the stage runs
-    "Stop with one sentence unless the code that a stage will run is what its notebooks export and `build/` records"
-    paths, package, build, used_paths = list_notebooks(), ROOT/"forge_nb", ROOT/"build", []
-    if not (build/"manifest.json").exists():
+) -> list: # notebooks, modules and build files that the stage runs
+    "Stop with one sentence unless the code that a stage will run is what its notebooks export and build/ records"
+    if not (ROOT/"build"/"manifest.json").exists():
         raise Invalid("build/manifest.json is missing; `dvc repro --force tangle` makes it")
-    manifest = read_json(build/"manifest.json")
-    for m, nb in collect_notebooks(name, include_run_cells=True).items():
-        path, module, recorded = display_path(paths[m]), package/module_file(m), manifest.get(m, {})
-        build_source = read_text(build/module_file(m)) if (build/module_file(m)).exists() else ""
-        if recorded.get("source") != hash_text(extract_exported_source(path, nb)) or build_source != extract_build_source(nb): raise Invalid(
-            f"{path} is not what build/ was made from; `dvc repro --force tangle` exports it, then run {name} again")
-        if not module.exists() or hashlib.sha256(module.read_bytes()).hexdigest() != recorded["module"]: raise Invalid(
-            f"forge_nb/{module_file(m)} is not what {path} exports; `dvc repro --force tangle` exports it, then run {name} again")
-        used_paths += [paths[m], module, build/module_file(m)]
+    manifest, paths, used_paths = read_json(ROOT/"build"/"manifest.json"), list_notebooks(), []
+    for module, nb in collect_notebooks(name, include_run_cells=True).items():
+        files = check_export(module, display_path(paths[module]), nb, manifest.get(module, {}))
+        used_paths += [paths[module], *files]
     refresh_bytecode()
     return used_paths
 

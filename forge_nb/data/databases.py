@@ -27,7 +27,7 @@ def unwrap_driver_error(
 def read_database_tables(
     engine, # SQLAlchemy's
     source: str, # the database
-    context: dict # of the file
+    context: dict # what is known of the file
 ): # (document, None) or (None, reject)
     "A document for each row of each table of a database"
     import sqlalchemy as sa
@@ -49,15 +49,17 @@ def read_database_tables(
                     values = dict(zip(columns, map(to_json_value, row)))
                     key = {k: values[k] for k in keys}
                     place = f"{source}!/{table}#{','.join(map(str, key.values())) or number}"
-                    try: doc = make_row_document(place, table, values, render_row, context, key=key, references=references)
+                    try: doc = make_row_document(place, table, values, render_row, context, key=key,
+                                                 references=references)
                     except Unreadable as e: yield None, make_reject(place, e); continue
                     yield doc, None
         except sa.exc.SQLAlchemyError as e: yield None, make_reject(f"{source}!/{table}", Unreadable(
-            f"expected rows, but the database stops after {number} ({shorten_error(unwrap_driver_error(e))}); mend or export the table"))
+            f"expected rows, but the database stops after {number} ({shorten_error(unwrap_driver_error(e))}); mend "
+            "or export the table"))
 
 # %% ../../nbs/data/50_databases.ipynb #bcbdc7bc
 def open_sqlite(
-    path: Path # of the file
+    path: Path # path of the file
 ): # SQLAlchemy engine
     "A read-only engine for an SQLite file"
     import sqlite3
@@ -72,7 +74,8 @@ def open_sqlite(
         "or run `PRAGMA wal_checkpoint(TRUNCATE)`")
 
     def connect():
-        mode = "mode=ro&immutable=1" if is_wal else "mode=ro"  # in write-ahead mode, mode=ro alone would leave a -shm file
+        # in write-ahead mode, mode=ro alone would leave a -shm file
+        mode = "mode=ro&immutable=1" if is_wal else "mode=ro"
         address = f"file:{quote(str(path.absolute()))}?{mode}"
         connection = sqlite3.connect(address, uri=True, timeout=LOCK_TIMEOUT_SECONDS, check_same_thread=False)
         connection.text_factory = lambda raw: raw.decode(errors="surrogateescape")  # refused row by row
@@ -83,8 +86,8 @@ def open_sqlite(
 # %% ../../nbs/data/50_databases.ipynb #b367b09e
 def read_sqlite_file(
     file, # binary, seekable
-    source: str, # where it is from
-    context: dict # of the file; its path, unless the file came out of an archive
+    source: str, # origin of the document
+    context: dict # context of the file; its path, unless the file came out of an archive
 ): # (document, None) or (None, reject)
     "A document for each row of each table of an SQLite file"
     from sqlalchemy.exc import SQLAlchemyError
@@ -95,7 +98,8 @@ def read_sqlite_file(
         engine = open_sqlite(Path(context["path"] or copy.name))
         try: yield from read_database_tables(engine, source, context)
         except SQLAlchemyError as e: raise Unreadable(
-            f"expected an SQLite database that can be read now, but SQLite says: {shorten_error(unwrap_driver_error(e))}; "
+            "expected an SQLite database that can be read now, but SQLite says: "
+            f"{shorten_error(unwrap_driver_error(e))}; "
             "close the program that writes to it, or restore it from a backup") from None
         finally: engine.dispose()
 
@@ -132,21 +136,26 @@ def connect_database(
         f"the database URL holds more than one @; write those in user and password as %40 ({form})")
     problem = engine = None
     try: parsed = sa.engine.make_url(url)
-    except Exception: parsed, problem = None, f"the database URL cannot be read; {form}, with % for special characters (@ is %40)"
+    except Exception:
+        parsed, problem = None, f"the database URL cannot be read; {form}, with % for special characters (@ is %40)"
     if problem: raise Invalid(problem)  # outside `except`, so that no traceback carries the cause
     safe = parsed.set(query={}).render_as_string(hide_password=True)
     try:
-        if parsed.get_backend_name() == "sqlite" and parsed.database and not (parsed.host or parsed.username or parsed.password):
+        is_remote = parsed.host or parsed.username or parsed.password
+        if parsed.get_backend_name() == "sqlite" and parsed.database and not is_remote:
             engine, name = open_sqlite(Path(parsed.database)), Path(parsed.database).name
         else:
             engine = sa.create_engine(parsed)
-            name = sa.URL.create(parsed.drivername, host=parsed.host, port=parsed.port, database=parsed.database).render_as_string()
+            name = sa.URL.create(parsed.drivername, host=parsed.host, port=parsed.port,
+                                 database=parsed.database).render_as_string()
         engine.connect().close()
     except ModuleNotFoundError as e: problem = f"the driver `{e.name}` is not installed; install it, or name another"
-    except sa.exc.NoSuchModuleError: problem = f"there is no dialect `{parsed.drivername}`; install its package or mend the URL"
+    except sa.exc.NoSuchModuleError:
+        problem = f"there is no dialect `{parsed.drivername}`; install its package or mend the URL"
     except Unreadable as e: problem = str(e)
     except Exception as e:
-        problem = f"cannot connect ({shorten_error(redact_url_secrets(str(unwrap_driver_error(e)), url))}); check host, database, user and password"
+        message = redact_url_secrets(str(unwrap_driver_error(e)), url)
+        problem = f"cannot connect ({shorten_error(message)}); check host, database, user and password"
     if problem: raise Invalid(f"{safe}: {problem}")
     return engine, name
 
@@ -162,7 +171,8 @@ def copy_table_schema(
         except NotImplementedError: return sa.Text()
         return kind if isinstance(kind, (sa.Integer, sa.Float, sa.Boolean, sa.LargeBinary)) else sa.Text()
     return sa.Table(table.name, target_schema, *(
-        sa.Column(c.name, column_type(c), *(sa.ForeignKey(f.target_fullname) for f in c.foreign_keys), primary_key=c.primary_key) for c in table.columns))
+        sa.Column(c.name, column_type(c), *(sa.ForeignKey(f.target_fullname) for f in c.foreign_keys),
+                  primary_key=c.primary_key) for c in table.columns))
 
 # %% ../../nbs/data/50_databases.ipynb #ab875ae5
 def snapshot_database(
@@ -183,11 +193,15 @@ def snapshot_database(
                 for table in target_schema.sorted_tables:
                     texts = [c.name for c in table.columns if isinstance(c.type, sa.Text)]
                     original, counts[table.name] = source_schema.tables[table.name], 0
-                    for part in a.execute(sa.select(original).order_by(*original.primary_key)).mappings().partitions(1000):
-                        b.execute(table.insert(), [dict(r) | {c: None if r[c] is None else value_to_text(to_json_value(r[c])) for c in texts} for r in part])
+                    query = sa.select(original).order_by(*original.primary_key)
+                    as_text = lambda value: None if value is None else value_to_text(to_json_value(value))
+                    for part in a.execute(query).mappings().partitions(1000):
+                        b.execute(table.insert(), [dict(r) | {c: as_text(r[c]) for c in texts} for r in part])
                         counts[table.name] += len(part)
             target.dispose()
-    except Exception as e: problem = f"{name}: the database cannot be copied ({shorten_error(redact_url_secrets(str(unwrap_driver_error(e)), url))}); try again"
+    except Exception as e:
+        message = redact_url_secrets(str(unwrap_driver_error(e)), url)
+        problem = f"{name}: the database cannot be copied ({shorten_error(message)}); try again"
     finally: engine.dispose()
     if problem: raise Invalid(problem)
     return counts

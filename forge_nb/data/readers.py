@@ -24,7 +24,7 @@ from .text import read_docx_file, read_html_file, read_pdf_file, read_text_file
 # %% ../../nbs/data/60_readers.ipynb #4a801021
 def unpack_stream(
     stream, # binary, unpacks as it is read
-    context: dict # of the file; its budget is used up
+    context: dict # context of the file; its budget is used up
 ): # temporary file, at its beginning
     "Unpack a stream, within what is left of the file's budget"
     budget, file = context["budget"], tempfile.SpooledTemporaryFile(8 << 20)
@@ -46,24 +46,26 @@ def unpack_stream(
 # %% ../../nbs/data/60_readers.ipynb #a81645d5
 def open_packed_stream(
     file, # binary, seekable
-    suffix: str # of PACKED
+    suffix: str # key of DECOMPRESSORS
 ): # binary stream of what is inside
     "Open a single packed file"
     if suffix != ".zst": return DECOMPRESSORS[suffix](file)
     import pyarrow as pa
-    return pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd")  # unlike others it notices an end that comes too early
+    # unlike others it notices an end that comes too early
+    return pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd")
 
 # %% ../../nbs/data/60_readers.ipynb #46326dd2
 def read_packed_file(
     file, # binary, seekable
-    source: str, # where it is from
-    context: dict # of the file
+    source: str, # origin of the document
+    context: dict # what is known of the file
 ): # (document, None) or (None, reject)
     "What is inside a .gz, .bz2, .xz or .zst file"
     name = source.rpartition("/")[2].lower()
     suffix = next(s for s in (*DECOMPRESSORS, ".tgz", ".tbz2", ".txz") if name.endswith(s))
     inner = name.removesuffix(suffix) if suffix in DECOMPRESSORS else f"{name}.tar"
-    if get_reader(inner) is read_packed_file: raise Unreadable(f"expected one layer of packing, found two ({name}); unpack the outer one")
+    if get_reader(inner) is read_packed_file: raise Unreadable(f"expected one layer of packing, found two ({name}); "
+                                                               "unpack the outer one")
     suffix = {".tgz": ".gz", ".tbz2": ".bz2", ".txz": ".xz"}.get(suffix, suffix)
     try: unpacked = unpack_stream(open_packed_stream(file, suffix), context)
     except Unreadable: raise
@@ -84,7 +86,7 @@ def is_document_path(
 def read_archive_members(
     members: list, # (name, problem or None, function that opens it)
     source: str, # the archive
-    context: dict # of the file
+    context: dict # what is known of the file
 ): # (document, None) or (None, reject)
     "Everything in the members of an archive"
     if context["depth"] >= MAX_ARCHIVE_DEPTH: raise Unreadable(
@@ -94,14 +96,18 @@ def read_archive_members(
         if problem or not is_licence_file(PurePosixPath(name).name): continue
         folder = PurePosixPath(name).parent
         try:
-            with open_member() as f: licences[folder] = licences.get(folder) or identify_licence(f.read(1 << 20).decode(errors="replace"))
+            with open_member() as f: licence_text = f.read(1 << 20).decode(errors="replace")
+            licences[folder] = licences.get(folder) or identify_licence(licence_text)
         except Exception: continue  # without a licence then; it is no document
     for name, problem, open_member in members:
         unsafe = name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name) or ".." in re.split(r"[/\\]", name)
         if not unsafe and not is_document_path(name): continue
         place = f"{source}!/{name.encode(errors='backslashreplace').decode()}"
-        if unsafe: problem = "expected a path inside the archive, found one that leads out of it; pack it again with relative names"
-        elif name in member_names: problem = "expected each name once in an archive, found a second member of this one; pack it again"
+        if unsafe:
+            problem = "expected a path inside the archive, found one that leads out of it; " \
+                      "pack it again with relative names"
+        elif name in member_names:
+            problem = "expected each name once in an archive, found a second member of this one; pack it again"
         member_names.add(name)
         if problem: yield None, make_reject(place, Unreadable(problem)); continue
         folder = next((f for f in PurePosixPath(name).parents if f in licences), None)
@@ -111,12 +117,13 @@ def read_archive_members(
 # %% ../../nbs/data/60_readers.ipynb #91d96c98
 def read_zip_file(
     file, # binary, seekable
-    source: str, # where it is from
-    context: dict # of the file
+    source: str, # origin of the document
+    context: dict # what is known of the file
 ): # (document, None) or (None, reject)
     "Everything in a zip archive"
     try: archive = zipfile.ZipFile(file)
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError, struct.error) as e: raise Unreadable(
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError,
+            struct.error) as e: raise Unreadable(
         f"expected a zip archive, but it is broken ({shorten_error(e)}); fetch or pack it again") from None
     locked = "expected an archive without a password; unpack it, or pack it again without one"
     members = [(i.filename, locked if i.flag_bits & 1 else None, lambda i=i: unpack_stream(archive.open(i), context))
@@ -126,8 +133,8 @@ def read_zip_file(
 # %% ../../nbs/data/60_readers.ipynb #de43c87e
 def read_tar_file(
     file, # binary, seekable
-    source: str, # where it is from
-    context: dict # of the file
+    source: str, # origin of the document
+    context: dict # what is known of the file
 ): # (document, None) or (None, reject)
     "Everything in a tar archive"
     found, failure = [], None
@@ -137,17 +144,22 @@ def read_tar_file(
         file.seek(archive.offset)
         if file.read(512).strip(b"\0"): raise tarfile.ReadError("bad header")  # the module takes it for the end
     except (tarfile.TarError, OSError, ValueError, EOFError) as e: failure = Unreadable(
-        f"expected a whole tar archive, but it is broken after {len(found)} members ({shorten_error(e)}); fetch or pack it again")
+        f"expected a whole tar archive, but it is broken after {len(found)} members ({shorten_error(e)}); fetch or "
+        "pack it again")
     sparse = "expected a plain member, found a sparse one, which may be of any size; pack it again without --sparse"
-    members = [(m.name, sparse if m.issparse() else None, lambda m=m: archive.extractfile(m)) for m in found if m.isfile()]
+    members = [(m.name, sparse if m.issparse() else None,
+                lambda m=m: archive.extractfile(m)) for m in found if m.isfile()]
     yield from read_archive_members(members, source, context)
     if failure: raise failure
 
 # %% ../../nbs/data/60_readers.ipynb #814eee70
 READERS = {**dict.fromkeys((".html", ".htm", ".xhtml"), read_html_file), ".pdf": read_pdf_file, ".docx": read_docx_file,
-           **dict.fromkeys((".csv", ".tsv"), read_csv_file), ".json": read_json_file, **dict.fromkeys((".jsonl", ".ndjson"), read_jsonl_file),
-           **dict.fromkeys((".parquet", ".pq"), read_parquet_file), **dict.fromkeys((".sqlite", ".sqlite3", ".db", ".db3"), read_sqlite_file),
-           ".zip": read_zip_file, ".tar": read_tar_file, **dict.fromkeys((*DECOMPRESSORS, ".tgz", ".tbz2", ".txz"), read_packed_file)}
+           **dict.fromkeys((".csv", ".tsv"), read_csv_file), ".json": read_json_file,
+           **dict.fromkeys((".jsonl", ".ndjson"), read_jsonl_file),
+           **dict.fromkeys((".parquet", ".pq"), read_parquet_file),
+           **dict.fromkeys((".sqlite", ".sqlite3", ".db", ".db3"), read_sqlite_file),
+           ".zip": read_zip_file, ".tar": read_tar_file,
+           **dict.fromkeys((*DECOMPRESSORS, ".tgz", ".tbz2", ".txz"), read_packed_file)}
 
 # %% ../../nbs/data/60_readers.ipynb #90558447
 def get_reader(
@@ -159,8 +171,8 @@ def get_reader(
 # %% ../../nbs/data/60_readers.ipynb #7805e45c
 def read_file(
     open_file, # function that opens it
-    source: str, # where it is from
-    context: dict # of the file
+    source: str, # origin of the document
+    context: dict # what is known of the file
 ): # (document, None) or (None, reject)
     "Everything in a file; what ends it early becomes its last reject"
     try:
@@ -171,14 +183,16 @@ def read_file(
     except Invalid: raise  # a mistake in a template is no file's fault
     except (OSError, EOFError, ValueError, RuntimeError, struct.error, zlib.error, lzma.LZMAError,
             zipfile.BadZipFile, tarfile.TarError) as e:
-        yield None, make_reject(source, Unreadable(f"expected a whole, readable file ({shorten_error(getattr(e, 'strerror', None) or e)}); check it, fetch or pack it again"))
+        yield None, make_reject(source, Unreadable("expected a whole, readable file "
+                                                   f"({shorten_error(getattr(e, 'strerror', None) or e)}); check it, "
+                                                   "fetch or pack it again"))
 
 # %% ../../nbs/data/60_readers.ipynb #0c57dfe9
 def list_sources(
     data: Path, # folder
     exclude: list = () # patterns of paths to leave out, such as 'facts/*'
 ) -> list: # relative paths, posix, sorted
-    "Files below `data`, at any depth, that `read` is for"
+    "List the files below `data`, at any depth, that are to be read"
     def stop(e): raise Invalid(
         f"{e.filename}: cannot be listed ({e.strerror}); give it to the user who runs this, or take it out of data/")
     if not data.is_dir(): raise Invalid(f"{data}: expected a folder with your data; make it, or name another")
@@ -189,7 +203,8 @@ def list_sources(
         for name in files + links:
             path = os.path.join(folder, name)
             source = PurePosixPath(os.path.relpath(path, data)).as_posix()
-            if not is_document_path(source) or any(fnmatch.fnmatchcase(source, pattern) for pattern in exclude): continue
+            if not is_document_path(source) or any(fnmatch.fnmatchcase(source,
+                                                                       pattern) for pattern in exclude): continue
             inside = (os.path.realpath(path) + os.sep).startswith(top + os.sep)
             if os.path.isfile(path) or (os.path.islink(path) and not inside): found.append(source)
     return sorted(source.encode(errors="backslashreplace").decode() for source in found)
@@ -220,7 +235,7 @@ def is_dvc_link(
 # %% ../../nbs/data/60_readers.ipynb #611ec49b
 def read_source(
     data: Path, # folder
-    source: str, # of `sources`
+    source: str, # source of `list_sources`
     *,
     templates: dict, # table → format string; '*' for all others
     strict: bool # stop at the first thing that cannot be read
@@ -258,7 +273,7 @@ def read_documents(
 def split_into_shards(
     data: Path, # raw data
     names: list, # sources, sorted
-    shard_megabytes: float # of raw data in a shard
+    shard_megabytes: float # raw data in a shard
 ) -> list: # of lists of sources
     "Cut the files into runs of about equal size"
     sizes = [os.path.getsize(data/name) if (data/name).is_file() else 0 for name in names]  # of what a link points to

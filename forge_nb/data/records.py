@@ -16,21 +16,24 @@ from .tables import (get_table_name, make_row_document, make_row_renderer, to_js
 from .text import binary_file_error, decode_text, read_lines, read_whole_file
 
 # %% ../../nbs/data/40_records.ipynb #b94b29d0
-RECORD_SHAPES = {"messages": ("messages",), "preference": ("prompt", "chosen", "rejected"), "kto": ("prompt", "completion", "label"),
+RECORD_SHAPES = {"messages": ("messages",), "preference": ("prompt", "chosen", "rejected"),
+                 "kto": ("prompt", "completion", "label"),
           "prompt–completion": ("prompt", "completion"), "text": ("text",)}
 
 # %% ../../nbs/data/40_records.ipynb #9ab407ca
 def detect_record_shape(
     record: dict # from JSON or Parquet
-) -> str: # a key of SHAPES, or 'rows'
+) -> str: # key of RECORD_SHAPES, or 'rows'
     "Shape that a record means to have, by its keys"
-    for fields in ({k for k, v in record.items() if v is not None}, {*record}):  # Parquet fills what a row lacks with nulls
+    # Parquet fills what a row lacks with nulls
+    for fields in ({k for k, v in record.items() if v is not None}, {*record}):
         if "messages" in fields: return "messages"
         if "chosen" in fields or {"prompt", "rejected"} <= fields: return "preference"
         if fields & {"prompt", "completion"}: return "kto" if "label" in fields else "prompt–completion"
         if "text" in fields: return "text"
     for key in record:
-        close_matches = difflib.get_close_matches(key.lower(), ["prompt", "completion", "chosen", "rejected", "messages"], 1, .85)
+        close_matches = difflib.get_close_matches(key.lower(),
+                                                  ["prompt", "completion", "chosen", "rejected", "messages"], 1, .85)
         if close_matches and (close_matches[0] != "messages" or isinstance(record[key], list)): raise Unreadable(
             f"expected `{close_matches[0]}`; rename the field to that, or to something less like it", field=key)
     return "rows"
@@ -55,19 +58,23 @@ def check_messages(
     for n, message in enumerate(messages):
         at = f"{field}[{n}]"
         if not isinstance(message, dict): raise Unreadable(
-            f'expected {{"role": "user", "content": "…"}}, found {describe_json_type(message)}; write an object', field=at)
+            f'expected {{"role": "user", "content": "…"}}, found {describe_json_type(message)}; write an object',
+            field=at)
         role, content = message.get("role"), message.get("content")
         if not isinstance(role, str): raise Unreadable(
-            f'expected a string, found {describe_json_type(role)}; write "system", "user", "assistant" or "tool"', field=f"{at}.role")
-        if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("type"), str) for p in content): continue
+            f'expected a string, found {describe_json_type(role)}; write "system", "user", "assistant" or "tool"',
+            field=f"{at}.role")
+        if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("type"),
+                                                                                str) for p in content): continue
         if content is None and message.get("tool_calls"): continue
         if not isinstance(content, str): raise Unreadable(
-            f"expected a string, found {describe_json_type(content)}; write what was said, or take the message out", field=f"{at}.content")
+            f"expected a string, found {describe_json_type(content)}; write what was said, or take the message out",
+            field=f"{at}.content")
 
 # %% ../../nbs/data/40_records.ipynb #53ab6d56
 def check_record(
     record: dict, # as read
-    shape: str # of SHAPES
+    shape: str # key of RECORD_SHAPES
 ):
     "Raise unless a record has the fields of its shape, each of its type"
     for field in RECORD_SHAPES[shape]:
@@ -75,12 +82,14 @@ def check_record(
         if field == "messages": check_messages(value, field)
         elif field == "label":
             if not isinstance(value, bool): raise Unreadable(
-                f"expected true or false, found {describe_json_type(value)}; write true or false without quotes", field=field)
+                f"expected true or false, found {describe_json_type(value)}; write true or false without quotes",
+                field=field)
         elif isinstance(value, list) and field != "text": check_messages(value, field)
         elif not isinstance(value, str):
             wanted = "a string" if field == "text" else "a string or a list of messages"
             raise Unreadable(
-                f"expected {wanted}, as shape {shape} needs, found {describe_json_type(value)}; write it, or take the record out", field=field)
+                f"expected {wanted}, as shape {shape} needs, found {describe_json_type(value)}; write it, or take "
+                "the record out", field=field)
         elif isinstance(record.get("prompt"), list): raise Unreadable(
             "expected a list of messages as `prompt` is one, found a string; write both in the same way", field=field)
     if "prompt" in RECORD_SHAPES[shape] and isinstance(record["prompt"], str):
@@ -91,7 +100,7 @@ def check_record(
 # %% ../../nbs/data/40_records.ipynb #5dd347f9
 def chat_to_text(
     record: dict, # checked
-    shape: str # of SHAPES
+    shape: str # key of RECORD_SHAPES
 ) -> str: # a paragraph for each thing said
     "Who said what in a record"
     paragraphs = []
@@ -107,7 +116,7 @@ def chat_to_text(
 
 # %% ../../nbs/data/40_records.ipynb #1e990e99
 def reject_duplicate_keys(
-    pairs: list # of an object
+    pairs: list # pairs of an object
 ) -> dict: # the same
     "An object whose keys are all different"
     found = dict(pairs)
@@ -126,7 +135,8 @@ def parse_finite_number(
     raise Unreadable(f"expected a finite number, found {digits}; write a number or null")
 
 # %% ../../nbs/data/40_records.ipynb #0165c8c6
-STRICT_DECODER = json.JSONDecoder(object_pairs_hook=reject_duplicate_keys, parse_constant=parse_finite_number, parse_float=parse_finite_number)
+STRICT_DECODER = json.JSONDecoder(object_pairs_hook=reject_duplicate_keys, parse_constant=parse_finite_number,
+                                  parse_float=parse_finite_number)
 
 # %% ../../nbs/data/40_records.ipynb #e318cd8c
 def find_infinite_number(
@@ -159,24 +169,26 @@ def parse_json(
     except UnicodeEncodeError: raise Unreadable(
         "expected Unicode text, found half a surrogate pair (\\ud…); write the character itself") from None
     except RecursionError: raise Unreadable(
-        "expected JSON of reasonable depth, found nesting without end; flatten it", text.count("\n", 0, at) + 1) from None
+        "expected JSON of reasonable depth, found nesting without end; flatten it",
+        text.count("\n", 0, at) + 1) from None
     except Unreadable as e:
         try: e.field = e.field or find_infinite_number(json.JSONDecoder().raw_decode(text, at)[0])
         except (ValueError, RecursionError): pass  # broken further on, too
         raise
-    except ValueError as e: raise Unreadable(f"expected JSON ({shorten_error(e)}); write very long numbers as strings") from None
+    except ValueError as e: raise Unreadable(
+        f"expected JSON ({shorten_error(e)}); write very long numbers as strings") from None
 
 # %% ../../nbs/data/40_records.ipynb #65aff861
 def read_records(
-    records, # (number, line, start, end, record), a problem instead of the record where there is one
+    records, # (number, line, record), a problem instead of the record where there is one
     source: str, # the file
-    context: dict, # of the file
+    context: dict, # what is known of the file
     encoding: str = None # where it is not UTF-8
 ): # (document, None) or (None, reject)
     "A document for each record, by its shape; the first record decides the file's"
     table, first, render_row = get_table_name(source), None, None
-    for number, line, start, end, record in records:
-        place, location = f"{source}#{number}", dict(start=start, end=end, encoding=encoding)
+    for number, line, record in records:
+        place = f"{source}#{number}"
         try:
             if isinstance(record, Unreadable): raise record
             if not isinstance(record, dict): raise Unreadable(
@@ -188,20 +200,23 @@ def read_records(
                                                    "put records of another shape in a file of their own")
             if shape == "rows":
                 render_row = render_row or make_row_renderer(table, [*record], context["templates"])
-                doc = make_row_document(place, table, record, render_row, context, **location)
+                doc = make_row_document(place, table, record, render_row, context, encoding=encoding)
             else:
                 check_record(record, shape)
                 fields = {k: record[k] for k in (*RECORD_SHAPES[shape], "tools") if record.get(k) is not None}
-                doc = make_document(place, "docs", record["text"], context, **location) if shape == "text" else \
-                    make_document(place, "chat", chat_to_text(record, shape), context, record=fields, **location)
-        except Unreadable as e: yield None, make_reject(place, e, line); continue
+                if shape == "text": doc = make_document(place, "docs", record["text"], context, encoding=encoding)
+                else: doc = make_document(place, "chat", chat_to_text(record, shape), context, record=fields,
+                                          encoding=encoding)
+        except Unreadable as e:
+            yield None, make_reject(place, e, line)
+            continue
         yield doc, None
 
 # %% ../../nbs/data/40_records.ipynb #cfd4fc6f
 def read_jsonl_file(
     file, # binary, seekable
-    source: str, # where it is from
-    context: dict # of the file
+    source: str, # origin of the document
+    context: dict # what is known of the file
 ): # (document, None) or (None, reject)
     "A document for each line of a JSON Lines file"
     head = file.read(4096)
@@ -210,8 +225,9 @@ def read_jsonl_file(
     file.seek(0)
 
     def records():
-        for number, start, end, line in read_lines(file):
-            if line is None: record = Unreadable(f"expected lines of at most {MAX_LINE_BYTES >> 20} MiB; split this record")
+        for number, line in read_lines(file):
+            if line is None: record = Unreadable(f"expected lines of at most {MAX_LINE_BYTES >> 20} MiB; split this "
+                                                 "record")
             else:
                 try:
                     text = line.removeprefix(codecs.BOM_UTF8).decode() if number == 1 else line.decode()
@@ -220,19 +236,19 @@ def read_jsonl_file(
                 except UnicodeDecodeError as e: record = Unreadable(
                     f"expected UTF-8, found another byte at column {e.start + 1}; save it as UTF-8")
                 except Unreadable as e: e.line = None; record = e
-            yield number, number, start, end, record
+            yield number, number, record
 
     yield from read_records(records(), source, context)
 
 # %% ../../nbs/data/40_records.ipynb #29ed992f
 def parse_json_records(
     text: str # a list of records, or one
-): # (number, line, None, None, record)
+): # (number, line, record)
     "Records of a JSON document with their lines, one at a time"
     number, counted_until, line, blank = 0, 0, 1, re.compile(r"[ \t\r\n]*")
     at = blank.match(text).end()
     if text[at:at + 1] != "[":
-        yield 1, 1, None, None, parse_json(text, at)[0]
+        yield 1, 1, parse_json(text, at)[0]
         return
     at = blank.match(text, at + 1).end()
     mark = text[at:at + 1]
@@ -245,19 +261,21 @@ def parse_json_records(
             try: record, at = e, json.JSONDecoder().raw_decode(text, at)[1]
             except ValueError: raise e from None  # broken further on, too
         if number == 1 and not isinstance(record, (dict, Unreadable)): raise Unreadable(
-            f"expected a list of records, found a list that begins with {describe_json_type(record)}; write objects", line)
-        yield number, line, None, None, record
+            f"expected a list of records, found a list that begins with {describe_json_type(record)}; write objects",
+            line)
+        yield number, line, record
         at = blank.match(text, at).end()
         mark, at = text[at:at + 1], blank.match(text, at + 1).end()
         if mark not in (",", "]"): raise Unreadable(
             "expected a comma or the end of the list; mend it there", text.count("\n", 0, at) + 1)
-    if text[at:].strip(): raise Unreadable("expected nothing after the list; put it all into one list", text.count("\n", 0, at) + 1)
+    if text[at:].strip(): raise Unreadable("expected nothing after the list; put it all into one list",
+                                           text.count("\n", 0, at) + 1)
 
 # %% ../../nbs/data/40_records.ipynb #4bcc3cc2
 def read_json_file(
     file, # binary, seekable
-    source: str, # where it is from
-    context: dict # of the file
+    source: str, # origin of the document
+    context: dict # what is known of the file
 ): # (document, None) or (None, reject)
     "A document for each record of a JSON file that holds a list of them, or one"
     text, encoding = decode_text(read_whole_file(file))
@@ -266,8 +284,8 @@ def read_json_file(
 # %% ../../nbs/data/40_records.ipynb #9a7e0039
 def read_parquet_file(
     file, # binary, seekable
-    source: str, # where it is from
-    context: dict # of the file
+    source: str, # origin of the document
+    context: dict # what is known of the file
 ): # (document, None) or (None, reject)
     "A document for each row of a Parquet file"
     import pyarrow as pa
@@ -283,8 +301,9 @@ def read_parquet_file(
             for batch in table.iter_batches(1000, use_threads=False):
                 for row in batch.to_pylist():
                     number += 1
-                    yield number, None, None, None, to_json_value(row)
+                    yield number, None, to_json_value(row)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as e: raise Unreadable(
-            f"expected Parquet, but pyarrow cannot read it after row {number} ({shorten_error(e)}); write the file again") from None
+            f"expected Parquet, but pyarrow cannot read it after row {number} ({shorten_error(e)}); write the file "
+            "again") from None
 
     yield from read_records(records(), source, context)

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['TOKEN_PATTERNS', 'PRIVATE_KEY', 'URL_PASSWORD', 'SECRET_WORDS', 'KEY_WORD_PREFIX', 'ASSIGNED_VALUE', 'PLACEHOLDER',
            'PASSWORD_IN_PROSE', 'AUTHORIZATION_VALUE', 'find_offsets', 'entropy', 'is_random_secret',
-           'is_prose_password', 'lower_same_length', 'find_assigned_secrets', 'find_secrets']
+           'is_prose_password', 'lower_same_length', 'find_assigned_secrets', 'find_prose_passwords',
+           'find_header_secrets', 'find_secrets']
 
 # %% ../../nbs/data/65_secrets.ipynb #138faf79
 import math, re
@@ -13,10 +14,10 @@ from collections import Counter
 
 # %% ../../nbs/data/65_secrets.ipynb #2f149367
 def find_offsets(
-    text: str, # to search
-    needle: str # exactly as it is written
+    text: str, # text to search
+    needle: str # characters exactly as they are written
 ): # yields offsets
-    "Where `sign` stands in `text`, overlapping ones included"
+    "Yield where `needle` stands in `text`, overlapping ones included"
     at = text.find(needle)
     while at >= 0:
         yield at
@@ -25,11 +26,12 @@ def find_offsets(
 # %% ../../nbs/data/65_secrets.ipynb #efa7428f
 TOKEN_PATTERNS = [re.compile(pattern) for pattern in (
     r"AKIA[A-Z0-9]{16}\b", r"ASIA[A-Z0-9]{16}\b", r"AIza[\w-]{35}", r"ya29\.[\w-]{20,}", r"AccountKey=[\w+/]{40,}=*",
-    r"dop_v1_[0-9a-f]{64}", r"gh[pousr]_\w{36,76}\b", r"github_pat_\w{50,90}\b", r"glpat-[\w-]{20,}", r"npm_[A-Za-z0-9]{36}\b",
+    r"dop_v1_[0-9a-f]{64}", r"gh[pousr]_\w{36,76}\b", r"github_pat_\w{50,90}\b", r"glpat-[\w-]{20,}",
+    r"npm_[A-Za-z0-9]{36}\b",
     r"pypi-[\w-]{50,}", r"hf_[A-Za-z0-9]{30,}\b", r"shpat_[0-9a-fA-F]{32}", r"xox[abeoprs]-[\w-]{10,}",
     r"hooks\.slack\.com/services/[\w/]{20,}", r"sk-(?=[\w-]*[0-9])[\w-]{20,}",
     r"sk_(?:live|test)_\w{16,}", r"rk_live_\w{16,}", r"SG\.[\w-]{16,}\.[\w-]{16,}",
-    r"eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{8,}")]  # each begins with letters as they are: what makes a search fast
+    r"eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{8,}")]  # each begins with letters as they are, which makes a search fast
 
 # %% ../../nbs/data/65_secrets.ipynb #4318127f
 PRIVATE_KEY = re.compile(r"""-----BEGIN\ [A-Z0-9 ]*PRIVATE\ KEY(?:\ BLOCK)?-----
@@ -43,30 +45,34 @@ URL_PASSWORD = re.compile(r"://[^\s/:@\"'<>]*:([^\s/@\"'<>\[\]]{3,})@[\w\[]")
 SECRET_WORDS = ("secret", "token", "passw", "pwd", "credential", "key")  # what names of secrets hold, in lower case
 
 # %% ../../nbs/data/65_secrets.ipynb #4b571e6d
-KEY_WORD_PREFIX = re.compile(r"(?:api|access|account|auth|client|encryption|master|private|service|signing)[_-]?\Z")  # what stands before *key* in the name of a secret; other keys are of tables and keyboards
+# what stands before *key* in the name of a secret; other keys are of tables and keyboards
+KEY_WORD_PREFIX = re.compile(r"(?:api|access|account|auth|client|encryption|master|private|service|signing)[_-]?\Z")
 
 # %% ../../nbs/data/65_secrets.ipynb #efd8d231
 ASSIGNED_VALUE = re.compile(r"""[\w.-]{0,40}['"]?\]? [ \t]{0,3}(?: := | => | ={1,3} | : )[ \t]{0,3}
-                         (?: [rbuf]{0,2}(['"`])([^'"`\n]{8,300})\1 | ([A-Za-z0-9+/_.=~-]{16,300})(?![\w(\[{]) )""", re.X)
+                         (?: [rbuf]{0,2}(['"`])([^'"`\n]{8,300})\1
+                           | ([A-Za-z0-9+/_.=~-]{16,300})(?![\w(\[{]) )""", re.X)
 
 # %% ../../nbs/data/65_secrets.ipynb #f2be6134
-PLACEHOLDER = re.compile(r"""x{3,} | \*{2,} | \.{3} | … | your | example | change | placeholder | dummy | sample | insert | redacted
-    | hidden | < | > | \{ | \} | \$\( | ^%s$ | %\( | ^\$[A-Z_]+$
-    | ^(?:password|passwd|pass|pwd|secret|token|hunter2|test|user|admin|root|none|null|true|false)[0-9]{0,3}$""", re.I | re.X)
+PLACEHOLDER = re.compile(r"""x{3,} | \*{2,} | \.{3} | … | your | example | change | placeholder | dummy | sample
+    | insert | redacted | hidden | < | > | \{ | \} | \$\( | ^%s$ | %\( | ^\$[A-Z_]+$
+    | ^(?:password|passwd|pass|pwd|secret|token|hunter2|test|user|admin|root|none|null|true|false)[0-9]{0,3}$""",
+    re.I | re.X)
 
 # %% ../../nbs/data/65_secrets.ipynb #f17c5984
 def entropy(
-    value: str # not empty
+    value: str # text, not empty
 ) -> float: # bits
-    "Bits of information a character, by how often each occurs in the value itself"
-    return -sum(n / len(value) * math.log2(n / len(value)) for n in Counter(value).values())
+    "Measure the bits of information a character, by how often each occurs in the value itself"
+    shares = [n / len(value) for n in Counter(value).values()]
+    return -sum(p * math.log2(p) for p in shares)
 
 # %% ../../nbs/data/65_secrets.ipynb #daf92a67
 def is_random_secret(
-    value: str, # what is assigned
-    is_password: bool = False # the name says that it is a password, which may be shorter
-) -> bool:
-    "Whether a value looks as if drawn by lot, and not like words, a path or a placeholder"
+    value: str, # value that is assigned
+    is_password: bool = False # whether the name says that it is a password, which may be shorter
+) -> bool: # whether it may open something
+    "Tell a value that looks drawn at random from words, a path or a placeholder"
     mixed = lambda s: re.search(r"[0-9]", s) and re.search(r"[A-Za-z]", s)
     if not mixed(value) or re.search(r"\s", value) or PLACEHOLDER.search(value): return False
     if is_password and len(value) >= 8 and not re.match(r"[\w.]+\(", value):
@@ -77,57 +83,80 @@ def is_random_secret(
     return len(longest) >= 8 and bool(mixed(longest)) and len(re.findall(r"[0-9]+", value)) >= 2
 
 # %% ../../nbs/data/65_secrets.ipynb #0f5edc78
-PASSWORD_IN_PROSE = re.compile(r"""(?:password|passwd|passwort|kennwort|passcode)(?:\ is|\ ist)?[ \t]*(:?)[ \t]+["'`]?([^\s"'`<>]{4,40})
+PASSWORD_IN_PROSE = re.compile(r"""(?:password|passwd|passwort|kennwort|passcode)(?:\ is|\ ist)?
+                     [ \t]*(:?)[ \t]+["'`]?([^\s"'`<>]{4,40})
                      (?=["'`]?[ \t\r]*(\n|\Z)?)""", re.I | re.X)
 
 # %% ../../nbs/data/65_secrets.ipynb #d6cfc13c
 def is_prose_password(
-    value: str, # what follows *password:* in prose
-    ends_line: bool # behind a colon, with nothing after it in its line
-) -> bool:
-    "Whether a word behind *password:* is one, and not the sentence going on"
+    value: str, # word that follows *password* in prose
+    ends_line: bool # whether it stands behind a colon, with nothing after it in its line
+) -> bool: # whether it is one
+    "Tell a password from the sentence going on"
     if not re.search(r"[0-9]", value) or re.search(r"[(=\[/,]", value) or PLACEHOLDER.search(value): return False
     return len(value) >= 4 if ends_line else len(value) >= 6 and bool(re.search(r"[A-Za-z]", value))
 
 # %% ../../nbs/data/65_secrets.ipynb #a2ab0a27
 def lower_same_length(
-    text: str # any
-) -> str: # of the same length
-    "Lower case in which every character keeps its place (a few letters grow: İ)"
+    text: str # any text
+) -> str: # text of the same length
+    "Lower a text so that every character keeps its place (a few letters grow: İ)"
     low = text.lower()
-    return low if len(low) == len(text) else "".join(c.lower() if len(c.lower()) == 1 else c for c in text)
+    if len(low) == len(text): return low
+    return "".join(c.lower() if len(c.lower()) == 1 else c for c in text)
 
 # %% ../../nbs/data/65_secrets.ipynb #6d1526f5
 AUTHORIZATION_VALUE = re.compile(r" *([A-Za-z0-9+/_.~=-]{16,})")  # what follows the scheme in an Authorization header
 
 # %% ../../nbs/data/65_secrets.ipynb #a35e124d
 def find_assigned_secrets(
-    text: str # to search
+    text: str # text to search
 ): # yields (start, end)
-    "Values behind a name that says secret"
+    "Yield values that are assigned to a name that says secret"
     low = lower_same_length(text)
     for word in SECRET_WORDS:
         for at in find_offsets(low, word):
-            if word == "key" and not KEY_WORD_PREFIX.search(low[max(0, at - 12):at]): continue
-            if m := ASSIGNED_VALUE.match(text, at + len(word)):
-                quoted = m[2] is not None
-                if is_random_secret(m[2] or m[3], quoted and word in ("passw", "pwd")): yield m.span(2 if quoted else 3)
+            before = low[max(0, at - 12):at]
+            if word == "key" and not KEY_WORD_PREFIX.search(before): continue
+            if not (m := ASSIGNED_VALUE.match(text, at + len(word))): continue
+            quoted = m[2] is not None
+            is_password = quoted and word in ("passw", "pwd")
+            if is_random_secret(m[2] or m[3], is_password): yield m.span(2 if quoted else 3)
+
+# %% ../../nbs/data/65_secrets.ipynb #cabb1600
+def find_prose_passwords(
+    text: str # text to search
+): # yields (start, end)
+    "Yield passwords that follow their name in a sentence or a line"
+    low = lower_same_length(text)
     for word in ("passw", "kennwort", "passcode"):
         for at in find_offsets(low, word):
             if not (m := PASSWORD_IN_PROSE.match(text, at)): continue
-            value = m[2].rstrip(".,;)")
-            if is_prose_password(value, bool(m[1]) and m[3] is not None): yield m.start(2), m.start(2) + len(value)
+            value, start = m[2].rstrip(".,;)"), m.start(2)
+            ends_line = bool(m[1]) and m[3] is not None
+            if is_prose_password(value, ends_line): yield start, start + len(value)
+
+# %% ../../nbs/data/65_secrets.ipynb #f3dc5394
+def find_header_secrets(
+    text: str # text to search
+): # yields (start, end)
+    "Yield what follows the scheme in an Authorization header"
     for scheme in ("Bearer ", "Basic "):
         for at in find_offsets(text, scheme):
-            if (m := AUTHORIZATION_VALUE.match(text, at + len(scheme))) and is_random_secret(m[1]): yield m.span(1)
+            m = AUTHORIZATION_VALUE.match(text, at + len(scheme))
+            if m and is_random_secret(m[1]): yield m.span(1)
 
 # %% ../../nbs/data/65_secrets.ipynb #7a044e8b
 def find_secrets(
-    text: str # to search
+    text: str # text to search
 ): # yields (start, end)
-    "Services' tokens, private keys, passwords in URLs, and secrets that are assigned or told"
+    "Yield services' tokens, private keys, passwords in URLs, and secrets that are assigned or written out"
     for pattern in TOKEN_PATTERNS:
-        yield from (m.span() for m in pattern.finditer(text) if not text[m.start() - 1:m.start()].isalnum())
+        for m in pattern.finditer(text):
+            if not text[m.start() - 1:m.start()].isalnum(): yield m.span()
     if "PRIVATE KEY" in text: yield from (m.span() for m in PRIVATE_KEY.finditer(text))
-    if "://" in text: yield from (m.span(1) for m in URL_PASSWORD.finditer(text) if not PLACEHOLDER.search(m[1]))
+    for m in URL_PASSWORD.finditer(text) if "://" in text else ():
+        if not PLACEHOLDER.search(m[1]): yield m.span(1)
     yield from find_assigned_secrets(text)
+    yield from find_prose_passwords(text)
+    yield from find_header_secrets(text)

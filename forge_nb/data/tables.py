@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from string import Formatter
 
-from ..core.project import Invalid, display_path, parse_yaml, read_text
+from ..core.project import Invalid
+from ..core.settings import Templates, load_settings
 from .documents import (DECOMPRESSORS, MAX_LINE_BYTES, Unreadable, get_file_name, make_document,
                                      make_reject)
 from .text import BYTE_ORDER_MARKS, binary_file_error, guess_encoding, slice_around
@@ -25,17 +26,21 @@ def make_row_renderer(
 ): # function: dict of values → text
     "How the rows of a table become text"
     template = templates.get(table, templates.get("*"))
-    if template is None: return lambda values: "\n".join([table, *(f"{k}: {value_to_text(v)}" for k, v in values.items() if v is not None)])
+    if template is None: return lambda values: "\n".join([table,
+                                                          *(f"{k}: {value_to_text(v)}" for k,
+                                                            v in values.items() if v is not None)])
     place = f"template {template!r} of table `{table}`"
     try: parts = list(Formatter().parse(template))
-    except ValueError as e: raise Invalid(f"{place}: {e}; write a column as {{name}} and a literal brace twice") from None
+    except ValueError as e: raise Invalid(
+        f"{place}: {e}; write a column as {{name}} and a literal brace twice") from None
     if unknown := [field for _, field, _, _ in parts if field is not None and field not in columns]: raise Invalid(
-        f"{place} names the column `{unknown[0]}`, which is not there; the columns are {', '.join(f'`{c}`' for c in columns)}")
+        f"{place} names the column `{unknown[0]}`, which is not there; the columns are "
+        f"{', '.join(f'`{c}`' for c in columns)}")
     return partial(fill_row_template, parts)
 
 # %% ../../nbs/data/30_tables.ipynb #cf873e98
 def fill_row_template(
-    parts: list, # of a template: (literal, column, format, conversion)
+    parts: list, # parts of a template: (literal, column, format, conversion)
     values: dict # column → value; None leaves its place empty
 ) -> str: # text
     "Put the values of a row into a template"
@@ -53,21 +58,17 @@ def fill_row_template(
 
 # %% ../../nbs/data/30_tables.ipynb #341f1dab
 def value_to_text(
-    value # of a cell
+    value # value of a cell
 ) -> str: # text
     "A value as text: nested ones as JSON"
     return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else str(value)
 
 # %% ../../nbs/data/30_tables.ipynb #78042c06
 def read_templates(
-    path: Path # templates.yaml, or a file that is not there
-) -> dict: # table → format string
-    "The templates for rows of tables"
-    if not path.exists(): return {}
-    found = parse_yaml(read_text(path), display_path(path)) or {}
-    for table, template in (found.items() if isinstance(found, dict) else [("", found)]):
-        if not isinstance(template, str): raise Invalid(f"{path.name}: `{table}` holds {template!r}; write `table: \"a sentence with {{column}}\"`")
-    return found
+    path: Path # templates.yaml; a file that is not there holds none
+) -> dict: # format string by table
+    "Read the templates for rows of tables"
+    return load_settings(path, Templates) if path.exists() else {}
 
 # %% ../../nbs/data/30_tables.ipynb #7d9afb32
 def to_json_value(
@@ -86,16 +87,16 @@ def make_row_document(
     source: str, # with the row's number or key
     table: str, # name
     values: dict, # column → value
-    render_row, # from `renderer`
-    context: dict, # of the file
+    render_row, # function of `make_row_renderer`
+    context: dict, # what is known of the file
     *,
     key: dict = None, # primary key
     references: list = None, # foreign keys: column, table, to
-    **place # start, end, encoding
+    encoding: str = None # encoding of the file, where it is not UTF-8
 ) -> dict: # document
     "A row of a table as a document that keeps its structure"
     record = dict(table=table, key=key or {}, references=references or [], values=values)
-    return make_document(source, "rows", render_row(values), context, record=record, **place)
+    return make_document(source, "rows", render_row(values), context, record=record, encoding=encoding)
 
 # %% ../../nbs/data/30_tables.ipynb #acfd82a9
 def detect_file_encoding(
@@ -110,7 +111,8 @@ def detect_file_encoding(
     while not mark:
         block = file.read(1 << 20)
         try: decoder.decode(block, final=not block)
-        except UnicodeDecodeError as e: name = guess_encoding(slice_around(before + block, len(before) + e.start)); break
+        except UnicodeDecodeError as e: name = guess_encoding(slice_around(before + block,
+                                                                           len(before) + e.start)); break
         if not block: break
         before = block[-4096:]
     file.seek(len(mark))
@@ -119,25 +121,24 @@ def detect_file_encoding(
 # %% ../../nbs/data/30_tables.ipynb #cf51be71
 def parse_csv_rows(
     file, # binary, just behind its mark
-    encoding: str, # of the file
+    encoding: str, # encoding of the file
     delimiter: str = None # None: the one that the first line uses most
-): # (line, start, end, cells), a problem instead of the cells where there is one
-    "Rows of a CSV file with their places"
+): # (line, cells), a problem instead of the cells where there is one
+    "Yield the rows of a CSV file with their lines"
     csv.field_size_limit(MAX_LINE_BYTES)  # a bound against a quote that nobody closes; the module has one for all
-    state = dict(line=0, at=file.tell(), long=False)
+    state = dict(line=0, long=False)
     text = io.TextIOWrapper(file, encoding, newline="")
     first = text.readline(MAX_LINE_BYTES + 1)
     while first and not first.strip("\r\n"):  # blank lines above the header
-        state["line"] += 1; state["at"] += len(first.encode(encoding)); first = text.readline(MAX_LINE_BYTES + 1)
+        state["line"] += 1
+        first = text.readline(MAX_LINE_BYTES + 1)
 
     def feed(line):
         while line:
             state["line"] += 1
-            state["at"] += len(line) if line.isascii() and encoding == "utf-8" else len(line.encode(encoding))
             if len(line) > MAX_LINE_BYTES:
                 state["long"] = True
-                while not line.endswith(("\n", "\r")) and (line := text.readline(1 << 20)):
-                    state["at"] += len(line.encode(encoding))
+                while not line.endswith(("\n", "\r")) and (line := text.readline(1 << 20)): pass
                 line = "\n"
             yield line
             line = text.readline(MAX_LINE_BYTES + 1)
@@ -145,13 +146,15 @@ def parse_csv_rows(
     reader = csv.reader(feed(first), delimiter=delimiter or max(",;\t|", key=first.count), strict=True)
     try:
         while True:
-            line, start = state["line"] + 1, state["at"]
+            line = state["line"] + 1
             try: cells = next(reader, None)
-            except csv.Error as e: cells = Unreadable(f"expected a row of CSV, found an unclosed or misplaced quote ({e}); "
+            except csv.Error as e: cells = Unreadable("expected a row of CSV, found an unclosed or misplaced quote "
+                                                      f"({e}); "
                                                       f"mend the quotes from this line to line {state['line']}")
-            if state["long"]: cells = Unreadable(f"expected lines of at most {MAX_LINE_BYTES >> 20} MiB; break this one")
+            if state["long"]: cells = Unreadable(f"expected lines of at most {MAX_LINE_BYTES >> 20} MiB; break this "
+                                                 "one")
             if cells is None: return
-            if cells: yield line, start, state["at"], cells
+            if cells: yield line, cells
             state["long"] = False
     finally: text.detach()
 
@@ -167,26 +170,30 @@ def get_table_name(
 # %% ../../nbs/data/30_tables.ipynb #9a97b12d
 def read_csv_file(
     file, # binary, seekable
-    source: str, # where it is from
-    context: dict # of the file
+    source: str, # origin of the document
+    context: dict # what is known of the file
 ): # (document, None) or (None, reject)
     "A document for each row of a CSV or TSV file"
     encoding, columns, number, table = detect_file_encoding(file), None, 0, get_table_name(source)
     encoding_flag = None if encoding == "utf-8" else encoding
-    for line, start, end, cells in parse_csv_rows(file, encoding, "\t" if get_file_name(source).endswith(".tsv") else None):
+    delimiter = "\t" if get_file_name(source).endswith(".tsv") else None
+    for line, cells in parse_csv_rows(file, encoding, delimiter):
         if columns is None:
             if isinstance(cells, Unreadable): raise Unreadable(str(cells), line)
             columns = [c.strip() or f"column {n}" for n, c in enumerate(cells, 1)]
             if duplicates := [c for c in columns if columns.count(c) > 1]: raise Unreadable(
-                f"expected a header with a name for each column, found `{duplicates[0]}` twice; rename one", line, duplicates[0])
+                f"expected a header with a name for each column, found `{duplicates[0]}` twice; rename one", line,
+                duplicates[0])
             render_row = make_row_renderer(table, columns, context["templates"])
             continue
         number += 1
         place = f"{source}#{number}"
         try:
             if isinstance(cells, Unreadable): raise cells
-            if len(cells) != len(columns): raise Unreadable(f"expected {len(columns)} cells as in the header, found {len(cells)}; "
-                                                            "add what is missing, or quote the cell that holds the delimiter")
+            if len(cells) != len(columns): raise Unreadable(f"expected {len(columns)} cells as in the header, found "
+                                                            f"{len(cells)}; "
+                                                            "add what is missing, or quote the cell that holds the "
+                                                            "delimiter")
             values = dict(zip(columns, (c if c.strip() else None for c in cells)))
-            yield make_row_document(place, table, values, render_row, context, start=start, end=end, encoding=encoding_flag), None
+            yield make_row_document(place, table, values, render_row, context, encoding=encoding_flag), None
         except Unreadable as e: yield None, make_reject(place, e, line)

@@ -16,12 +16,16 @@ from .documents import (MAX_FILE_BYTES, MAX_LINE_BYTES, Unreadable, detect_code_
 # %% ../../nbs/data/20_text.ipynb #0c679968
 BYTE_ORDER_MARKS = [(codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"),
          (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be")]
-MAGIC_BYTES = {b"%PDF-": "a PDF", b"{\\rtf": "a rich-text file", b"PK\3\4": "a ZIP archive or an Office file", b"\x1f\x8b": "gzip data", b"BZh": "bzip2 data",
-         b"\xfd7zXZ": "xz data", b"\x28\xb5\x2f\xfd": "Zstandard data", b"7z\xbc\xaf": "a 7z archive", b"Rar!": "a RAR archive",
+MAGIC_BYTES = {b"%PDF-": "a PDF", b"{\\rtf": "a rich-text file", b"PK\3\4": "a ZIP archive or an Office file",
+               b"\x1f\x8b": "gzip data", b"BZh": "bzip2 data",
+         b"\xfd7zXZ": "xz data", b"\x28\xb5\x2f\xfd": "Zstandard data", b"7z\xbc\xaf": "a 7z archive",
+               b"Rar!": "a RAR archive",
          b"\x89PNG": "a PNG image", b"\xff\xd8\xff": "a JPEG image", b"GIF8": "a GIF image",
          b"SQLite format 3": "an SQLite database",
          b"PAR1": "a Parquet file", b"\xd0\xcf\x11\xe0": "an old or encrypted Office file", b"\x7fELF": "a program"}
-LEGACY_ENCODINGS = "cp1252 cp1250 cp1254 cp1257 cp1251 cp1253 cp1255 cp1256 koi8_r cp850 gb18030 big5 cp949 euc_jp cp932".split()  # in use
+# those in use, the most common first
+LEGACY_ENCODINGS = ("cp1252 cp1250 cp1254 cp1257 cp1251 cp1253 cp1255 cp1256 koi8_r cp850 gb18030 big5 "
+                    "cp949 euc_jp cp932").split()
 CONTROL_BYTES = bytes(b for b in range(32) if b not in b"\t\n\r\f\b\x1b")
 
 # %% ../../nbs/data/20_text.ipynb #3ebec47b
@@ -39,7 +43,8 @@ def guess_encoding(
 ) -> str: # name of an encoding
     "Best guess at the encoding of a text that is not UTF-8"
     from charset_normalizer import from_bytes
-    if len(raw) - len(raw.translate(None, CONTROL_BYTES)) > len(raw) / 100 or raw.startswith(tuple(MAGIC_BYTES)): raise binary_file_error(raw)
+    num_control = len(raw) - len(raw.translate(None, CONTROL_BYTES))
+    if num_control > len(raw) / 100 or raw.startswith(tuple(MAGIC_BYTES)): raise binary_file_error(raw)
     non_ascii = b"\n".join(line for line in raw.split(b"\n") if not line.isascii())
     matches = from_bytes(non_ascii, cp_isolation=LEGACY_ENCODINGS)
     best = matches.best()
@@ -69,7 +74,8 @@ def decode_text(
     encoding = guess_encoding(slice_around(raw, at))
     try: return raw.decode(encoding), encoding
     except UnicodeDecodeError: raise Unreadable(
-        f"expected UTF-8, found something else at byte {at} and no encoding that fits throughout; save it as UTF-8") from None
+        f"expected UTF-8, found something else at byte {at} and no encoding that fits throughout; "
+        "save it as UTF-8") from None
 
 # %% ../../nbs/data/20_text.ipynb #e76e1021
 def slice_around(
@@ -83,14 +89,14 @@ def slice_around(
 # %% ../../nbs/data/20_text.ipynb #204fcd6e
 def read_lines(
     file # binary, seekable
-): # (number, start, end, bytes); None instead of the bytes of a line over MAX_LINE_BYTES
-    "Lines of a file with their places"
-    number = end = 0
+): # (number, bytes); None instead of the bytes of a line over MAX_LINE_BYTES
+    "Yield the lines of a file with their numbers"
+    number = 0
     while line := file.readline(MAX_LINE_BYTES + 1):
-        number, start, end = number + 1, end, end + len(line)
-        if len(line) <= MAX_LINE_BYTES: yield number, start, end, line; continue
-        while not line.endswith(b"\n") and (line := file.readline(1 << 20)): end += len(line)
-        yield number, start, end, None
+        number += 1
+        is_too_long = len(line) > MAX_LINE_BYTES
+        yield number, None if is_too_long else line
+        while is_too_long and not line.endswith(b"\n") and (line := file.readline(1 << 20)): pass
 
 # %% ../../nbs/data/20_text.ipynb #dbbd4e68
 def read_whole_file(
@@ -105,8 +111,8 @@ def read_whole_file(
 # %% ../../nbs/data/20_text.ipynb #75a2fb16
 def read_text_file(
     file, # binary, seekable
-    source: str, # where it is from
-    context: dict # of the file
+    source: str, # origin of the document
+    context: dict # what is known of the file
 ): # (document, None)
     "A text or source file as it stands"
     raw = read_whole_file(file)
@@ -116,11 +122,13 @@ def read_text_file(
                 f"expected lines of at most {MAX_LINE_BYTES >> 20} MiB; break this one", number)
     text, encoding = decode_text(raw)
     kind = "code" if detect_code_language(source, text[:200]) else "docs"
-    yield make_document(source, kind, text, context, start=0, end=len(raw), encoding=encoding), None
+    yield make_document(source, kind, text, context, encoding=encoding), None
 
 # %% ../../nbs/data/20_text.ipynb #858453e2
-SPACED_TAGS = frozenset("h1 h2 h3 h4 h5 h6 p pre table ul ol dl blockquote section article figure".split())  # a blank line around them
-BLOCK_TAGS = SPACED_TAGS | frozenset("address aside body br caption dd details div dt fieldset figcaption footer form header hr li main nav "
+# a blank line around them
+SPACED_TAGS = frozenset("h1 h2 h3 h4 h5 h6 p pre table ul ol dl blockquote section article figure".split())
+BLOCK_TAGS = SPACED_TAGS | frozenset("address aside body br caption dd details div dt fieldset figcaption footer "
+                                     "form header hr li main nav "
                            "summary tbody thead tfoot tr".split())  # each on lines of its own
 
 # %% ../../nbs/data/20_text.ipynb #198c3f69
@@ -167,8 +175,8 @@ def html_to_text(
 # %% ../../nbs/data/20_text.ipynb #7bacafd4
 def read_html_file(
     file, # binary, seekable
-    source: str, # where it is from
-    context: dict # of the file
+    source: str, # origin of the document
+    context: dict # what is known of the file
 ): # (document, None)
     "A web page as readable text"
     raw = read_whole_file(file)
@@ -179,8 +187,8 @@ def read_html_file(
 # %% ../../nbs/data/20_text.ipynb #3af1a93d
 def read_pdf_file(
     file, # binary, seekable
-    source: str, # where it is from
-    context: dict # of the file
+    source: str, # origin of the document
+    context: dict # what is known of the file
 ): # (document, None)
     "The text of a PDF, page by page"
     import logging
@@ -205,8 +213,8 @@ def read_pdf_file(
 # %% ../../nbs/data/20_text.ipynb #d657057c
 def read_docx_file(
     file, # binary, seekable
-    source: str, # where it is from
-    context: dict # of the file
+    source: str, # origin of the document
+    context: dict # what is known of the file
 ): # (document, None)
     "Paragraphs and tables of a Word file, in their order"
     from docx import Document
@@ -229,6 +237,7 @@ def read_docx_file(
                 mark = "#" * int(rank[1]) + " " if rank else "- " if style.startswith("List") else ""
                 paragraphs += [mark + block.text] if mark == "- " else [mark + block.text, ""]
     except Unreadable: raise
-    except Exception as e: raise Unreadable(f"expected a DOCX file, but python-docx cannot read it ({shorten_error(e)}); "
+    except Exception as e: raise Unreadable("expected a DOCX file, but python-docx cannot read it "
+                                            f"({shorten_error(e)}); "
                                             "save it again as .docx, without a password") from None
     yield make_document(source, "docs", "\n".join(paragraphs), context), None

@@ -9,81 +9,104 @@ __all__ = ['call_with_timeout', 'RewardFunction', 'make_reward_hacks', 'audit', 
 import math, threading
 from pathlib import Path
 
-from .graders import UNKNOWN_ANSWER
-from .policies import load_function
 from ..core.project import Invalid
+from ..core.settings import Style
+from .policies import load_function
 
 # %% ../../nbs/metrics/30_rewards.ipynb #dbb85ca7
 def call_with_timeout(
-    timeout: float, # most that it may take
-    label: str, # for the message
+    timeout: float, # limit in seconds
+    label: str, # name of the call, for the sentence
     function # function without arguments
-): # what it returns
-    "The result of a call, or a sentence when it takes too long"
+): # value that the function returns
+    "Call a function, and stop when it takes too long"
     outcome = {}
     def run():
         try: outcome["value"] = function()
         except Exception as e: outcome["error"] = e
-    thread = threading.Thread(target=run, daemon=True)  # a thread that hangs does not keep the process alive
-    thread.start(); thread.join(timeout)
-    if thread.is_alive(): raise Invalid(f"{label} took more than {timeout:g} s; a reward is asked for thousands of answers")
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    if thread.is_alive():
+        raise Invalid(f"{label} took more than {timeout:g} s; a reward is asked for thousands of answers")
     if "error" in outcome: raise outcome["error"]
     return outcome["value"]
 
 # %% ../../nbs/metrics/30_rewards.ipynb #ce84a6ab
 class RewardFunction:
-    "A company's own function as a reward: a finite number from 0 to 1 for each answer, in good time"
+    "A company's own function as a reward: a finite number from 0 to 1 for each answer, within a time limit"
     def __init__(self,
         path: Path, # Python file
-        name: str = "kpi", # of the function
-        timeout: float = 2. # most that an answer may take
-    ): self.function, self.path, self.timeout, self.__name__ = load_function(path, name), path, timeout, name
+        name: str = "kpi", # name of the function
+        timeout: float = 2. # limit of one answer in seconds
+    ):
+        self.function, self.path, self.timeout, self.__name__ = load_function(path, name), path, timeout, name
 
     def __call__(self,
-        question: str, # as asked
-        answer: str, # as written
-        row: dict # the fact: answer, page and more
-    ) -> float:
-        "What an answer is worth"
-        try: value = call_with_timeout(self.timeout, f"{self.path.name}: {self.__name__}()", lambda: self.function(question, answer, row))
+        question: str, # question as asked
+        answer: str, # answer as written
+        row: dict # fact with `answer`, `page` and more
+    ) -> float: # reward from 0 to 1
+        "Compute what an answer is worth"
+        label = f"{self.path.name}: {self.__name__}()"
+        try: value = call_with_timeout(self.timeout, label, lambda: self.function(question, answer, row))
         except Invalid: raise
-        except Exception as e: raise Invalid(f"{self.path.name}: {self.__name__}() raises {type(e).__name__} ({e}) for the answer {answer[:60]!r}; a reward has a number for every text") from None
-        if not isinstance(value, (int, float)) or not math.isfinite(value) or not 0 <= value <= 1: raise Invalid(
-            f"{self.path.name}: {self.__name__}() gives {value!r} for the answer {answer[:60]!r}; it must be a number from 0 to 1")
+        except Exception as e:
+            raise Invalid(f"{label} raises {type(e).__name__} ({e}) for the answer {answer[:60]!r}; "
+                          "a reward has a number for every text") from None
+        if not isinstance(value, (int, float)) or not math.isfinite(value) or not 0 <= value <= 1:
+            raise Invalid(f"{label} gives {value!r} for the answer {answer[:60]!r}; it must be a number from 0 to 1")
         return float(value)
 
 # %% ../../nbs/metrics/30_rewards.ipynb #c60877af
 def make_reward_hacks(
-    question: str, # as asked
-    reference: str, # the answer that is wanted
-    row: dict # the fact: answer; wrong: another fact's answer
-) -> dict: # name → answer
-    "Answers that look for reward and not for truth"
-    swapped = reference.replace(row["answer"], row["wrong"])
-    return {"empty": "", "the question copied": question, "the right answer repeated": " ".join([reference] * 4), "right form, wrong value": swapped,
-            "every value at once": reference.replace(f"`{row['answer']}`", f"`{row['wrong']}` `{row['answer']}`"), "never knowing": reference.replace(row["answer"], UNKNOWN_ANSWER), "endless": reference + " and" * 200}
+    question: str, # question as asked
+    reference: str, # right answer in house style
+    row: dict, # fact with `answer`, and another fact's answer as `wrong`
+    style: Style # style with the admission of not knowing
+) -> dict: # answers by name
+    "Make answers that look for reward and not for truth"
+    answer, wrong = row["answer"], row["wrong"]
+    return {"empty": "",
+            "the question copied": question,
+            "the right answer repeated": " ".join([reference] * 4),
+            "right form, wrong value": reference.replace(answer, wrong),
+            "every value at once": reference.replace(f"`{answer}`", f"`{wrong}` `{answer}`"),
+            "never knowing": reference.replace(answer, style.unknown_answer),
+            "endless": reference + " and" * 200}
 
 # %% ../../nbs/metrics/30_rewards.ipynb #29c4d2fc
 def audit(
-    reward: RewardFunction, # to try
-    examples: list # (question, right answer, row)
-) -> list: # rows: cheat, worth, right
-    "What each cheat is worth on average, beside the right answer; stop where one pays"
-    totals, reference_reward = {}, sum(reward(q, a, row) for q, a, row in examples) / len(examples)
-    if not reference_reward: raise Invalid(f"{reward.path.name}: right answers are worth nothing, as {examples[0][1]!r} to {examples[0][0]!r}; the reward asks for something else than the rows teach")
-    for q, a, row in examples:
-        for name, text in make_reward_hacks(q, a, row).items(): totals[name] = totals.get(name, 0.) + reward(q, text, row) / len(examples)
-    for name, value in totals.items():
-        if value > reference_reward / 2: raise Invalid(f"{reward.path.name}: a cheat pays: `{name}` is worth {value:.2f}, the right answer {reference_reward:.2f}; it may be half of that at most")
-    return [dict(hack=name, reward=round(value, 4), reference=round(reference_reward, 4)) for name, value in totals.items()]
+    reward: RewardFunction, # reward to try
+    examples: list, # triples of question, right answer and row
+    style: Style # style with the admission of not knowing
+) -> list: # rows with `hack`, `reward` and `reference`, the mean rewards of the cheat and of the right answer
+    "Compute what each cheat is worth on average, and stop where one pays"
+    mean_reference = sum(reward(question, answer, row) for question, answer, row in examples) / len(examples)
+    if not mean_reference:
+        question, answer, _ = examples[0]
+        raise Invalid(f"{reward.path.name}: right answers are worth nothing, as {answer!r} to {question!r}; "
+                      "the reward asks for something else than the rows teach")
+    means = {}
+    for question, reference, row in examples:
+        for name, text in make_reward_hacks(question, reference, row, style).items():
+            means[name] = means.get(name, 0.) + reward(question, text, row) / len(examples)
+    for name, value in means.items():
+        if value > mean_reference / 2:
+            raise Invalid(f"{reward.path.name}: a cheat pays: `{name}` is worth {value:.2f}, "
+                          f"the right answer {mean_reference:.2f}; it may be half of that at most")
+    table = [dict(hack=name, reward=round(value, 4)) for name, value in means.items()]
+    return [row | dict(reference=round(mean_reference, 4)) for row in table]
 
 # %% ../../nbs/metrics/30_rewards.ipynb #b914e44c
 def preflight(
-    rewards: list # for each question, the worths of its answers
-) -> dict: # mean, and the share of questions whose answers differ in worth
+    rewards: list # rewards of the answers to each question, a list of lists
+) -> dict: # mean reward, and the share of questions whose answers differ in reward
     "Stop before a training from which nothing can be learned"
     mean = sum(map(sum, rewards)) / sum(map(len, rewards))
-    varied_share = sum(max(w) - min(w) > 1e-6 for w in rewards) / len(rewards)
-    if not varied_share: raise Invalid(f"preflight: all answers to each of {len(rewards)} questions are worth the same ({mean:.2f} on average), so nothing can be learned; "
-                                 "raise `rl.temperature`, or give part of the reward for part of the way")
+    varied_share = sum(max(group) - min(group) > 1e-6 for group in rewards) / len(rewards)
+    if not varied_share:
+        raise Invalid(f"preflight: all answers to each of {len(rewards)} questions are worth the same "
+                      f"({mean:.2f} on average), so nothing can be learned; raise `rl.temperature`, "
+                      "or give part of the reward for part of the way")
     return dict(mean=round(mean, 4), frac_reward_nonzero_std=round(varied_share, 4))

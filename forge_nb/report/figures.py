@@ -4,186 +4,212 @@
 
 # %% auto #0
 __all__ = ['UNDERLINE', 'plot_sources', 'plot_lengths', 'show_table', 'show_dropped', 'plot_outcomes', 'plot_ngram_orders',
-           'plot_curve', 'plot_phases', 'plot_pretraining', 'show_samples', 'show_answers', 'show_loss_mask',
-           'plot_acceptance']
+           'plot_panel', 'plot_curve', 'plot_phases', 'plot_pretraining', 'show_samples', 'show_answers',
+           'show_loss_mask', 'plot_acceptance']
 
 # %% ../../nbs/report/20_figures.ipynb #20d6a076
 import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from ..core.project import read_csv, read_json, read_jsonl
+from ..core.project import read_jsonl
+from .cite import read_table
+from .findings import format_table
 
 # %% ../../nbs/report/20_figures.ipynb #41e29add
 def plot_sources(
     path: Path # sources.csv of `assess`
 ):
-    "Megabytes by source and kind, and the share of documents that are copies or near twins"
-    rows = read_csv(path)[::-1]
-    names = [f"{r['source']} · {r['kind']}" for r in rows]
-    fig, (size_axis, share_axis) = plt.subplots(1, 2, figsize=(8, .5 + .4 * len(rows)), sharey=True)
-    size_axis.barh(names, [float(r["megabytes"]) for r in rows], color="tab:blue"); size_axis.set_xlabel("megabytes")
-    for y, r in enumerate(rows): size_axis.text(float(r["megabytes"]), y, f" {int(r['documents']):,} documents", va="center", fontsize=8)
-    share_axis.barh(names, [100 * int(r["duplicates"]) / int(r["documents"]) for r in rows],
-           color="tab:orange")
-    share_axis.set_xlabel("% duplicates")
-    size_axis.margins(x=.35); share_axis.set_xlim(0, 100); plt.tight_layout(); plt.show()
+    "Plot megabytes by source and kind, and the share of documents that are duplicates"
+    rows = read_table(path)[::-1]
+    names = rows["source"] + " · " + rows["kind"]
+    size = dict(figsize=(8, .5 + .4 * len(rows)), sharey=True, layout="constrained")
+    fig, (size_axis, share_axis) = plt.subplots(1, 2, **size)
+    size_axis.barh(names, rows["megabytes"], color="tab:blue")
+    for y, row in enumerate(rows.itertuples()):
+        size_axis.text(row.megabytes, y, f" {row.documents:,} documents", va="center", fontsize=8)
+    share_axis.barh(names, 100 * rows["duplicates"] / rows["documents"], color="tab:orange")
+    size_axis.set_xlabel("megabytes")
+    size_axis.margins(x=.35)
+    share_axis.set(xlabel="% duplicates", xlim=(0, 100))
+    plt.show()
 
 # %% ../../nbs/report/20_figures.ipynb #480f4ad9
 def plot_lengths(
     path: Path # lengths.csv of `assess`
 ):
-    "How long the documents are, by kind"
-    rows = read_csv(path)
-    plt.figure(figsize=(6, 2.2))
-    for kind in sorted({r["kind"] for r in rows}):
-        kind_rows = [r for r in rows if r["kind"] == kind]
-        plt.plot([int(r["bytes"]) for r in kind_rows], [int(r["documents"]) for r in kind_rows], "o-", ms=3, label=kind)
-    plt.xscale("log", base=2); plt.xlabel("bytes"); plt.ylabel("documents"); plt.legend(frameon=False); plt.show()
+    "Plot how long the documents are, by kind"
+    fig, ax = plt.subplots(figsize=(6, 2.4), layout="constrained")
+    for kind, rows in read_table(path).groupby("kind"):
+        ax.plot(rows["bytes"], rows["documents"], "o-", ms=3, label=kind)
+    ax.set_xscale("log", base=2)
+    ax.set(xlabel="bytes", ylabel="documents")
+    ax.legend(frameon=False)
+    plt.show()
 
 # %% ../../nbs/report/20_figures.ipynb #c1157632
 def show_table(
     path: Path # CSV with a header
 ): # IPython Markdown
-    "A CSV file as a table"
+    "Show a CSV file as a table"
     from IPython.display import Markdown
-    rows = read_csv(path)
-    escape_markdown = lambda v: re.sub(r"([|*_])", r"\\\1", str(v))
-    return Markdown("\n".join(["| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|",
-                               *("| " + " | ".join(map(escape_markdown, r.values())) + " |" for r in rows)]))
+    escape_markdown = lambda value: re.sub(r"([|*_])", r"\\\1", str(value))
+    rows = read_table(path).astype(object).fillna("").map(escape_markdown)
+    return Markdown(format_table(rows.to_dict("records")))
 
 # %% ../../nbs/report/20_figures.ipynb #22a0d375
-UNDERLINE = r"([^\w\s])\1{3,}"  # lines below titles
+UNDERLINE = r"([^\w\s])\1{3,}"  # ruling below a title
 
 # %% ../../nbs/report/20_figures.ipynb #2c48d72a
 def show_dropped(
     path: Path, # dropped.jsonl of `curate`
     num_samples: int = 10 # samples of each reason
 ):
-    "Samples of what was dropped, spread over the sources, by reason"
-    rows = read_jsonl(path)
-    for reason in sorted({r["reason"] for r in rows}):
-        reason_rows = [r for r in rows if r["reason"] == reason]
-        print(f"{reason}: {len(reason_rows)}")
-        for r in reason_rows[::max(1, len(reason_rows) // num_samples)][:num_samples]:
-            excerpt = " ".join(re.sub(UNDERLINE, "", r["sample"]).split())[:90]
-            print(f"    {r['source']}" + (f"  ({r['detail']})" if r["detail"] else "") + f"  {excerpt!r}")
+    "Print samples of what was dropped, spread over the sources, by reason"
+    by_reason = {}
+    for row in read_jsonl(path): by_reason.setdefault(row["reason"], []).append(row)
+    for reason, rows in sorted(by_reason.items()):
+        print(f"{reason}: {len(rows)}")
+        step = max(1, len(rows) // num_samples)
+        for row in rows[::step][:num_samples]:
+            excerpt = " ".join(re.sub(UNDERLINE, "", row["sample"]).split())[:90]
+            detail = f"  ({row['detail']})" if row["detail"] else ""
+            print(f"    {row['source']}{detail}  {excerpt!r}")
 
 # %% ../../nbs/report/20_figures.ipynb #8508ff55
 def plot_outcomes(
     path: Path # outcomes.csv of `curate`
 ):
-    "Documents kept for each split, and dropped for each reason, by kind"
-    rows = read_csv(path)
-    kinds, outcomes = sorted({r["kind"] for r in rows}), sorted({r["outcome"] for r in rows}, reverse=True)
-    counts = {(r["kind"], r["outcome"]): int(r["documents"]) for r in rows}
-    fig, ax = plt.subplots(figsize=(6, .4 + .35 * len(outcomes)))
-    left = [0] * len(outcomes)
-    for kind in kinds:
-        values = [counts.get((kind, o), 0) for o in outcomes]
-        ax.barh(outcomes, values, left=left, label=kind); left = [a + b for a, b in zip(left, values)]
-    for y, total in enumerate(left): ax.text(total, y, f" {total}", va="center")
-    ax.set_xlabel("documents"); ax.margins(x=.12); ax.legend(frameon=False); plt.show()
+    "Plot documents kept for each split, and dropped for each reason, by kind"
+    counts = read_table(path).groupby(["outcome", "kind"])["documents"].sum()
+    counts = counts.unstack(fill_value=0).sort_index(ascending=False)
+    fig, ax = plt.subplots(figsize=(6, .6 + .35 * len(counts)), layout="constrained")
+    counts.plot.barh(stacked=True, ax=ax, width=.8)
+    for y, total in enumerate(counts.sum(axis=1)): ax.text(total, y, f" {total}", va="center")
+    ax.set(xlabel="documents", ylabel="")
+    ax.margins(x=.12)
+    ax.legend(frameon=False)
+    plt.show()
 
 # %% ../../nbs/report/20_figures.ipynb #e077a202
 def plot_ngram_orders(
     path: Path # curve.csv of `ngram`
 ):
-    "Bits per byte against the length of the context"
-    rows = read_csv(path)
-    plt.figure(figsize=(5, 2.4)); plt.plot([int(r["order"]) for r in rows], [float(r["bpb"]) for r in rows], "o-")
-    plt.xlabel("order"); plt.ylabel("bits per byte"); plt.show()
+    "Plot bits per byte against the length of the context"
+    rows = read_table(path)
+    fig, ax = plt.subplots(figsize=(5, 2.4), layout="constrained")
+    ax.plot(rows["order"], rows["bpb"], "o-")
+    ax.set(xlabel="order", ylabel="bits per byte")
+    plt.show()
 
 # %% ../../nbs/report/20_figures.ipynb #89ece32a
+def plot_panel(
+    ax, # matplotlib axes
+    rows, # data frame with a column 'step'
+    columns: tuple, # columns that share the panel
+    targets: dict # level of a dashed line, by column
+):
+    "Draw columns against the steps"
+    for column in columns:
+        label = column.split("_")[-1]
+        ax.plot(rows["step"], rows[column], "o-", ms=3, label=label)
+        if column in targets: ax.axhline(targets[column], ls="--", color="gray")
+    is_shared = len(columns) > 1
+    if is_shared: ax.legend(fontsize=8)
+    title = columns[0].rsplit("_", 1)[0] if is_shared else columns[0]
+    ax.set_title(title.replace("_", " "), fontsize=10)
+    ax.set_xlabel("step")
+
+# %% ../../nbs/report/20_figures.ipynb #c074e9f7
 def plot_curve(
     path: Path, # CSV with a column 'step'
-    columns: list, # to draw, a panel each; those of a tuple share one
-    targets: dict = None # column → level of a dashed line
+    columns: list, # columns to draw, a panel each; those of a tuple share one
+    targets: dict = None # level of a dashed line, by column
 ):
-    "Training curves, side by side"
-    rows = read_csv(path)
-    fig, axes = plt.subplots(1, len(columns), figsize=(3.6 * len(columns), 2.4), squeeze=False)
-    for ax, shared in zip(axes[0], columns):
-        shared = (shared,) if isinstance(shared, str) else shared
-        for column in shared:
-            ax.plot([int(r["step"]) for r in rows], [float(r[column]) for r in rows], "o-", ms=3, label=column.split("_")[-1])
-            if column in (targets or {}): ax.axhline(targets[column], ls="--", color="gray")
-        if len(shared) > 1: ax.legend(fontsize=8)
-        ax.set_xlabel("step"); ax.set_title(shared[0].rsplit("_", len(shared) > 1)[0].replace("_", " "), fontsize=10)
-    plt.tight_layout(); plt.show()
+    "Plot training curves side by side"
+    rows, panels = read_table(path), [(c,) if isinstance(c, str) else c for c in columns]
+    size = dict(figsize=(3.6 * len(panels), 2.4), squeeze=False, layout="constrained")
+    fig, axes = plt.subplots(1, len(panels), **size)
+    for ax, shared in zip(axes[0], panels): plot_panel(ax, rows, shared, targets or {})
+    plt.show()
 
 # %% ../../nbs/report/20_figures.ipynb #17dcdadd
 def plot_phases(
     path: Path # CSV with phase, step, loss
 ):
-    "The loss of each phase, a panel each"
-    rows = read_csv(path)
-    phases = list(dict.fromkeys(r["phase"] for r in rows))
-    fig, axes = plt.subplots(1, len(phases), figsize=(3.6 * len(phases), 2.4), squeeze=False)
-    for ax, phase in zip(axes[0], phases):
-        phase_rows = [r for r in rows if r["phase"] == phase]
-        ax.plot([int(r["step"]) for r in phase_rows], [float(r["loss"]) for r in phase_rows], "o-", ms=3); ax.set_xlabel("step"); ax.set_title(phase, fontsize=10)
-    plt.tight_layout(); plt.show()
+    "Plot the loss of each phase, a panel each"
+    phases = list(read_table(path).groupby("phase", sort=False))
+    size = dict(figsize=(3.6 * len(phases), 2.4), squeeze=False, layout="constrained")
+    fig, axes = plt.subplots(1, len(phases), **size)
+    for ax, (phase, rows) in zip(axes[0], phases):
+        plot_panel(ax, rows, ("loss",), {})
+        ax.set_title(phase, fontsize=10)
+    plt.show()
 
 # %% ../../nbs/report/20_figures.ipynb #3bfb36f2
 def plot_pretraining(
     path: Path # curve.csv of `pretrain`
 ):
-    "Training loss, and bits per byte on validation documents against the n-gram baseline there"
-    kinds = tuple(c for c in read_csv(path)[0] if c.startswith("bpb_"))
-    plot_curve(path, ["loss", "held_out_bpb", kinds],
-               {"held_out_bpb": read_json(Path("artifacts/ngram/metrics.json"))["valid_bpb"]})
+    "Plot training loss, and bits per byte on validation documents against the n-gram baseline there"
+    kinds = tuple(column for column in read_table(path) if column.startswith("bpb_"))
+    baseline = read_table(Path("artifacts/ngram/curve.csv"))["bpb"].min()
+    plot_curve(path, ["loss", "held_out_bpb", kinds], dict(held_out_bpb=baseline))
 
 # %% ../../nbs/report/20_figures.ipynb #3515cef8
 def show_samples(
     path: Path # samples.jsonl of `pretrain`
 ):
-    "The first prompt's continuation at each look"
+    "Print the first prompt's continuation at each measurement"
     rows = read_jsonl(path)
-    for r in rows:
-        if r["prompt"] == rows[0]["prompt"]: print(f"step {r['step']:5}: …{r['prompt'][-40:]!r} → {r['text']!r}")
+    for row in rows:
+        if row["prompt"] != rows[0]["prompt"]: continue
+        print(f"step {row['step']:5}: …{row['prompt'][-40:]!r} → {row['text']!r}")
 
 # %% ../../nbs/report/20_figures.ipynb #16b9d240
 def show_answers(
-    stages: list, # whose models to ask
-    num_questions: int = 4 # of questions
+    stages: list, # names of the stages whose models are asked
+    num_questions: int = 4 # questions
 ):
-    "Ask the models of several stages the first questions of the exam"
-    from forge_nb.train.model import generate_texts, load_model
-    questions = read_jsonl(Path("artifacts/synth/eval_set/items.jsonl"))[:num_questions]
-    texts = []
-    for model, tokenizer in (load_model(Path("artifacts")/s/"model") for s in stages):
-        format_prompt = lambda q: tokenizer.apply_chat_template([dict(role="user", content=q["question"])], tokenize=False, add_generation_prompt=True)
-        texts.append(generate_texts(model, tokenizer, [format_prompt(q) for q in questions], max_new_tokens=40))
-    for i, q in enumerate(questions):
-        print(f"{q['question']}  ({q['answer']})")
-        for stage, answers in zip(stages, texts): print(f"  {stage:9} {answers[i][0]!r}{'' if answers[i][1] else ' …'}")
+    "Ask the models of several stages the first questions of the evaluation set"
+    from forge_nb.train.model import generate_texts, load_model, render_chat_prompt
+    questions, texts = read_jsonl(Path("artifacts/synth/eval_set/items.jsonl"))[:num_questions], []
+    for stage in stages:
+        model, tokenizer = load_model(Path("artifacts")/stage/"model")
+        prompts = [render_chat_prompt(tokenizer, q["question"]) for q in questions]
+        texts.append(generate_texts(model, tokenizer, prompts, max_new_tokens=40))
+    for question, *answers in zip(questions, *texts):
+        print(f"{question['question']}  ({question['answer']})")
+        for stage, (text, finished) in zip(stages, answers):
+            print(f"  {stage:9} {text!r}{'' if finished else ' …'}")
 
 # %% ../../nbs/report/20_figures.ipynb #c057c5d6
 def show_loss_mask(
-    tokens: list, # as text, one each
-    mask: list # 1 where the loss counts
+    tokens: list, # text of each token
+    mask: list # 1 where the loss counts, else 0
 ): # IPython HTML
     "Show which tokens are trained"
     from html import escape
     from IPython.display import HTML
-    style = {1: "background:#c7efc7;color:#000", 0: "background:#eee;color:#777"}
-    return HTML("<div style='font-family:monospace;white-space:pre-wrap'>"
-                + "".join(f"<span style='{style[m]};border-right:1px solid #fff'>{escape(t)}</span>" for t, m in zip(tokens, mask))
-                + "</div>")
+    colours = {1: "background:#c7efc7;color:#000", 0: "background:#eee;color:#777"}
+    spans = [f"<span style='{colours[is_trained]};border-right:1px solid #fff'>{escape(token)}</span>"
+             for token, is_trained in zip(tokens, mask)]
+    return HTML(f"<div style='font-family:monospace;white-space:pre-wrap'>{''.join(spans)}</div>")
 
 # %% ../../nbs/report/20_figures.ipynb #e3797582
 def plot_acceptance(
     path: Path # acceptance.csv of `synth`
 ):
-    "Percent of proposed rows by verdict, a bar for each kind of question and generator"
-    rows = read_csv(path)[::-1]
-    fig, ax = plt.subplots(figsize=(8, .8 + .24 * len(rows)))
-    left = [0.] * len(rows)
-    for n, verdict in enumerate([c for c in rows[0] if c not in ("slice", "kind", "generator", "rows", "percent")]):
-        share = [100 * int(r[verdict]) / int(r["rows"]) for r in rows]
-        if any(share): ax.barh([r["slice"] for r in rows], share, left=left, color="tab:green" if verdict == "true" else f"C{n + 3}", label=verdict.replace("_", " "))
-        left = [a + b for a, b in zip(left, share)]
-    for y, r in enumerate(rows): ax.text(101, y, f"{float(r['percent']):.0f} % of {r['rows']}", va="center", fontsize=8)
-    ax.set_xlim(0, 100); ax.set_xlabel("% of rows that were proposed"); ax.tick_params(axis="y", labelsize=8)
-    ax.legend(frameon=False, fontsize=8, ncols=4, loc="lower left", bbox_to_anchor=(0, 1)); plt.tight_layout(); plt.show()
+    "Plot the percentage of proposed rows by verdict, a bar for each kind of question and generator"
+    rows = read_table(path)[::-1].set_index("slice")
+    counts = rows.drop(columns=["kind", "generator", "rows", "percent"])
+    shares = 100 * counts.div(rows["rows"], axis=0).loc[:, counts.sum() > 0]
+    colours = ["tab:green" if verdict == "true" else f"C{n + 3}" for n, verdict in enumerate(shares)]
+    fig, ax = plt.subplots(figsize=(8, 1.2 + .24 * len(rows)), layout="constrained")
+    shares.columns = shares.columns.str.replace("_", " ")
+    shares.plot.barh(stacked=True, ax=ax, width=.8, color=colours)
+    for y, row in enumerate(rows.itertuples()):
+        ax.text(101, y, f"{row.percent:.0f} % of {row.rows}", va="center", fontsize=8)
+    ax.set(xlim=(0, 100), xlabel="% of rows that were proposed", ylabel="")
+    ax.tick_params(axis="y", labelsize=8)
+    ax.legend(frameon=False, fontsize=8, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
+    plt.show()

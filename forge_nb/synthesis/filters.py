@@ -4,161 +4,202 @@
 
 # %% auto #0
 __all__ = ['VERDICTS', 'mask_names', 'hash_bigrams', 'find_named_columns', 'make_reference', 'index_eval_wording',
-           'derive_answer', 'decide_verdict', 'filter_rows', 'summarize_acceptance', 'find_weak_kinds',
-           'parse_paraphrase_weights', 'format_paraphrase_weights']
+           'derive_answer', 'gives_answer_away', 'decide_verdict', 'filter_rows', 'summarize_acceptance',
+           'find_weak_kinds', 'parse_paraphrase_weights', 'format_paraphrase_weights']
 
 # %% ../../nbs/synthesis/20_filters.ipynb #080e8817
 import difflib, re
 from collections import Counter
 
 import numpy as np
+from ..core.project import Invalid
+from ..core.settings import QuestionKind
+from ..data.shingles import find_contamination, hash_shingles, index_eval_items, jaccard
 from ..metrics.graders import VALUE_PATTERN
 from ..metrics.stats import bootstrap_difference
-from ..core.project import Invalid
-from ..data.shingles import find_contamination, hash_shingles, index_eval_items, jaccard
 
 # %% ../../nbs/synthesis/20_filters.ipynb #29fea177
 def mask_names(
-    text: str, # a question
-    names: list # that it asks about
-) -> str:
-    "The words around the names"
-    for name in sorted(names, key=len, reverse=True): text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", " X ", text)
+    text: str, # question
+    names: list # names in it
+) -> str: # question with `X` for each name
+    "Replace names by one word"
+    for name in sorted(names, key=len, reverse=True):
+        text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", " X ", text)
     return text
 
 # %% ../../nbs/synthesis/20_filters.ipynb #29250512
 def hash_bigrams(
-    text: str # masked
+    text: str # masked question
 ) -> np.ndarray: # (k,) uint64, sorted
-    "Numbers of its runs of two words"
+    "Hash the runs of two words"
     return np.unique(hash_shingles(text, 2))
 
 # %% ../../nbs/synthesis/20_filters.ipynb #974617b4
 def find_named_columns(
-    kind_config: dict # kind of question
-) -> list: # columns of the table
-    "Columns that every phrasing names"
-    return sorted(set.intersection(*(set(re.findall(r"\{(\w+)\}", ask)) for ask in kind_config["ask"])))
+    kind: QuestionKind # kind of question
+) -> list: # names of columns, sorted
+    "Find the columns that every phrasing names"
+    columns = [set(re.findall(r"\{(\w+)\}", template)) for template in kind.ask]
+    return sorted(set.intersection(*columns))
 
 # %% ../../nbs/synthesis/20_filters.ipynb #3c1fb924
 def make_reference(
-    fact: dict, # kind, answer, fill
-    kind_config: dict, # its kind
-    held_out: bool # whether only the exam may ask
-) -> dict: # kind, answer, names, asks, held_out
-    "What a question about a fact is held against"
-    names = [str(fact["fill"][c]) for c in find_named_columns(kind_config)]
-    return dict(kind=fact["kind"], answer=fact["answer"], names=names, question_templates=[mask_names(a.format(**fact["fill"]), names) for a in kind_config["ask"]], held_out=held_out)
+    fact: dict, # fact with kind, answer, fill
+    kind: QuestionKind, # kind of the fact
+    held_out: bool # whether only the evaluation set may ask
+) -> dict: # fields: kind, answer, names, question_templates, held_out
+    "Collect what a question about a fact is held against"
+    names = [str(fact["fill"][column]) for column in find_named_columns(kind)]
+    templates = [mask_names(template.format(**fact["fill"]), names) for template in kind.ask]
+    return dict(kind=fact["kind"], answer=fact["answer"], names=names, question_templates=templates, held_out=held_out)
 
 # %% ../../nbs/synthesis/20_filters.ipynb #7129482d
 def index_eval_wording(
-    kind_config: dict, # kind of question
-    rules: dict # policies
-) -> dict: # for `contaminated`
-    "The wording that only the exam may have"
-    adversarial = [text.replace("{question}", "") for rule in rules.values() for text in rule["adversarial_prompts_held_out"]]
-    return index_eval_items([re.sub(r"\{\w+\}", " X ", kind_config["ask_held_out"]), *adversarial], min_words=3)
+    kind: QuestionKind, # kind of question
+    rules: dict # rules by name
+) -> dict: # index for `find_contamination`
+    "Index the wording that only the evaluation set may have"
+    texts = [re.sub(r"\{\w+\}", " X ", kind.ask_held_out)]
+    for rule in rules.values():
+        texts += [prompt.replace("{question}", "") for prompt in rule.adversarial_prompts_held_out]
+    return index_eval_items(texts, min_words=3)
 
 # %% ../../nbs/synthesis/20_filters.ipynb #d94ed697
 def derive_answer(
-    references: list # subjects
-) -> str:
-    "What must be answered: a fact's value, or whether two facts have the same"
-    return references[0]["answer"] if len(references) == 1 else "yes" if len({s["answer"] for s in references}) == 1 else "no"
+    references: list # references of a row, one or two
+) -> str: # answer
+    "Compute what must be answered: a fact's value, or whether two facts have the same"
+    answers = {reference["answer"] for reference in references}
+    if len(references) == 1: return references[0]["answer"]
+    return "yes" if len(answers) == 1 else "no"
+
+# %% ../../nbs/synthesis/20_filters.ipynb #6825f063
+def gives_answer_away(
+    question: str, # masked question
+    reference: dict # reference of the fact
+) -> bool: # True where the question holds the answer, and no phrasing of the company's does
+    "Decide whether a question gives its answer away"
+    answer = reference["answer"]
+    if len(answer) <= 2: return False
+    holds_answer = lambda text: bool(re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text, re.I))
+    return holds_answer(question) and not any(map(holds_answer, reference["question_templates"]))
 
 # %% ../../nbs/synthesis/20_filters.ipynb #140f2fde
-VERDICTS = ["true", "eval overlap", "no question", "name missing", "answer differs", "answer given away", "near duplicate"]
+VERDICTS = ["true", "eval overlap", "no question", "name missing", "answer differs", "answer given away",
+            "near duplicate"]
 
 # %% ../../nbs/synthesis/20_filters.ipynb #ae8bc036
 def decide_verdict(
-    question: str, # as asked
-    answer: str, # as it would be trained
-    references: list, # subjects
-    kept_bigrams: list, # `words_of` questions about the same that are kept
-    eval_index: dict, # kind → `exam_words`
-    dedup_threshold: float # likeness from which a question is nothing new
-) -> str: # of REASONS
-    "'true', or the first reason against a row"
-    names, expected = [n for s in references for n in s["names"]], derive_answer(references)
-    masked_question = mask_names(question, names)
-    gives_away = lambda text: bool(re.search(rf"(?<!\w){re.escape(expected)}(?!\w)", text, re.I)) and len(expected) > 2
-    if any(s["held_out"] for s in references): return "eval overlap"
+    question: str, # question as asked
+    answer: str, # answer as it would be trained
+    references: list, # references of the row
+    kept_bigrams: list, # hashes of kept questions about the same
+    eval_index: dict, # index of the evaluation set's wording by kind
+    dedup_threshold: float # Jaccard similarity from which a question is nothing new
+) -> str: # verdict of VERDICTS
+    "Find the first reason against a row, or `true`"
+    names = [name for reference in references for name in reference["names"]]
+    masked = mask_names(question, names)
+    if any(reference["held_out"] for reference in references): return "eval overlap"
     if any(name not in question for name in names): return "name missing"
-    if VALUE_PATTERN.findall(answer) != [expected]: return "answer differs"
-    if len(references) == 1 and gives_away(masked_question) and not any(map(gives_away, references[0]["question_templates"])): return "answer given away"
-    if find_contamination(masked_question, eval_index[references[0]["kind"]]): return "eval overlap"
-    if any(jaccard(hash_bigrams(masked_question), other) >= dedup_threshold for other in kept_bigrams): return "near duplicate"
+    if VALUE_PATTERN.findall(answer) != [derive_answer(references)]: return "answer differs"
+    if len(references) == 1 and gives_answer_away(masked, references[0]): return "answer given away"
+    if find_contamination(masked, eval_index[references[0]["kind"]]): return "eval overlap"
+    bigrams = hash_bigrams(masked)
+    if any(jaccard(bigrams, other) >= dedup_threshold for other in kept_bigrams): return "near duplicate"
     return "true"
 
 # %% ../../nbs/synthesis/20_filters.ipynb #3d559623
 def filter_rows(
-    rows: list, # with `messages`, `fact` or `facts`; where a teacher failed, `failed` instead of messages
-    references: dict, # fact → `subject`
-    eval_index: dict, # kind → `exam_words`
-    dedup_threshold: float # likeness from which a question is nothing new
-) -> tuple: # rows that are kept, rows that are rejected; all with their `verdict`
+    rows: list, # rows with `fact` or `facts`, and with `messages` or the paraphraser's `error`
+    references: dict, # reference by fact
+    eval_index: dict, # index of the evaluation set's wording by kind
+    dedup_threshold: float # Jaccard similarity from which a question is nothing new
+) -> tuple: # rows that are kept and rows that are rejected, all with their `verdict`
     "Give every row its verdict"
     out, kept_bigrams = [], {}
     for row in rows:
-        row_references = [references[f] for f in row.get("facts") or [row["fact"]]]
-        if row.get("error"): out.append(row | dict(verdict="no question", reason=row["error"])); continue
-        question, answer = (m["content"] for m in row["messages"][-2:])
-        row_verdict = decide_verdict(question, answer, row_references, kept_bigrams.get(row["fact"], []), eval_index, dedup_threshold)
-        if row_verdict == "true": kept_bigrams.setdefault(row["fact"], []).append(hash_bigrams(mask_names(question, [n for s in row_references for n in s["names"]])))
-        out.append(row | dict(verdict=row_verdict))
-    return [r for r in out if r["verdict"] == "true"], [r for r in out if r["verdict"] != "true"]
+        if row.get("error"):
+            out.append(row | dict(verdict="no question", reason=row["error"]))
+            continue
+        question, answer = (message["content"] for message in row["messages"][-2:])
+        about = [references[fact] for fact in row.get("facts") or [row["fact"]]]
+        kept = kept_bigrams.setdefault(row["fact"], [])
+        verdict = decide_verdict(question, answer, about, kept, eval_index, dedup_threshold)
+        names = [name for reference in about for name in reference["names"]]
+        if verdict == "true": kept.append(hash_bigrams(mask_names(question, names)))
+        out.append(row | dict(verdict=verdict))
+    return [row for row in out if row["verdict"] == "true"], [row for row in out if row["verdict"] != "true"]
 
 # %% ../../nbs/synthesis/20_filters.ipynb #97803c83
 def summarize_acceptance(
-    accepted: list, # rows
-    rejected: list # rows
-) -> list: # rows: slice, kind, generator, rows, percent accepted, and how many of each verdict
-    "Verdicts by kind and generator"
+    accepted: list, # rows that were kept
+    rejected: list # rows that were rejected
+) -> list: # rows: slice, kind, generator, rows, percent accepted, and a count of each verdict
+    "Count verdicts by kind and generator"
     counts = {}
-    for r in accepted + rejected: counts.setdefault((r["generator"], r["kind"]), Counter())[r["verdict"]] += 1
-    return [dict(slice=f"{kind} · {generator}", kind=kind, generator=generator, rows=c.total(), percent=round(100 * c["true"] / c.total(), 1))
-            | {reason.replace(" ", "_"): c[reason] for reason in VERDICTS} for (generator, kind), c in sorted(counts.items())]
+    for row in accepted + rejected:
+        counts.setdefault((row["generator"], row["kind"]), Counter())[row["verdict"]] += 1
+    table = []
+    for (generator, kind), verdicts in sorted(counts.items()):
+        total = verdicts.total()
+        percent = round(100 * verdicts["true"] / total, 1)
+        row = dict(slice=f"{kind} · {generator}", kind=kind, generator=generator, rows=total, percent=percent)
+        table.append(row | {verdict.replace(" ", "_"): verdicts[verdict] for verdict in VERDICTS})
+    return table
 
 # %% ../../nbs/synthesis/20_filters.ipynb #cc7848a4
 def find_weak_kinds(
     scores: list, # rows of artifacts/evaluate/scores.jsonl
-    checkpoint: str, # whose
+    checkpoint: str, # name of the checkpoint to judge
     *,
-    min_items: int = 10, # items a kind must have
+    min_items: int = 10, # number of items a kind must have
     max_weight: float = 4. # greatest weight
-) -> dict: # kind → weight
-    "The kinds that are answered worse than the average, beyond noise"
+) -> dict: # weight by kind
+    "Find the kinds that are answered worse than the average"
     kinds = {}
-    for r in scores:
-        part, _, kind = r["slice"].partition("/")
-        if (r["checkpoint"], r["metric"], part) == (checkpoint, "exact_match", "phrasing") and kind: kinds.setdefault(kind, []).append(float(r["value"]))
-    if not kinds: raise Invalid(f"scores: nothing about `{checkpoint}`; the checkpoints are {', '.join(sorted({r['checkpoint'] for r in scores}))}")
+    for row in scores:
+        part, _, kind = row["slice"].partition("/")
+        if (row["checkpoint"], row["metric"], part) == (checkpoint, "exact_match", "phrasing") and kind:
+            kinds.setdefault(kind, []).append(float(row["value"]))
+    if not kinds:
+        checkpoints = ", ".join(sorted({row["checkpoint"] for row in scores}))
+        raise Invalid(f"scores: nothing about `{checkpoint}`; the checkpoints are {checkpoints}")
     average = float(np.mean(np.concatenate(list(kinds.values()))))
-    is_below = lambda v: bootstrap_difference(np.full((1, len(v)), average), np.array([v]), np.ones(len(v)))["high"] < 0
-    return {k: round(float(min(average / max(np.mean(v), 1e-9), max_weight)), 2) for k, v in sorted(kinds.items()) if len(v) >= min_items and is_below(v)}
+    weights = {}
+    for kind, values in sorted(kinds.items()):
+        count, expected = len(values), np.full((1, len(values)), average)
+        difference = bootstrap_difference(expected, np.array([values]), np.ones(count))
+        if count < min_items or difference["high"] >= 0: continue
+        weight = average / max(np.mean(values), 1e-9)
+        weights[kind] = round(float(min(weight, max_weight)), 2)
+    return weights
 
 # %% ../../nbs/synthesis/20_filters.ipynb #2458a2b0
 def parse_paraphrase_weights(
-    entries: list, # as ["colour=1.88"]
-    kinds: list # that there are
-) -> dict: # kind → weight
-    "The weights, each checked to be of a kind that there is"
+    entries: list, # texts as `colour=1.88`
+    kinds: list # names of all kinds
+) -> dict: # weight by kind
+    "Read the weights, each checked to be of a kind that there is"
     weights = {}
     for entry in entries:
         kind, _, value = str(entry).partition("=")
-        close = difflib.get_close_matches(kind, kinds, 1)
-        guess = f"did you mean `{close[0]}`?" if close else f"those are {', '.join(kinds)}"
-        if kind not in kinds: raise Invalid(
-            f"params.yaml: `synth.paraphrase_weights` names `{kind}`, no kind of company/questions.yaml; {guess}")
+        if kind not in kinds:
+            close = difflib.get_close_matches(kind, kinds, 1)
+            guess = f"did you mean `{close[0]}`?" if close else f"those are {', '.join(kinds)}"
+            raise Invalid("params.yaml: `synth.paraphrase_weights` names "
+                          f"`{kind}`, no kind of company/questions.yaml; {guess}")
         try: weights[kind] = float(value)
         except ValueError: weights[kind] = -1.
-        if not 0 <= weights[kind] <= 1000: raise Invalid(
-            f"params.yaml: `synth.paraphrase_weights` holds {entry!r}; write 'kind=weight', the weight a number from 0 to 1000")
+        if not 0 <= weights[kind] <= 1000:
+            raise Invalid(f"params.yaml: `synth.paraphrase_weights` holds {entry!r}; "
+                          "write 'kind=weight', the weight a number from 0 to 1000")
     return weights
 
 # %% ../../nbs/synthesis/20_filters.ipynb #06b697ed
 def format_paraphrase_weights(
-    weights: dict # kind → weight
-) -> list: # as parameters are written
-    "The weights as the parameter `synth.paraphrase_weights` holds them"
+    weights: dict # weight by kind
+) -> list: # texts as `colour=1.88`
+    "Write the weights as the parameter `synth.paraphrase_weights` holds them"
     return [f"{kind}={float(weight)}" for kind, weight in weights.items()]

@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['CHATML_TEMPLATE', 'TURN_TOKENS', 'PLAIN_TEMPLATE', 'REASONING_EFFORT_PREFIX', 'has_single_digits',
-           'make_response_template', 'has_trainable_template', 'load_base_tokenizer', 'merge_pair', 'learn_merges',
-           'count_pretokens', 'extend_vocabulary', 'tokenizer_rules', 'check_same_tokenizer']
+           'make_response_template', 'has_trainable_template', 'set_trainable_template', 'load_base_tokenizer',
+           'merge_pair', 'PairCounts', 'learn_merges', 'count_pretokens', 'append_merges', 'extend_vocabulary',
+           'tokenizer_rules', 'describe_difference', 'check_same_tokenizer']
 
 # %% ../../nbs/train/45_base_tokenizer.ipynb #c8e8d68d
 import heapq, json, re, tempfile
 from collections import Counter, defaultdict
+from functools import partial
 from pathlib import Path
 
 from ..core.project import Invalid
@@ -17,21 +19,24 @@ from ..core.project import Invalid
 # %% ../../nbs/train/45_base_tokenizer.ipynb #ac6b5856
 def has_single_digits(
     tokenizer # transformers tokenizer, byte-level
-) -> bool:
-    "Whether no entry holds two digits in a row"
-    return not any(re.search(r"[0-9]{2}", token) for token in tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False))
+) -> bool: # whether no entry holds two digits in a row
+    "Tell whether numbers are cut into single digits"
+    vocab = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
+    return not any(re.search(r"[0-9]{2}", token) for token in vocab)
 
 # %% ../../nbs/train/45_base_tokenizer.ipynb #26ab00d1
 CHATML_TEMPLATE = """{%- for message in messages -%}
-{%- if message.role == 'assistant' -%}{{ '<|im_start|>assistant\\n' }}{% generation %}{{ message.content + '<|im_end|>' }}{% endgeneration %}{{ '\\n' }}
-{%- elif message.role in ('user', 'system') -%}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
+{%- if message.role == 'assistant' -%}{{ '<|im_start|>assistant\\n' }}\
+{% generation %}{{ message.content + '<|im_end|>' }}{% endgeneration %}{{ '\\n' }}
+{%- elif message.role in ('user', 'system') -%}\
+{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
 {%- else -%}{{ raise_exception('role ' + message.role + ' is unknown; use system, user or assistant') }}
 {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"""
 
 # %% ../../nbs/train/45_base_tokenizer.ipynb #c5890553
-TURN_TOKENS = ["<|user|>", "<|assistant|>", "<|system|>"]  # for a base that knows no turns
+TURN_TOKENS = ["<|user|>", "<|assistant|>", "<|system|>"]  # for a base without turn tokens
 
 # %% ../../nbs/train/45_base_tokenizer.ipynb #9637f156
 PLAIN_TEMPLATE = """{%- for message in messages -%}
@@ -45,138 +50,223 @@ PLAIN_TEMPLATE = """{%- for message in messages -%}
 # %% ../../nbs/train/45_base_tokenizer.ipynb #21b09208
 def make_response_template(
     eos_token: str # token that ends an answer
-) -> dict: # a tokenizer's response_template
-    "Where a server finds the answer between our marks"
-    return dict(defaults=dict(role="assistant"), start_anchor=TURN_TOKENS[1], fields=dict(content=dict(close=eos_token, content="text")))
+) -> dict: # response_template of a tokenizer
+    "Describe where a server finds the answer between our turn tokens"
+    content = dict(close=eos_token, content="text")
+    return dict(defaults=dict(role="assistant"), start_anchor=TURN_TOKENS[1], fields=dict(content=content))
 
 # %% ../../nbs/train/45_base_tokenizer.ipynb #6d6223f9
 REASONING_EFFORT_PREFIX = """{%- if reasoning_effort is defined and reasoning_effort is not none -%}
-{%- if reasoning_effort not in ['low', 'medium', 'high'] -%}{{ raise_exception('reasoning_effort ' + reasoning_effort|string + ' is unknown; use low, medium or high, or leave it out') }}{%- endif -%}
-{%- set messages = [{'role': 'system', 'content': 'Reasoning effort: ' + reasoning_effort + '.'}] + messages -%}
+{%- if reasoning_effort not in ['low', 'medium', 'high'] -%}\
+{{ raise_exception('reasoning_effort ' + reasoning_effort|string + ' is unknown; \
+use low, medium or high, or leave it out') }}{%- endif -%}
+{%- set messages = \
+[{'role': 'system', 'content': 'Reasoning effort: ' + reasoning_effort + '.'}] + messages -%}
 {%- endif -%}
 """  # in front of a chat template
 
 # %% ../../nbs/train/45_base_tokenizer.ipynb #a9df152a
 def has_trainable_template(
     tokenizer # transformers tokenizer
-) -> bool:
-    "Whether the chat template marks the answer and its end, and nothing else"
-    if not tokenizer.chat_template or "generation %}" not in tokenizer.chat_template: return False
+) -> bool: # whether the marked tokens are the answer and its end
+    "Tell whether the chat template marks the answer and its end, and nothing else"
+    if "generation %}" not in (tokenizer.chat_template or ""): return False
     chat = [dict(role="user", content="May I?"), dict(role="assistant", content="You may.")]
-    conversation = tokenizer.apply_chat_template(chat, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
-    prompt_ids = tokenizer.apply_chat_template(chat[:1], tokenize=True, return_dict=True, add_generation_prompt=True)["input_ids"]
-    answer = [t for t, m in zip(conversation["input_ids"], conversation["assistant_masks"]) if m]
-    return tokenizer.decode(answer) == "You may." + tokenizer.eos_token and conversation["input_ids"][:len(prompt_ids)] == prompt_ids
+    encode = partial(tokenizer.apply_chat_template, tokenize=True, return_dict=True)
+    conversation = encode(chat, return_assistant_tokens_mask=True)
+    prompt_ids = encode(chat[:1], add_generation_prompt=True)["input_ids"]
+    ids, mask = conversation["input_ids"], conversation["assistant_masks"]
+    answer = tokenizer.decode([token for token, is_answer in zip(ids, mask) if is_answer])
+    return answer == "You may." + tokenizer.eos_token and ids[:len(prompt_ids)] == prompt_ids
+
+# %% ../../nbs/train/45_base_tokenizer.ipynb #3e4297f3
+def set_trainable_template(
+    tokenizer, # transformers tokenizer, changed in place
+    folder: Path # folder of the base, for the message
+):
+    "Give a tokenizer a chat template that marks answers"
+    if "<|im_start|>" in tokenizer.get_vocab() and tokenizer.eos_token == "<|im_end|>":
+        tokenizer.chat_template = CHATML_TEMPLATE
+    else:
+        tokenizer.add_special_tokens(dict(extra_special_tokens=TURN_TOKENS))
+        tokenizer.chat_template = PLAIN_TEMPLATE
+        tokenizer.response_template = make_response_template(tokenizer.eos_token)
+    if not has_trainable_template(tokenizer):
+        raise Invalid(f"{folder}: no chat template could be made that marks answers ended by {tokenizer.eos_token!r}; "
+                      "give the base one with generation marks in chat_template.jinja")
 
 # %% ../../nbs/train/45_base_tokenizer.ipynb #4bcb2970
 def load_base_tokenizer(
-    folder: Path # of a base
+    folder: Path # folder of a base
 ): # transformers tokenizer: the base's, able to pad, to end a document and to mark an answer
-    "A base's tokenizer as the later stages need it; entries are added behind its own, none is moved"
+    "Load a base's tokenizer as the later stages need it; entries are added behind its own, none is moved"
     from transformers import AutoTokenizer
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    if tokenizer.eos_token_id is None: raise Invalid(f"{folder}: its tokenizer names no end token (`eos_token`), and documents must end; set it in tokenizer_config.json")
-    if max(tokenizer.get_vocab().values()) >= len(tokenizer): raise Invalid(f"{folder}: the entries of its tokenizer are not numbered without gaps; such a tokenizer cannot be extended or checked")
-    if not has_trainable_template(tokenizer):
-        vocab = tokenizer.get_vocab()
-        if "<|im_start|>" in vocab and tokenizer.eos_token == "<|im_end|>": tokenizer.chat_template = CHATML_TEMPLATE
-        else: tokenizer.add_special_tokens(dict(extra_special_tokens=TURN_TOKENS)); tokenizer.chat_template, tokenizer.response_template = PLAIN_TEMPLATE, make_response_template(tokenizer.eos_token)
-        if not has_trainable_template(tokenizer): raise Invalid(f"{folder}: no chat template could be made that marks answers ended by {tokenizer.eos_token!r}; give the base one with generation marks in chat_template.jinja")
-    if "reasoning_effort" not in tokenizer.chat_template: tokenizer.chat_template = REASONING_EFFORT_PREFIX + tokenizer.chat_template
+    if tokenizer.eos_token_id is None:
+        raise Invalid(f"{folder}: its tokenizer names no end token (`eos_token`), and documents must end; "
+                      "set it in tokenizer_config.json")
+    if max(tokenizer.get_vocab().values()) >= len(tokenizer):
+        raise Invalid(f"{folder}: the entries of its tokenizer are not numbered without gaps; "
+                      "such a tokenizer cannot be extended or checked")
+    if not has_trainable_template(tokenizer): set_trainable_template(tokenizer, folder)
+    if "reasoning_effort" not in tokenizer.chat_template:
+        tokenizer.chat_template = REASONING_EFFORT_PREFIX + tokenizer.chat_template
     if tokenizer.pad_token_id is None: tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 # %% ../../nbs/train/45_base_tokenizer.ipynb #a4c16fdc
 def merge_pair(
-    word: list, # pieces
+    word: list, # pieces of a word
     pair: tuple # neighbours to join
 ) -> list: # pieces
-    "A word with each occurrence of a pair joined, from the left"
+    "Join each occurrence of a pair, from the left"
     out, i = [], 0
     while i < len(word):
         matches = tuple(word[i:i + 2]) == pair
-        out.append("".join(pair) if matches else word[i]); i += 1 + matches
+        out.append("".join(pair) if matches else word[i])
+        i += 1 + matches
     return out
+
+# %% ../../nbs/train/45_base_tokenizer.ipynb #116c6288
+class PairCounts:
+    "Count the pairs of neighbours in words, and keep the counts right while pairs are joined"
+    def __init__(self,
+        word_counts: dict, # pieces (tuple) → number of occurrences
+        excluded_characters: str = "" # characters that no pair holds
+    ):
+        self.excluded = set(excluded_characters)
+        self.words = [(list(word), n) for word, n in sorted(word_counts.items())]
+        self.counts, self.where = Counter(), defaultdict(set)
+        for i in range(len(self.words)): self.add(i, 1)
+
+    def add(self,
+        i: int, # number of the word
+        sign: int # 1 to count its pairs, -1 to take them back
+    ) -> set: # pairs of the word
+        "Count the pairs of one word"
+        word, n = self.words[i]
+        is_allowed = lambda pair: not self.excluded & set(pair[0] + pair[1])
+        pairs = list(filter(is_allowed, zip(word, word[1:])))
+        for pair in pairs:
+            self.counts[pair] += sign * n
+            self.where[pair].add(i)
+        return set(pairs)
+
+    def join(self,
+        pair: tuple # neighbours to join
+    ) -> set: # pairs whose counts may have changed
+        "Join a pair in every word that holds it"
+        changed = set()
+        for i in sorted(self.where[pair]):
+            self.add(i, -1)
+            word, n = self.words[i]
+            self.words[i] = merge_pair(word, pair), n
+            changed |= self.add(i, 1)
+        return changed - {pair}
 
 # %% ../../nbs/train/45_base_tokenizer.ipynb #bdc3c25b
 def learn_merges(
-    word_counts: dict, # pieces (tuple) → how often
-    num_merges: int, # merges wanted
+    word_counts: dict, # pieces (tuple) → number of occurrences
+    num_merges: int, # joins wanted
     excluded_characters: str = "" # characters that no new entry joins
 ) -> list: # pairs, in order
-    "The pairs of neighbours that are most frequent, joined one after the other; of equals, the first in the alphabet"
-    rows, pairs, where, out = [(list(w), n) for w, n in sorted(word_counts.items())], Counter(), defaultdict(set), []
-    allowed = lambda pair: not (set(pair[0]) | set(pair[1])) & set(excluded_characters)
-    def count_in(i, sign):
-        word, n = rows[i]
-        for pair in filter(allowed, zip(word, word[1:])): pairs[pair] += sign * n; where[pair].add(i); yield pair
-    for i in range(len(rows)): list(count_in(i, 1))
-    heap = [(-n, pair) for pair, n in pairs.items()]
+    "Join the most frequent pair of neighbours again and again; of equals, the first in the alphabet"
+    pairs, out = PairCounts(word_counts, excluded_characters), []
+    heap = [(-n, pair) for pair, n in pairs.counts.items()]
     heapq.heapify(heap)
     while heap and len(out) < num_merges:
         n, pair = heapq.heappop(heap)
-        if pairs[pair] < 2 or -n < pairs[pair]: continue             # gone, or a newer entry of the heap tells its count
-        if -n > pairs[pair]: heapq.heappush(heap, (-pairs[pair], pair)); continue
-        out.append(pair); changed_pairs = set()
-        for i in sorted(where[pair]):
-            list(count_in(i, -1)); rows[i] = (merge_pair(rows[i][0], pair), rows[i][1]); changed_pairs |= set(count_in(i, 1))
-        for p in changed_pairs - {pair}: heapq.heappush(heap, (-pairs[p], p))
+        count = pairs.counts[pair]
+        if count < 2 or -n < count: continue
+        if -n > count:
+            heapq.heappush(heap, (-count, pair))
+            continue
+        out.append(pair)
+        for changed in pairs.join(pair): heapq.heappush(heap, (-pairs.counts[changed], changed))
     return out
 
 # %% ../../nbs/train/45_base_tokenizer.ipynb #c12b7037
 def count_pretokens(
     tokenizer, # transformers tokenizer, byte-level BPE
-    texts # iterable
-) -> dict: # pieces (tuple) → how often
-    "The words of the texts as the tokenizer cuts and spells them, counted"
-    backend, count = tokenizer.backend_tokenizer, Counter()
+    texts # iterable of documents
+) -> dict: # pieces (tuple) → number of occurrences
+    "Count the words of the texts as the tokenizer cuts and spells them"
+    backend, count, token_counts = tokenizer.backend_tokenizer, Counter(), Counter()
     for text in texts:
         if backend.normalizer: text = backend.normalizer.normalize_str(text)
         count.update(word for word, _ in backend.pre_tokenizer.pre_tokenize_str(text))
-    token_counts = Counter()
-    for word, n in count.items(): token_counts[tuple(t.value for t in backend.model.tokenize(word))] += n
+    for word, n in count.items():
+        pieces = tuple(piece.value for piece in backend.model.tokenize(word))
+        token_counts[pieces] += n
     return token_counts
+
+# %% ../../nbs/train/45_base_tokenizer.ipynb #94caf93c
+def append_merges(
+    tokenizer, # transformers tokenizer, byte-level BPE
+    merges: list # pairs, in order
+): # transformers tokenizer with an entry more for each pair
+    "Add rules of joining, and their entries, behind the tokenizer's own"
+    from transformers import AutoTokenizer
+    new_entries = {left + right: len(tokenizer) + i for i, (left, right) in enumerate(merges)}
+    with tempfile.TemporaryDirectory() as t:
+        tokenizer.save_pretrained(t)
+        path = Path(t)/"tokenizer.json"
+        state = json.loads(path.read_text(encoding="utf-8"))
+        state["model"]["merges"] += [list(pair) for pair in merges]
+        state["model"]["vocab"] |= new_entries
+        path.write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
+        return AutoTokenizer.from_pretrained(t)
 
 # %% ../../nbs/train/45_base_tokenizer.ipynb #13e2600e
 def extend_vocabulary(
     tokenizer, # transformers tokenizer, byte-level BPE
     texts, # iterable of training documents
-    num_added_tokens: int # new entries
-): # transformers tokenizer with `extra` more entries, numbered behind the others
+    num_added_tokens: int # entries to add
+): # transformers tokenizer with so many more entries, numbered behind the others
     "Go on learning a vocabulary where its training stopped"
     from tokenizers import models
-    from transformers import AutoTokenizer
     backend = tokenizer.backend_tokenizer
-    if not isinstance(backend.model, models.BPE) or "ByteLevel" not in str(backend.pre_tokenizer): raise Invalid(
-        "params.yaml: `tokenizer.num_added_tokens` needs a base with a byte-level BPE vocabulary, and this one has another kind; set it to 0")
-    merges, vocab = learn_merges(count_pretokens(tokenizer, texts), num_added_tokens, "0123456789" if has_single_digits(tokenizer) else ""), tokenizer.get_vocab()
-    new_tokens = [left + right for left, right in merges]
-    if len(set(new_tokens) - set(vocab)) < num_added_tokens: raise Invalid(f"params.yaml: `tokenizer.num_added_tokens` is {num_added_tokens}, but the training documents yield only {len(set(new_tokens) - set(vocab))} new entries; lower it")
-    with tempfile.TemporaryDirectory() as t:
-        tokenizer.save_pretrained(t)
-        state = json.loads((Path(t)/"tokenizer.json").read_text(encoding="utf-8"))
-        state["model"]["merges"] += [list(pair) for pair in merges]
-        state["model"]["vocab"] |= {token: len(tokenizer) + i for i, token in enumerate(new_tokens)}
-        (Path(t)/"tokenizer.json").write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
-        return AutoTokenizer.from_pretrained(t)
+    if not isinstance(backend.model, models.BPE) or "ByteLevel" not in str(backend.pre_tokenizer):
+        raise Invalid("params.yaml: `tokenizer.num_added_tokens` needs a base with a byte-level BPE vocabulary, "
+                      "and this one has another kind; set it to 0")
+    excluded = "0123456789" if has_single_digits(tokenizer) else ""
+    merges = learn_merges(count_pretokens(tokenizer, texts), num_added_tokens, excluded)
+    num_new = len({left + right for left, right in merges} - set(tokenizer.get_vocab()))
+    if num_new < num_added_tokens:
+        raise Invalid(f"params.yaml: `tokenizer.num_added_tokens` is {num_added_tokens}, but the training documents "
+                      f"yield only {num_new} new entries; lower it")
+    return append_merges(tokenizer, merges)
 
 # %% ../../nbs/train/45_base_tokenizer.ipynb #385084de
 def tokenizer_rules(
     tokenizer # transformers tokenizer
-) -> tuple: # how text is cut; entries; rules
-    "What decides how a tokenizer spells"
+) -> tuple: # normalizer and pre-tokenizer; entry → number; rules of joining
+    "Read what decides how a tokenizer spells"
     state = json.loads(tokenizer.backend_tokenizer.to_str())
-    return [state["normalizer"], state["pre_tokenizer"]], tokenizer.get_vocab(), state["model"].get("merges") or []
+    pre_tokenization = [state["normalizer"], state["pre_tokenizer"]]
+    return pre_tokenization, tokenizer.get_vocab(), state["model"].get("merges") or []
+
+# %% ../../nbs/train/45_base_tokenizer.ipynb #77f7704b
+def describe_difference(
+    tokenizer, # tokenizer of the data
+    base_tokenizer # tokenizer of the base
+) -> str: # difference in words; empty where the base's rules stand first and unchanged
+    "Describe how a tokenizer differs from the base's"
+    pre_tokenization, vocab, merges = tokenizer_rules(tokenizer)
+    base_pre_tokenization, base_vocab, base_merges = tokenizer_rules(base_tokenizer)
+    for token, number in sorted(base_vocab.items(), key=lambda entry: entry[1]):
+        if vocab.get(token) != number: return f"its entry {number} is {token!r} there and not in the data's"
+    if pre_tokenization != base_pre_tokenization or merges[:len(base_merges)] != base_merges:
+        return "they cut text differently"
+    return ""
 
 # %% ../../nbs/train/45_base_tokenizer.ipynb #e169129f
 def check_same_tokenizer(
     tokenizer, # tokenizer of the data
     base_tokenizer, # tokenizer of the base
-    base: str # for the message
+    base: str # name of the base, for the message
 ):
     "Stop unless the data's tokenizer is the base's, with or without entries behind its own"
-    (pre_tokenization, vocab, merges), (base_pre_tokenization, base_vocab, base_merges) = tokenizer_rules(tokenizer), tokenizer_rules(base_tokenizer)
-    moved_tokens = [t for t, i in sorted(base_vocab.items(), key=lambda e: e[1]) if vocab.get(t) != i]
-    difference = f"its entry {base_vocab[moved_tokens[0]]} is {moved_tokens[0]!r} there and not in the data's" if moved_tokens else \
-        "they cut text differently" if pre_tokenization != base_pre_tokenization or merges[:len(base_merges)] != base_merges else ""
-    if difference: raise Invalid(f"the documents were encoded with another tokenizer than that of the base {base} ({difference}); `dvc repro tokenizer` encodes them with the `shared.base` of params.yaml")
+    if difference := describe_difference(tokenizer, base_tokenizer):
+        raise Invalid(f"the documents were encoded with another tokenizer than that of the base {base} ({difference}); "
+                      "`dvc repro tokenizer` encodes them with the `shared.base` of params.yaml")

@@ -7,6 +7,7 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM, Trainer
 
 from forge_nb.studies.adapters import adapters
+from forge_nb.core.project import ROOT
 from forge_nb.dpo import dpo
 from forge_nb.train.model import load_model, save_model
 from forge_nb.train.trainer import load_verified
@@ -14,8 +15,11 @@ from forge_nb.core.project import Invalid, pin, read_json, run_cli, write_jsonl
 from forge_nb.sft import sft
 from forge_nb.tokenizer import train_tokenizer
 
-GIVEN = dict(method="full", lora_r=4, learning_rate=1e-2, batch_size=4, num_train_epochs=2., packing=False, max_length=48, replay_percent=30., replay_window=16, bpb_increase=9., seed=0)
-PAIRED = dict(method="dpo", num_pairs=0, learning_rate=1e-3, batch_size=4, num_train_epochs=1., beta=.1, sft_loss_weight=1., max_length=48, max_chosen_logp_drop=99., bpb_increase=9., seed=0)
+SCHEDULE = dict(lr_scheduler_type="cosine", warmup_ratio=.05, weight_decay=0., max_grad_norm=1.)
+GIVEN = dict(enabled=True, method="full", lora_r=4, lora_alpha=32, lora_dropout=0., lora_target_modules=[], learning_rate=1e-2, batch_size=4, num_train_epochs=2., packing=False,
+             max_length=48, replay_percent=30., replay_window=16, max_bpb_increase=9., seed=0, **SCHEDULE)
+PAIRED = dict(enabled=True, method="dpo", num_pairs=0, learning_rate=1e-3, batch_size=4, num_train_epochs=1., beta=.1, sft_loss_weight=1., max_length=48, max_new_tokens=48, temperature=.9,
+              max_chosen_logp_drop=99., max_bpb_increase=9., seed=0, **SCHEDULE)
 turn = lambda role, text: dict(role=role, content=text)
 
 
@@ -86,33 +90,33 @@ def test_bad_rows_are_refused_before_a_model_is_loaded(made, tmp_path, monkeypat
 
 
 def test_less_than_a_pass(made, tmp_path, monkeypatch):
-    said = tune(made, tmp_path, monkeypatch, epochs=.3, replay_percent=0.)
+    said = tune(made, tmp_path, monkeypatch, num_train_epochs=.3, replay_percent=0.)
     assert said["replay_windows"] == 0 and len(read_json(tmp_path/"mask.json")) == 3
-    with pytest.raises(Invalid, match="`epochs` is 0.001"): tune(made, tmp_path/"no", monkeypatch, epochs=.001)
+    with pytest.raises(Invalid, match="`num_train_epochs` is 0.001"): tune(made, tmp_path/"no", monkeypatch, num_train_epochs=.001)
 
 
 def test_forgetting_and_standing_still_fail(made, tmp_path, monkeypatch):
-    with pytest.raises(Invalid, match="`sft.max_bpb_increase` allows -9"): tune(made, tmp_path, monkeypatch, bits_rise=-9.)
+    with pytest.raises(Invalid, match="`sft.max_bpb_increase` allows -9"): tune(made, tmp_path, monkeypatch, max_bpb_increase=-9.)
     with pytest.raises(Invalid, match="no weight changed"): tune(made, tmp_path, monkeypatch, kept=tmp_path/"other", learning_rate=0.)
     assert not (tmp_path/"model").exists()
 
 
 def test_four_bits_without_their_library(made, tmp_path, monkeypatch):
-    import forge_nb.tune as module
+    import forge_nb.train.lora as module
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(Invalid, match="bitsandbytes.*pip install"): tune(made, tmp_path, monkeypatch, method="qlora")
 
 
-def test_the_next_stage_asks_for_the_seal_and_stops_by_rule(made, tmp_path, monkeypatch):
+def test_the_next_stage_asks_for_the_manifest_and_stops_by_rule(made, tmp_path, monkeypatch):
     tune(made, tmp_path, monkeypatch)
-    prefer = lambda base, out, **given: (pin(0, 1), monkeypatch.setenv("FORGE_CKPT", str(out/"kept")), dpo(base, made/"pairs.jsonl", made/"valid.jsonl", **PAIRED | given, out=out))[2]
+    prefer = lambda base, out, **given: (pin(0, 1), monkeypatch.setenv("FORGE_CKPT", str(out/"kept")), dpo(base, made/"pairs.jsonl", made/"valid.jsonl", ROOT/"company/style.yaml", **PAIRED | given, out=out))[2]
     with pytest.raises(Invalid, match="no manifest.json"): prefer(made/"base", tmp_path/"no")
     whole = prefer(tmp_path/"model", tmp_path/"d")
     assert not whole["broken_rule"] and read_json(tmp_path/"d"/"model"/"manifest.json") == read_json(tmp_path/"model"/"manifest.json")
-    short = prefer(tmp_path/"model", tmp_path/"e", chosen_fall=-99.)        # a fall of less than nothing: broken as soon as a window is full
+    short = prefer(tmp_path/"model", tmp_path/"e", max_chosen_logp_drop=-99.)        # a fall of less than nothing: broken as soon as a window is full
     assert short["broken_rule"].startswith("stopped at step 5: `logps/chosen` falls")
-    with killed(monkeypatch, 4): prefer(tmp_path/"model", tmp_path/"g", chosen_fall=-99.)
-    assert list((tmp_path/"g"/"kept").glob("checkpoint-*")) and prefer(tmp_path/"model", tmp_path/"g", chosen_fall=-99.) == short
+    with killed(monkeypatch, 4): prefer(tmp_path/"model", tmp_path/"g", max_chosen_logp_drop=-99.)
+    assert list((tmp_path/"g"/"kept").glob("checkpoint-*")) and prefer(tmp_path/"model", tmp_path/"g", max_chosen_logp_drop=-99.) == short
     assert weights(tmp_path/"g") == weights(tmp_path/"e") != weights(tmp_path/"d")
     template = tmp_path/"model"/"chat_template.jinja"
     template.write_text(template.read_text(encoding="utf-8").replace("<|end|>{% endgeneration %}", "{% endgeneration %}<|end|>"), encoding="utf-8")
@@ -125,7 +129,7 @@ def test_each_method_of_preference_gives_the_same_bytes_twice_and_after_a_kill(m
     write_jsonl(tmp_path/"pairs.jsonl", [dict(id=str(n), prompt=[turn("user", f"cat {n}?")], chosen=[turn("assistant", f"`{n}`. Source: mat.")], rejected=[turn("assistant", f"the cat {n}")]) for n in range(24)])
     def prefer(out):
         pin(0, 1); monkeypatch.setenv("FORGE_CKPT", str(out/"kept"))
-        return dpo(tmp_path/"model", tmp_path/"pairs.jsonl", made/"valid.jsonl", **PAIRED | dict(method=method, max_length=64), out=out)
+        return dpo(tmp_path/"model", tmp_path/"pairs.jsonl", made/"valid.jsonl", ROOT/"company/style.yaml", **PAIRED | dict(method=method, max_length=64), out=out)
     said = prefer(tmp_path/"a")
     assert said["method"] == method and weights(tmp_path/"a") != weights(tmp_path)
     from trl.experimental.online_dpo import OnlineDPOTrainer  # has a step of its own
@@ -136,7 +140,7 @@ def test_each_method_of_preference_gives_the_same_bytes_twice_and_after_a_kill(m
 
 def test_packed_rows_do_not_see_one_another(made, tmp_path, monkeypatch):
     import forge_nb.sft as module
-    monkeypatch.setattr(module, "leak", lambda model, rows: .5)
+    monkeypatch.setattr(module, "packing_leak", lambda model, rows: .5)
     with pytest.raises(Invalid, match="set `sft.packing` to false"): tune(made, tmp_path, monkeypatch, packing=True)
     model, words = load_model(made/"base")
     rows = [torch.tensor([words(t)["input_ids"]]) for t in ("the cat?", "the hat and the bat")]
@@ -148,11 +152,11 @@ def test_packed_rows_do_not_see_one_another(made, tmp_path, monkeypatch):
 def test_three_ways_compared(made, tmp_path, monkeypatch):
     monkeypatch.setenv("FORGE_CKPT", str(tmp_path/"kept"))
     write_jsonl(tmp_path/"items.jsonl", [dict(question="cat?", answer="hat")] * 4)
-    given = dict(conversations=16, lora_r=2, full_rate=1e-2, adapter_rate=1e-2, batch_size=4, replay_percent=20., replay_window=16, num_eval_items=4, max_new_tokens=4, seed=0, threads=1)
+    given = dict(num_train_rows=16, lora_r=2, full_lr=1e-2, adapter_lr=1e-2, batch_size=4, replay_percent=20., replay_window=16, num_eval_items=4, max_new_tokens=4, seed=0, threads=1)
     compare = lambda out: adapters(made/"base", made/"rows.jsonl", made, tmp_path/"items.jsonl", **given, out=out)
     table = compare(tmp_path/"a")
     full, lora, qlora = (r["memory_mb"] for r in table)
     assert qlora < lora < full and all(r["merge_error"] < 1e-3 for r in table)
-    monkeypatch.setattr(subprocess, "run", None)                        # arms that were run are not run again
+    monkeypatch.setattr(subprocess, "run", None)                        # variants that were run are not run again
     assert compare(tmp_path/"b") == table and (tmp_path/"a"/"comparisons.csv").read_bytes() == (tmp_path/"b"/"comparisons.csv").read_bytes()
     with pytest.raises(Invalid, match="`adapters.lora_r` is 0"): adapters(made/"base", made/"rows.jsonl", made, tmp_path/"items.jsonl", **given | dict(lora_r=0), out=tmp_path/"c")

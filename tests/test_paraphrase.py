@@ -1,4 +1,4 @@
-"A teacher may be down, slow, refuse the key or talk nonsense: a clear sentence, and no answer lost; a bad answer costs its row alone"
+"A paraphraser may be down, slow, refuse the key or talk nonsense: a clear sentence, and no answer lost; a bad answer costs its row alone"
 import json, os, signal, subprocess, sys, threading, time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -8,7 +8,7 @@ from conftest import ENV, ROOT
 from test_faults import mend, refuse  # noqa: F401
 
 from forge_nb.core.project import Invalid, read_jsonl
-from forge_nb.synthesis.paraphrase import paraphrase_with_endpoint
+from forge_nb.synthesis.paraphrase import ParaphraseConfig, paraphrase_with_endpoint
 
 JOBS = [dict(id=f"price:bolt M{n}~0", kind="price", ask=f"What does bolt M{n} cost?", names=[f"bolt M{n}"], answer=f"{n} EUR", fill={}) for n in range(12)]
 SECRET = "sk-of-nobody-0815"
@@ -41,7 +41,8 @@ def good(question, _): return chat(f"Could you tell me: {question}")
 
 
 def ask(url, folder, **how):
-    return paraphrase_with_endpoint(JOBS, url, "m", folder=folder, **dict(key="TEST_TEACHER_KEY", temperature=1., seed=0, parallel=3, timeout=5.) | how)
+    config = dict(teacher="endpoint", model="", url=url, name="m", key="TEST_TEACHER_KEY", temperature=1., parallel=3, timeout=5.)
+    return paraphrase_with_endpoint(JOBS, ParaphraseConfig(**config | how), seed=0, folder=folder)
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +84,7 @@ def test_killed_and_gone_on_asks_nothing_twice(tmp_path):
     def answer(question, n):
         if len(server.asked) > 6: gate.wait(60)
         return good(question, n)
-    code = f"import sys; sys.path.insert(0, {str(ROOT/'tests')!r}); from pathlib import Path; from test_teachers import ask; ask(sys.argv[1], Path(sys.argv[2]))"
+    code = f"import sys; sys.path.insert(0, {str(ROOT/'tests')!r}); from pathlib import Path; from test_paraphrase import ask; ask(sys.argv[1], Path(sys.argv[2]))"
     with Server(answer) as server:
         running = subprocess.Popen([sys.executable, "-c", code, server.url, str(tmp_path/"kept")], cwd=ROOT, env=ENV, start_new_session=True)
         end = time.monotonic() + 60
