@@ -1,5 +1,5 @@
 "A throw-away copy of the working tree, so that tests run the real pipeline without touching yours"
-import csv, fcntl, hashlib, os, shutil, signal, subprocess, sys, time
+import csv, fcntl, hashlib, json, os, shutil, signal, subprocess, sys, time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -86,25 +86,44 @@ def sibling(copy: Copy, folder: Path) -> Copy:
     "A second, independent copy of a project, its cache included"
     shutil.copytree(copy.root, folder, symlinks=True)
     other = object.__new__(Copy)
-    other.root = folder
+    other.__dict__ |= copy.__dict__ | dict(root=folder)
     return other
+
+
+def plant_duplicate(copy: Copy) -> dict:
+    "Put a near-duplicate of a page that is trained on into data/, and name the page in a table of facts"
+    with open(copy.root/"artifacts/curate/documents/train.jsonl", encoding="utf-8") as f:
+        documents = map(json.loads, f)
+        page = next(d["source"] for d in documents if d["kind"] == "docs" and len(d["text"]) > 3000)
+    text, table = (copy.root/"data"/page).read_text(encoding="utf-8"), copy.root/"data"/"facts"/"objects.csv"
+    (copy.root/"data"/"docs"/"zz old copy.txt").write_text(text.replace(" the ", " a ", 1), encoding="utf-8")
+    first, *rest = table.read_text(encoding="utf-8").splitlines(keepends=True)
+    number = next(n for n, row in enumerate(rest) if ",class," in row and ",docs/" in row)
+    old = next(cell for cell in rest[number].split(",") if cell.startswith("docs/"))
+    rest[number] = rest[number].replace(old, page)
+    table.write_text("".join([first, *rest]), encoding="utf-8")
+    return dict(page=page, text=text, row=number + 2)
 
 
 @pytest.fixture(scope="session")
 def chain(tmp_path_factory, worker_id) -> Copy:
     """A project in which the whole chain has run with the profile `tiny`, the network cut. It is made once for all
-    workers, and nobody writes to it: `tiny` is a copy of it."""
+    workers, and nobody writes to it. `page` is a document that was trained on, `text` what stands in it, and `row` the
+    line of a table of facts that names it; a near-duplicate lies beside it."""
     base = tmp_path_factory.getbasetemp() if worker_id == "master" else tmp_path_factory.getbasetemp().parent
-    folder = base/"chain"
-    with locked(base/"chain.lock"):
-        if not (folder/"done").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            (folder/"project").mkdir(parents=True)
-            made = Copy(folder/"project")
-            made(f"python -m forge_nb.core.runner profile tiny && {OFFLINE} dvc repro && git add -A && {COMMIT} -m tiny")
-            (folder/"done").touch()
-    copy = object.__new__(Copy)
+    folder, copy = base/"chain", object.__new__(Copy)
     copy.root = folder/"project"
+    with locked(base/"chain.lock"):
+        if not (folder/"planted.json").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            copy.root.mkdir(parents=True)
+            copy.__init__(copy.root)
+            copy("python -m forge_nb.core.runner profile tiny && dvc repro -q curate")
+            planted = plant_duplicate(copy)
+            copy(f"python -m forge_nb.core.runner adopt && dvc add -q data && {OFFLINE} dvc repro && git add -A && "
+                 f"{COMMIT} -m tiny && git tag shipped")
+            (folder/"planted.json").write_text(json.dumps(planted), encoding="utf-8")
+    copy.__dict__ |= json.loads((folder/"planted.json").read_text(encoding="utf-8"))
     return copy
 
 

@@ -9,7 +9,6 @@ from nbdev.test import test_nb as run_lessons
 
 from forge_nb.core import tangle
 from forge_nb.core.project import ROOT, all_params, load_params, read_stages
-from forge_nb.report import pages
 
 BOOKS = tangle.list_notebooks()  # module → path
 NB = {name: nbformat.read(path, 4) for name, path in BOOKS.items()}
