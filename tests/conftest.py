@@ -1,55 +1,31 @@
 "A throw-away copy of the working tree, so that tests run the real pipeline without touching yours"
-import os, shutil, signal, subprocess, sys, time
+import csv, fcntl, hashlib, json, os, shutil, signal, subprocess, sys, time
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ENV = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+ENV = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1",
+       "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 for name in ("FORGE_LOG", "FORGE_CKPT", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"): ENV.pop(name, None)  # of the run that tests us
-
+COMMIT = "git -c user.name=t -c user.email=t@localhost commit -q"
 
 CUT = "unshare --map-root-user --net"  # runs a command without any network, where the system allows it
 OFFLINE = CUT if not subprocess.run([*CUT.split(), "true"], capture_output=True).returncode else ""
 
+HANG = 1800  # seconds after which a process that is waited for is taken to hang; no test's outcome depends on it otherwise
 
-class Copy:
-    "A copy of what git would commit, with data/, its own DVC cache and one commit"
 
-    def __init__(self, folder: Path):
-        self.root = folder
-        files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True, check=True, encoding="utf-8").stdout.split("\0")
-        for f in filter(None, files):
-            if (ROOT/f).exists():
-                (folder/f).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(ROOT/f, folder/f)
-        shutil.copytree(ROOT/"data", folder/"data")
-        self("git init -q && git add -A && git -c user.name=t -c user.email=t@localhost commit -qm copy && dvc add -q data && git diff --exit-code")
-
-    def __call__(self, line: str, rc: int = 0) -> str:
-        "Run a shell command in the copy; its output, with the exit code checked"
-        done = subprocess.run(["bash", "-c", line], cwd=self.root, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8")
-        assert (done.returncode == rc if rc is not None else done.returncode != 0), f"`{line}` exited with {done.returncode}:\n{done.stdout[-4000:]}"
-        return done.stdout
-
-    def executed(self, said: str) -> list:
-        "Stages that `dvc repro` really ran, from its output"
-        return [line.split("'")[1] for line in said.splitlines() if line.startswith("Running stage")]
-
-    def kill_when(self, line: str, pattern: str, limit: float = 120.):
-        "Start a command, and SIGKILL it with all its children once a file of this pattern is there"
-        running = subprocess.Popen(["bash", "-c", line], cwd=self.root, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-        end = time.monotonic() + limit
-        while not list(self.root.glob(pattern)):
-            assert running.poll() is None and time.monotonic() < end, f"{pattern} never came"
-            time.sleep(.01)
-        family = []
-        while family != (family := [running.pid, *(p.pid for p in psutil.Process(running.pid).children(recursive=True))]):  # stopped first, so that none starts another meanwhile
-            for pid in family: send(pid, signal.SIGSTOP)
-        for pid in family: send(pid, signal.SIGKILL)
-        running.wait()
-        while any(map(psutil.pid_exists, family)): assert time.monotonic() < end + 60; time.sleep(.01)  # DVC takes the locks of living processes seriously
+def wait_for(condition, process=None, pause: float = .02):
+    "Wait until a condition holds. A process that ends before fails the test, as does one that hangs; a slow machine does not"
+    end = time.monotonic() + HANG
+    while not (found := condition()):
+        assert process is None or process.poll() is None, "the process ended before"
+        assert time.monotonic() < end, f"nothing happened for {HANG} s"
+        time.sleep(pause)
+    return found
 
 
 def send(pid: int, number: int):
@@ -58,15 +34,163 @@ def send(pid: int, number: int):
     except ProcessLookupError: pass
 
 
+class Copy:
+    "A copy of what git would commit, with data/, its own DVC cache and one commit"
+
+    def __init__(self, folder: Path):
+        self.root = folder
+        listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True,
+                                text=True, check=True, encoding="utf-8").stdout
+        for f in filter(None, listed.split("\0")):
+            if not (ROOT/f).exists(): continue
+            (folder/f).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT/f, folder/f)
+        shutil.copytree(ROOT/"data", folder/"data")
+        self(f"git init -q && git add -A && {COMMIT} -m copy && dvc add -q data && git diff --exit-code")
+
+    def __call__(self, line: str, rc: int = 0) -> str:
+        "Run a shell command in the copy; its output, with the exit code checked"
+        done = subprocess.run(["bash", "-c", line], cwd=self.root, env=ENV, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, text=True, encoding="utf-8")
+        right = done.returncode == rc if rc is not None else done.returncode != 0
+        assert right, f"`{line}` exited with {done.returncode}:\n{done.stdout[-4000:]}"
+        return done.stdout
+
+    def executed(self, said: str) -> list:
+        "Stages that `dvc repro` really ran, from its output"
+        return [line.split("'")[1] for line in said.splitlines() if line.startswith("Running stage")]
+
+    def kill_when(self, line: str, pattern: str):
+        "Start a command, and SIGKILL it with all its children once a file of this pattern is there"
+        running = subprocess.Popen(["bash", "-c", line], cwd=self.root, env=ENV, stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.DEVNULL, start_new_session=True)
+        wait_for(lambda: list(self.root.glob(pattern)), running, pause=.01)
+        family = []
+        def members(): return [running.pid, *(p.pid for p in psutil.Process(running.pid).children(recursive=True))]
+        while family != (family := members()):  # stopped first, so that none starts another meanwhile
+            for pid in family: send(pid, signal.SIGSTOP)
+        for pid in family: send(pid, signal.SIGKILL)
+        running.wait()
+        wait_for(lambda: not any(map(psutil.pid_exists, family)))  # DVC takes the locks of living processes seriously
+
+
+@contextmanager
+def locked(path: Path):
+    "Hold a lock that other workers of this test run wait for"
+    with open(path, "w", encoding="utf-8") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        yield
+
+
+def sibling(copy: Copy, folder: Path) -> Copy:
+    "A second, independent copy of a project, its cache included"
+    shutil.copytree(copy.root, folder, symlinks=True)
+    other = object.__new__(Copy)
+    other.__dict__ |= copy.__dict__ | dict(root=folder)
+    return other
+
+
+def plant_duplicate(copy: Copy) -> dict:
+    "Put a near-duplicate of a page that is trained on into data/, and name the page in a table of facts"
+    with open(copy.root/"artifacts/curate/documents/train.jsonl", encoding="utf-8") as f:
+        documents = map(json.loads, f)
+        page = next(d["source"] for d in documents if d["kind"] == "docs" and len(d["text"]) > 3000)
+    text, table = (copy.root/"data"/page).read_text(encoding="utf-8"), copy.root/"data"/"facts"/"objects.csv"
+    (copy.root/"data"/"docs"/"zz old copy.txt").write_text(text.replace(" the ", " a ", 1), encoding="utf-8")
+    first, *rest = table.read_text(encoding="utf-8").splitlines(keepends=True)
+    number = next(n for n, row in enumerate(rest) if ",class," in row and ",docs/" in row)
+    old = next(cell for cell in rest[number].split(",") if cell.startswith("docs/"))
+    rest[number] = rest[number].replace(old, page)
+    table.write_text("".join([first, *rest]), encoding="utf-8")
+    return dict(page=page, text=text, row=number + 2)
+
+
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory) -> Copy:
-    "A copy in which the whole chain has run with the profile `tiny`, the network cut"
-    copy = Copy(tmp_path_factory.mktemp("tiny"))
-    copy(f"python -m forge_nb.core.runner profile tiny && {OFFLINE} dvc repro && git add -A && git -c user.name=t -c user.email=t@localhost commit -qm tiny")
+def chain(tmp_path_factory, worker_id) -> Copy:
+    """A project in which the whole chain has run with the profile `tiny`, the network cut. It is made once for all
+    workers, and nobody writes to it. `page` is a document that was trained on, `text` what stands in it, and `row` the
+    line of a table of facts that names it; a near-duplicate lies beside it."""
+    base = tmp_path_factory.getbasetemp() if worker_id == "master" else tmp_path_factory.getbasetemp().parent
+    folder, copy = base/"chain", object.__new__(Copy)
+    copy.root = folder/"project"
+    with locked(base/"chain.lock"):
+        if not (folder/"planted.json").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            copy.root.mkdir(parents=True)
+            copy.__init__(copy.root)
+            copy("python -m forge_nb.core.runner profile tiny && dvc repro -q curate")
+            planted = plant_duplicate(copy)
+            copy(f"python -m forge_nb.core.runner adopt && dvc add -q data && {OFFLINE} dvc repro && git add -A && "
+                 f"{COMMIT} -m tiny && git tag shipped")
+            (folder/"planted.json").write_text(json.dumps(planted), encoding="utf-8")
+    copy.__dict__ |= json.loads((folder/"planted.json").read_text(encoding="utf-8"))
     return copy
+
+
+@pytest.fixture(scope="session")
+def tiny(chain, tmp_path_factory) -> Copy:
+    "A copy, of this worker's own, of a project in which the whole chain has run"
+    return sibling(chain, tmp_path_factory.mktemp("tiny")/"project")
 
 
 @pytest.fixture(scope="session")
 def bare(tmp_path_factory) -> Copy:
     "A copy in which nothing has run"
     return Copy(tmp_path_factory.mktemp("bare"))
+
+
+# Order: files go to workers whole. The one that makes the chain comes first, those that wait for it last.
+
+FIRST = "test_chain.py"
+
+
+def pytest_collection_modifyitems(items):
+    "Files whose tests need the chain go to the end, all but the first"
+    needs = {i.path for i in items if {"chain", "tiny"} & set(i.fixturenames)}
+    items.sort(key=lambda i: (i.path.name != FIRST, i.path in needs))
+
+
+# The record of the slow tier: what passed, and the hash of the code that it proves.
+
+RECORD = ROOT/"results"/"slow.csv"
+FIELDS = ["test", "outcome", "date", "code", "proves"]
+
+
+def code_hash() -> str:
+    "Hash of the package, the pipeline and the tests"
+    files = [*(ROOT/"forge_nb").rglob("*.py"), *(ROOT/"tests").rglob("*.py"), ROOT/"dvc.yaml", ROOT/"params.yaml"]
+    digest = hashlib.sha256()
+    for path in sorted(files): digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def read_record() -> dict:
+    "Rows of results/slow.csv by test"
+    if not RECORD.exists(): return {}
+    with open(RECORD, newline="", encoding="utf-8") as f: return {r["test"]: r for r in csv.DictReader(f)}
+
+
+def pytest_configure(config): config.slow = {}
+
+
+def pytest_itemcollected(item):
+    item.user_properties.append(("proves", (item.function.__doc__ or "").strip().split("\n")[0]))
+    item.user_properties.append(("slow", item.get_closest_marker("slow") is not None))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    "After a run of the slow tier, write what passed and failed to results/slow.csv"
+    if hasattr(config, "workerinput") or config.option.markexpr != "slow": return
+    record, code, date = read_record(), code_hash(), time.strftime("%Y-%m-%d")
+    for outcome in ("passed", "failed", "error"):
+        for report in terminalreporter.stats.get(outcome, []):
+            said = dict(getattr(report, "user_properties", []))
+            if not said.get("slow"): continue
+            record[report.nodeid] = dict(test=report.nodeid, outcome=outcome, date=date, code=code, proves=said["proves"])
+    if not record: return
+    RECORD.parent.mkdir(exist_ok=True)
+    with open(RECORD, "w", newline="", encoding="utf-8") as f:
+        table = csv.DictWriter(f, FIELDS, lineterminator="\n")
+        table.writeheader()
+        table.writerows(record[k] for k in sorted(record))
+    terminalreporter.write_line(f"results/slow.csv: {len(record)} slow tests on record, those of this run with code {code}")

@@ -88,6 +88,7 @@ def test_parameter_reruns_its_stage_and_what_follows_and_reverting_restores(tiny
     assert not tiny("git status --porcelain")
 
 
+@pytest.mark.slow
 def test_second_run_killed_twice_gives_the_same_bytes(tiny, tmp_path_factory):
     copy = Copy(tmp_path_factory.mktemp("again"))
     copy("python -m forge_nb.core.runner profile tiny && dvc repro tokenizer ngram")

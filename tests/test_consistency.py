@@ -1,5 +1,5 @@
 "The repository agrees with itself: notebooks, package, parameters, pipeline, README"
-import ast, re, shutil, subprocess, sys
+import ast, json, re, shutil, subprocess, sys
 
 import nbformat
 import pytest
@@ -9,7 +9,6 @@ from nbdev.test import test_nb as run_lessons
 
 from forge_nb.core import tangle
 from forge_nb.core.project import ROOT, all_params, load_params, read_stages
-from forge_nb.report import pages
 
 BOOKS = tangle.list_notebooks()  # module → path
 NB = {name: nbformat.read(path, 4) for name, path in BOOKS.items()}
@@ -61,11 +60,33 @@ def test_lessons_run(name, monkeypatch):
     assert passed
 
 
+ALONE = """
+import importlib, json, os, sys
+import datasets, torch, transformers  # once for all: what is tried is this package, each module in a process of its own
+heavy, found = {'trl', 'lm_eval', 'matplotlib.pyplot', 'papermill'}, {}
+for name in sys.argv[1:]:
+    read, write = os.pipe()
+    if not (child := os.fork()):
+        try: importlib.import_module(f'forge_nb.{name}'); told = sorted(heavy & set(sys.modules))
+        except BaseException as error: told = repr(error)
+        os.write(write, json.dumps(told).encode()); os._exit(0)
+    os.close(write); found[name] = json.loads(os.read(read, 65536)); os.close(read); os.waitpid(child, 0)
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def imported() -> dict:
+    "What of the heavy libraries each module brings along when it is imported alone"
+    done = subprocess.run([sys.executable, "-c", ALONE, *BOOKS], cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
 @pytest.mark.parametrize("name", BOOKS)
-def test_module_imports_alone_and_light(name):
-    code = f"import sys, forge_nb.{name}; heavy = {{'trl', 'lm_eval', 'matplotlib.pyplot', 'papermill'}} & set(sys.modules); print(sorted(heavy))"
-    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, encoding="utf-8").stdout.strip()
-    assert out == ("['matplotlib.pyplot']" if name in ("report.figures", "report.intervals") else "[]")
+def test_module_imports_alone_and_light(imported, name):
+    draws = name in ("report.figures", "report.intervals", "studies.plots")
+    assert imported[name] == (["matplotlib.pyplot"] if draws else [])
 
 
 def find_imports(name: str) -> set:

@@ -1,10 +1,11 @@
 "Curation on planted truth: every document accounted for, the same bytes whatever the workers, killed or not"
-import hashlib, os, random, signal, subprocess, sys, time
+import hashlib, os, random, signal, subprocess, sys
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from conftest import wait_for
 
 from forge_nb.assess import assess
 from forge_nb.curate import curate
@@ -150,8 +151,7 @@ def test_killed_anywhere_and_run_again_gives_the_same_bytes(curated, tmp_path):
     start = lambda: subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     for pattern in ("ingest/documents/*", "ingest/dedup/**/*", "curate/kept/*", "curate/logs/*/completions/*", "curate/dedup/**/*"):
         running = start()
-        end = time.monotonic() + 60
-        while not list((tmp_path/"ckpt").glob(pattern)) and running.poll() is None and time.monotonic() < end: time.sleep(.01)
+        wait_for(lambda: running.poll() is not None or list((tmp_path/"ckpt").glob(pattern)), pause=.01)
         try: os.killpg(running.pid, signal.SIGKILL)
         except ProcessLookupError: pass
         running.wait()

@@ -4,7 +4,8 @@ import inspect, json
 import pytest
 from forge_nb.core.project import ROOT, load_params
 from forge_nb.synthesis.filters import find_weak_kinds
-from test_forge import FORGE, ask, refuse, sibling
+from conftest import sibling
+from test_forge import FORGE, ask, refuse
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +25,7 @@ def cycled(tiny, tmp_path_factory):
     return copy
 
 
+@pytest.mark.slow
 def test_a_round_asks_for_more_of_what_is_weak_and_puts_everything_back(cycled):
     [result] = cycled.answer["rounds"]
     given = load_params(cycled.root/"params.yaml")["synth"]["paraphrase_weights"]
@@ -37,6 +39,7 @@ def test_a_round_asks_for_more_of_what_is_weak_and_puts_everything_back(cycled):
     assert grown["check_level"] > grown["object_module"] and grown["setting_type"] > grown["object_module"], grown
 
 
+@pytest.mark.slow
 def test_what_was_fixed_and_broken_adds_up(cycled):
     [result] = cycled.answer["rounds"]
     every, *parts = result["changes"]
@@ -45,6 +48,7 @@ def test_what_was_fixed_and_broken_adds_up(cycled):
     assert sum(p["fixed"] for p in kinds) >= every["fixed"] and result["since_start"] == every
 
 
+@pytest.mark.slow
 def test_a_finished_round_is_not_run_again(cycled):
     experiments = cycled("dvc exp list --name-only")
     assert "cycle-test-1" in experiments
@@ -56,6 +60,7 @@ def test_the_default_evaluation_asks_enough_of_each_kind():
     assert each >= inspect.signature(find_weak_kinds).parameters["min_items"].default, "no kind could ever be called weak"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line, words", [
     ("cycle --rounds 0", ["--rounds must be 1"]), ("cycle --paraphrases-per-fact 0", ["--paraphrases-per-fact must be 1"]),
     ("cycle --checkpoint nosuch", ["nothing about `nosuch`", "rlhf"])])

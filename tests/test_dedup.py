@@ -1,10 +1,11 @@
 "Near duplicates and decontamination against planted truth: recall, precision, order, workers, executors, kills"
-import json, os, random, re, signal, subprocess, sys, time, unicodedata
+import json, os, random, re, signal, subprocess, sys, unicodedata
 from collections import defaultdict
 from functools import partial
 
 import numpy as np
 import pytest
+from conftest import wait_for
 
 from forge_nb.core.project import Invalid, ROOT
 from forge_nb.data import dedup
@@ -205,10 +206,7 @@ def test_kill_and_resume(pages, planted, tmp_path, marker, half, workers):
     (tmp_path/"run.py").write_text(SCRIPT, encoding="utf-8")
     command = [sys.executable, tmp_path/"run.py", tmp_path, str(workers)]
     running = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True)
-    end = time.monotonic() + 60
-    while not (tmp_path/"work"/"logs"/marker).exists():
-        assert running.poll() is None and time.monotonic() < end, f"{marker} never came"
-        time.sleep(.001)
+    wait_for((tmp_path/"work"/"logs"/marker).exists, running, pause=.001)
     os.killpg(running.pid, signal.SIGKILL); running.wait()
     assert not (tmp_path/"found.json").exists(), "the run was over before it was killed"
     done = {p: p.stat().st_mtime_ns for p in (tmp_path/"work"/"signed"/"rows").glob("*.npy") if (tmp_path/"work/logs/sign/completions"/p.stem).exists()}

@@ -1,9 +1,9 @@
 "What DVC documents works here: experiments, checkouts, shared caches, worktrees, shallow clones; on a project of five stages that take seconds"
-import hashlib, json, shutil, time
+import hashlib, json, shutil
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Copy
+from conftest import ROOT, Copy, wait_for
 from ruamel.yaml import YAML
 
 CHEAP = ("tangle", "ingest", "assess", "curate", "ngram")
@@ -84,8 +84,8 @@ def test_experiments_in_every_form(tidy, form):
     tidy(f"{form} -S ngram.order=2")
     if "--queue" in form:
         tidy("dvc queue start")
-        end = time.monotonic() + 120
-        while "Success" not in (said := tidy("dvc queue status")): assert "Failed" not in said and time.monotonic() < end, said; time.sleep(1)
+        said = wait_for(lambda: next((s for s in [tidy("dvc queue status")] if "Success" in s or "Failed" in s), ""), pause=1)
+        assert "Failed" not in said, said
     assert order(tidy) == (4 if "--" in form else 2)
     tidy("git checkout -q . && dvc checkout -q")
     shown = json.loads(tidy("dvc exp show --json"))

@@ -4,7 +4,7 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from conftest import ENV, ROOT
+from conftest import ENV, HANG, ROOT, wait_for
 from test_faults import mend, refuse  # noqa: F401
 
 from forge_nb.core.project import Invalid, read_jsonl
@@ -82,14 +82,12 @@ def test_a_bad_answer_costs_its_row_alone_and_a_hiccup_nothing(tmp_path):
 def test_killed_and_gone_on_asks_nothing_twice(tmp_path):
     gate = threading.Event()
     def answer(question, n):
-        if len(server.asked) > 6: gate.wait(60)
+        if len(server.asked) > 6: gate.wait(HANG)
         return good(question, n)
     code = f"import sys; sys.path.insert(0, {str(ROOT/'tests')!r}); from pathlib import Path; from test_paraphrase import ask; ask(sys.argv[1], Path(sys.argv[2]))"
     with Server(answer) as server:
         running = subprocess.Popen([sys.executable, "-c", code, server.url, str(tmp_path/"kept")], cwd=ROOT, env=ENV, start_new_session=True)
-        end = time.monotonic() + 60
-        while len(server.asked) < 8: assert running.poll() is None and time.monotonic() < end; time.sleep(.02)
-        time.sleep(.5)
+        wait_for(lambda: len(server.asked) >= 8 and list((tmp_path/"kept").glob("*.json")), running)
         os.killpg(running.pid, signal.SIGKILL); running.wait()
         have, before = len(list((tmp_path/"kept").glob("*.json"))), Counter(server.asked)
         assert 0 < have < len(JOBS)

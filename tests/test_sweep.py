@@ -2,7 +2,8 @@
 import json
 
 import pytest
-from test_forge import FORGE, ask, refuse, sibling
+from conftest import sibling
+from test_forge import FORGE, ask, refuse
 
 
 @pytest.fixture(scope="module")

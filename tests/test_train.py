@@ -4,7 +4,7 @@ import json, math, re, signal, subprocess, sys, time
 import psutil
 import pytest
 
-from conftest import ENV
+from conftest import ENV, HANG, wait_for
 
 RUN = """
 import dataclasses, hashlib, json, sys
@@ -41,7 +41,7 @@ def start(tiny, folder, before=(), processes=1, **given) -> subprocess.Popen:
 
 def result(process) -> str:
     "The line that holds the hash of the weights and the curve"
-    said, _ = process.communicate(timeout=300)
+    said, _ = process.communicate(timeout=HANG)
     assert process.returncode == 0, said
     return next(row for row in said.splitlines() if row.startswith("made "))
 
@@ -52,7 +52,7 @@ def stopped(running) -> str:
     for row in running.stdout:
         said.append(row)
         if row.startswith("held out"): running.send_signal(signal.SIGTERM); break
-    return "".join(said) + running.communicate(timeout=300)[0]
+    return "".join(said) + running.communicate(timeout=HANG)[0]
 
 
 @pytest.mark.parametrize("given", [dict(), dict(optimizer="adamw"), dict(num_experts=4), dict(micro_batch_size=2)], ids=str)
@@ -67,9 +67,9 @@ def test_terminated_anywhere_and_resumed_gives_the_same_bits(tiny, tmp_path, giv
 def test_killed_anywhere_and_resumed_gives_the_same_bits(tiny, tmp_path):
     whole, parts, killed = result(start(tiny, tmp_path/"whole", threads=2)), tmp_path/"parts", 0
     for moment in (0., .2, .4, .6):
-        running, end = start(tiny, parts, threads=2, checkpoint_seconds=0.), time.monotonic() + 300  # a checkpoint after each step, so that some kill meets one half-written
-        while running.poll() is None and not (parts/"last"/"state.json").exists(): assert time.monotonic() < end; time.sleep(.01)
-        time.sleep(moment); running.kill(); running.communicate(timeout=300)
+        running = start(tiny, parts, threads=2, checkpoint_seconds=0.)  # a checkpoint after each step, so that some kill meets one half-written
+        wait_for(lambda: running.poll() is not None or (parts/"last"/"state.json").exists(), pause=.01)
+        time.sleep(moment); running.kill(); running.communicate(timeout=HANG)
         killed += running.returncode == -signal.SIGKILL
     assert killed >= 2 and result(start(tiny, parts, threads=2)) == whole
 
@@ -100,7 +100,7 @@ def test_a_checkpoint_resumes_with_another_count_of_processes(tiny, tmp_path, be
     said = stopped(running)
     assert running.returncode and "ended by SIGTERM after step" in said, said
     goes_on = start(tiny, tmp_path/"parts", sharding="fsdp", **halves(after))
-    said, _ = goes_on.communicate(timeout=300)
+    said, _ = goes_on.communicate(timeout=HANG)
     assert goes_on.returncode == 0 and "resumed at step" in said, said
     end = curve(next(row for row in said.splitlines() if row.startswith("made ")))
     assert all(math.isclose(a, b, abs_tol=.01) for a, b in zip(whole, end)), (whole, end)
@@ -108,7 +108,7 @@ def test_a_checkpoint_resumes_with_another_count_of_processes(tiny, tmp_path, be
 
 def test_rows_that_processes_cannot_share(tiny, tmp_path):
     running = start(tiny, tmp_path, processes=2, batch_size=3)
-    said, _ = running.communicate(timeout=300)
+    said, _ = running.communicate(timeout=HANG)
     assert running.returncode and "3 rows in a batch cannot be shared evenly by 2 processes" in said, said
 
 
@@ -117,12 +117,11 @@ def test_a_killed_worker_is_a_sentence_and_the_run_goes_on(tiny):
     set_to("num_processes: 1", "num_processes: 2"); set_to("  max_steps: 30", "  max_steps: 300")
     try:
         running = subprocess.Popen(["bash", "-c", "dvc repro pretrain"], cwd=tiny.root, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8")
-        end = time.monotonic() + 300
-        while not list(tiny.root.glob(".ckpt/pretrain/*/last/state.json")): assert running.poll() is None and time.monotonic() < end; time.sleep(.05)
+        wait_for(lambda: list(tiny.root.glob(".ckpt/pretrain/*/last/state.json")), running)
         mine = [p for p in psutil.Process(running.pid).children(recursive=True) if "forge_nb.pretrain" in p.cmdline() and p.environ().get("RANK") == "1"]
         assert len(mine) == 1
         mine[0].kill()
-        said, _ = running.communicate(timeout=300)
+        said, _ = running.communicate(timeout=HANG)
         error = [row for row in said.splitlines() if row.startswith("error: ")]
         assert running.returncode and len(error) == 1 and "2 processes: a worker process was ended by SIGKILL; run again to go on" in error[0] and "Traceback" not in said, said
         again = tiny("dvc repro pretrain")
@@ -133,7 +132,7 @@ def test_a_killed_worker_is_a_sentence_and_the_run_goes_on(tiny):
 def test_a_checkpoint_of_another_model_is_refused(tiny, tmp_path):
     result(start(tiny, tmp_path))
     refused = start(tiny, tmp_path, optimizer="adamw")
-    said, _ = refused.communicate(timeout=300)
+    said, _ = refused.communicate(timeout=HANG)
     assert refused.returncode == 2 and "this checkpoint is of another model" in said and "delete the folder" in said, said
 
 
@@ -143,5 +142,5 @@ def test_no_room_for_a_checkpoint(tiny, tmp_path):
     (tmp_path/"small").mkdir()
     mount = f"mount -t tmpfs -o size=1m none {tmp_path}/small && exec \"$@\""
     full = start(tiny, tmp_path/"small"/"checkpoints", before=[*room.split(), "bash", "-c", mount, "-"])
-    said, _ = full.communicate(timeout=300)
+    said, _ = full.communicate(timeout=HANG)
     assert full.returncode == 2 and "a checkpoint needs" in said and "make room" in said, said

@@ -7,11 +7,11 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3ForSequenceClassification
 
 import forge_nb.distill
-import forge_nb.dpo
-import forge_nb.reward
+import forge_nb.dpo  # noqa: F401
+import forge_nb.reward  # noqa: F401
 import forge_nb.rl
-import forge_nb.rlhf
-import forge_nb.sft
+import forge_nb.rlhf  # noqa: F401
+import forge_nb.sft  # noqa: F401
 from forge_nb.core.project import Invalid, ROOT, load_params, pin, read_json, write_json, write_jsonl
 from forge_nb.distill import OnPolicyConfig, make_on_policy_trainer
 from forge_nb.tokenizer import train_tokenizer
