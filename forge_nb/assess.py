@@ -135,7 +135,8 @@ def count_lengths(
     "Count documents by their length in powers of two"
     def lower_edge(size): return 1 << max(0, size.bit_length() - 1)
     counts = Counter((r["kind"], lower_edge(r["bytes"])) for r in rows)
-    return [dict(kind=k, bytes=b, documents=n) for (k, b), n in sorted(counts.items())]
+    return [dict(kind=k, bytes=b, documents=n)
+            for (k, b), n in sorted(counts.items())]
 
 # %% ../nbs/12_assess.ipynb #3214faf9
 def summarize_findings(
@@ -281,7 +282,8 @@ def summarize_survey(
     findings = {f["kind"]: f["count"] for f in summarize_findings(rows)}
     return dict(
         verdict=readiness_verdict(check_results), documents=len(rows),
-        megabytes=round(sum(r["bytes"] for r in rows) / 1e6, 3), pretokens=sum(r["pretokens"] for r in rows),
+        megabytes=round(sum(r["bytes"] for r in rows) / 1e6, 3),
+        pretokens=sum(r["pretokens"] for r in rows),
         rejects=num_rejects, exact_duplicates=len(rows) - len({r["id"] for r in rows}), duplicates=num_duplicates,
         boilerplate_percent=round(100 * boilerplate_share, 2), findings=findings or dict(none=0),
         languages=count("language"), licences=count("licence"), gaps=find_gaps(rows))

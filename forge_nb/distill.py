@@ -32,7 +32,8 @@ from .core.project import (Invalid, log, make_checkpoint_folder, read_json, read
                                    write_json)
 
 # %% ../nbs/70_distill.ipynb #d3c19d29
-NONCOMPLIANT_VOICE = "noncompliant"  # voice of the rows of sft.jsonl that break a rule; nobody is to learn from them again
+# voice of the rows of sft.jsonl that break a rule; nobody is to learn from them again
+NONCOMPLIANT_VOICE = "noncompliant"
 
 # %% ../nbs/70_distill.ipynb #3fe63320
 def collect_house_answers(

@@ -243,7 +243,7 @@ def measure_curation(
     clone: Path, # folder for the fresh clone
     sizes: tuple = (20, 200, 2000) # megabytes
 ): # yields (what, figure, bound) as text
-    "Measure speed and memory of `ingest` and `curate` on the default data and on larger ones, and beside datatrove's own steps"
+    "Measure speed and memory of `ingest` and `curate` by size of the data, and beside datatrove's own steps"
     make_fresh_clone(clone)
     raw, larger = clone/"data", clone/".bench"/"data"
     paths = [p for kind in ("docs", "code") for p in (raw/kind).rglob("*.*")]

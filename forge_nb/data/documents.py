@@ -70,7 +70,8 @@ def normalize_text(
     "Normalise what carries no meaning"
     if not text.isascii(): text = unicodedata.normalize("NFC", text)
     if "\r" in text: text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return "\n".join(map(str.rstrip, text.replace("\ufeff", "").split("\n"))).strip("\n") + "\n"
+    lines = text.replace("\ufeff", "").split("\n")
+    return "\n".join(map(str.rstrip, lines)).strip("\n") + "\n"
 
 # %% ../../nbs/data/10_documents.ipynb #f1728e02
 def hash_content(
@@ -105,6 +106,8 @@ LANGUAGE_BY_FILE_NAME = {"makefile": "make", "gnumakefile": "make", "dockerfile"
 LANGUAGE_BY_INTERPRETER = {"awk": "awk", "lua": "lua", "make": "make", "node": "javascript", "perl": "perl",
                            "php": "php", "python": "python", "Rscript": "r", "ruby": "ruby",
                 "tclsh": "tcl"}
+
+# %% ../../nbs/data/10_documents.ipynb #4426fdde
 # one file inside each; `unpack_one` knows .zst
 DECOMPRESSORS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": None}
 
@@ -127,7 +130,8 @@ def detect_code_language(
     suffix = os.path.splitext(name)[1]
     if known := LANGUAGE_BY_FILE_NAME.get(name) or LANGUAGE_BY_EXTENSION.get(suffix): return known
     if suffix or not text.startswith("#!"): return ""
-    arguments = [w.rpartition("/")[2] for w in text[2:].partition("\n")[0].split() if not w.startswith("-")]
+    first_line = text[2:].partition("\n")[0]
+    arguments = [w.rpartition("/")[2] for w in first_line.split() if not w.startswith("-")]
     program = next((w for w in arguments if w != "env"), "")
     return LANGUAGE_BY_INTERPRETER.get(program.rstrip("0123456789."), "shell")
 

@@ -126,7 +126,8 @@ def read_zip_file(
             struct.error) as e: raise Unreadable(
         f"expected a zip archive, but it is broken ({shorten_error(e)}); fetch or pack it again") from None
     locked = "expected an archive without a password; unpack it, or pack it again without one"
-    members = [(i.filename, locked if i.flag_bits & 1 else None, lambda i=i: unpack_stream(archive.open(i), context))
+    members = [(i.filename, locked if i.flag_bits & 1 else None,
+                lambda i=i: unpack_stream(archive.open(i), context))
                for i in archive.infolist() if not i.is_dir() and not stat.S_ISLNK(i.external_attr >> 16)]
     with archive: yield from read_archive_members(members, source, context)
 
@@ -279,5 +280,7 @@ def split_into_shards(
     sizes = [os.path.getsize(data/name) if (data/name).is_file() else 0 for name in names]  # of what a link points to
     total, before = max(sum(sizes), 1), 0
     out = [[] for _ in range(math.ceil(total / (shard_megabytes * 1e6)))]
-    for name, size in zip(names, sizes): out[min(before * len(out) // total, len(out) - 1)].append(name); before += size
+    for name, size in zip(names, sizes):
+        out[min(before * len(out) // total, len(out) - 1)].append(name)
+        before += size
     return [part for part in out if part] or [[]]

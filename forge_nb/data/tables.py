@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['make_row_renderer', 'fill_row_template', 'value_to_text', 'read_templates', 'to_json_value', 'make_row_document',
-           'detect_file_encoding', 'parse_csv_rows', 'get_table_name', 'read_csv_file']
+           'detect_file_encoding', 'feed_csv_lines', 'parse_csv_rows', 'get_table_name', 'read_csv_file']
 
 # %% ../../nbs/data/30_tables.ipynb #12398150
 import codecs, csv, io, json, math, os
@@ -118,6 +118,22 @@ def detect_file_encoding(
     file.seek(len(mark))
     return name
 
+# %% ../../nbs/data/30_tables.ipynb #a3e36069
+def feed_csv_lines(
+    text, # text file, read up to the end of `line`
+    line: str, # line that was read last
+    state: dict # number of the line, and `long` after one over the limit; changed
+): # lines, an empty one for each that is too long
+    "Yield the lines of a CSV file, none of them longer than the limit"
+    while line:
+        state["line"] += 1
+        if len(line) > MAX_LINE_BYTES:
+            state["long"] = True
+            while not line.endswith(("\n", "\r")) and (line := text.readline(1 << 20)): pass
+            line = "\n"
+        yield line
+        line = text.readline(MAX_LINE_BYTES + 1)
+
 # %% ../../nbs/data/30_tables.ipynb #cf51be71
 def parse_csv_rows(
     file, # binary, just behind its mark
@@ -132,18 +148,8 @@ def parse_csv_rows(
     while first and not first.strip("\r\n"):  # blank lines above the header
         state["line"] += 1
         first = text.readline(MAX_LINE_BYTES + 1)
-
-    def feed(line):
-        while line:
-            state["line"] += 1
-            if len(line) > MAX_LINE_BYTES:
-                state["long"] = True
-                while not line.endswith(("\n", "\r")) and (line := text.readline(1 << 20)): pass
-                line = "\n"
-            yield line
-            line = text.readline(MAX_LINE_BYTES + 1)
-
-    reader = csv.reader(feed(first), delimiter=delimiter or max(",;\t|", key=first.count), strict=True)
+    lines = feed_csv_lines(text, first, state)
+    reader = csv.reader(lines, delimiter=delimiter or max(",;\t|", key=first.count), strict=True)
     try:
         while True:
             line = state["line"] + 1

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['BYTE_ORDER_MARKS', 'MAGIC_BYTES', 'LEGACY_ENCODINGS', 'CONTROL_BYTES', 'SPACED_TAGS', 'BLOCK_TAGS',
-           'binary_file_error', 'guess_encoding', 'decode_text', 'slice_around', 'read_lines', 'read_whole_file',
-           'read_text_file', 'html_to_text', 'read_html_file', 'read_pdf_file', 'read_docx_file']
+           'binary_file_error', 'guess_encoding', 'slice_around', 'decode_text', 'read_lines', 'read_whole_file',
+           'read_text_file', 'flush_block', 'lay_out_tag', 'html_to_text', 'read_html_file', 'read_pdf_file',
+           'read_docx_file']
 
 # %% ../../nbs/data/20_text.ipynb #71ac436a
 import codecs, io, re, zipfile
@@ -53,6 +54,15 @@ def guess_encoding(
     names = {name for m in ties for name in m.could_be_from_charset}
     return next((name for name in LEGACY_ENCODINGS if name in names), best.encoding)
 
+# %% ../../nbs/data/20_text.ipynb #e76e1021
+def slice_around(
+    raw: bytes, # some text
+    at: int # where it is not UTF-8
+) -> bytes: # up to 8 KB of whole lines, where they are short
+    "What surrounds a byte, from the beginning of a line: a character of several bytes is not cut"
+    first = max(0, at - 4096)
+    return raw[raw.find(b"\n", first, at) + 1 or first:at + 4096]
+
 # %% ../../nbs/data/20_text.ipynb #5e38f03a
 def decode_text(
     raw: bytes, # a whole file
@@ -76,15 +86,6 @@ def decode_text(
     except UnicodeDecodeError: raise Unreadable(
         f"expected UTF-8, found something else at byte {at} and no encoding that fits throughout; "
         "save it as UTF-8") from None
-
-# %% ../../nbs/data/20_text.ipynb #e76e1021
-def slice_around(
-    raw: bytes, # some text
-    at: int # where it is not UTF-8
-) -> bytes: # up to 8 KB of whole lines, where they are short
-    "What surrounds a byte, from the beginning of a line: a character of several bytes is not cut"
-    first = max(0, at - 4096)
-    return raw[raw.find(b"\n", first, at) + 1 or first:at + 4096]
 
 # %% ../../nbs/data/20_text.ipynb #204fcd6e
 def read_lines(
@@ -131,6 +132,44 @@ BLOCK_TAGS = SPACED_TAGS | frozenset("address aside body br caption dd details d
                                      "form header hr li main nav "
                            "summary tbody thead tfoot tr".split())  # each on lines of its own
 
+# %% ../../nbs/data/20_text.ipynb #788eb835
+def flush_block(
+    state: dict # state of the layout, as `html_to_text` makes it; changed
+):
+    "End the block that is being collected and add it to the finished ones"
+    text = "".join(state["inline"])
+    state["inline"].clear()
+    text = text.strip("\n") if state["pre"] else " ".join(text.split())
+    if not text.strip(): return
+    if state["apart"] and state["blocks"]: state["blocks"].append("")
+    state["blocks"].append(state["mark"] + text)
+    state.update(mark="", apart=False)
+
+# %% ../../nbs/data/20_text.ipynb #2baf030c
+def lay_out_tag(
+    tag: str, # name of the tag
+    opens: bool, # whether it opens here; else it closes
+    state: dict # state of the layout, as `html_to_text` makes it; changed
+):
+    "Change the layout of a page where a tag opens or closes"
+    if tag in BLOCK_TAGS:
+        if state["cell"]: state["inline"].append(" ")  # a cell stays on its row's line
+        else:
+            flush_block(state)
+            state["apart"] |= tag in SPACED_TAGS and not (state["depth"] and tag in ("p", "ul", "ol"))
+    if tag in ("td", "th"):
+        if opens and "".join(state["inline"]).strip(): state["inline"].append(" | ")
+        state["cell"] += 1 if opens else -1
+    elif tag in ("ul", "ol"):
+        state["depth"] += 1 if opens else -1
+        state["apart"] |= not state["depth"]
+    elif tag == "pre": state["pre"] += 1 if opens else -1
+    elif tag == "li":
+        indent = "  " * max(state["depth"] - 1, 0)
+        state["mark"] = f"{indent}- " if opens else ""
+    elif tag in ("h1", "h2", "h3", "h4", "h5", "h6"):
+        state["mark"] = "#" * int(tag[1]) + " " if opens else ""
+
 # %% ../../nbs/data/20_text.ipynb #198c3f69
 def html_to_text(
     markup: str # a page
@@ -143,34 +182,14 @@ def html_to_text(
     except etree.LxmlError as e: raise Unreadable(
         f"expected HTML, but lxml cannot read it ({shorten_error(e)}); save the page again") from None
     etree.strip_elements(root, "head", "script", "style", "template", "noscript", with_tail=False)
-    blocks, inline, state = [], [], dict(mark="", apart=False, depth=0, cell=0, pre=0)
-
-    def flush():
-        text = "".join(inline)
-        inline.clear()
-        text = text.strip("\n") if state["pre"] else " ".join(text.split())
-        if not text.strip(): return
-        if state["apart"] and blocks: blocks.append("")
-        blocks.append(state["mark"] + text)
-        state.update(mark="", apart=False)
-
+    state = dict(blocks=[], inline=[], mark="", apart=False,
+                 depth=0, cell=0, pre=0)
     for event, node in etree.iterwalk(root, events=("start", "end")):
-        tag, opens = node.tag, event == "start"
-        if tag in BLOCK_TAGS:
-            if state["cell"]: inline.append(" ")  # a cell stays on its row's line
-            else: flush(); state["apart"] |= tag in SPACED_TAGS and not (state["depth"] and tag in ("p", "ul", "ol"))
-        if tag in ("td", "th"):
-            if opens and "".join(inline).strip(): inline.append(" | ")
-            state["cell"] += 1 if opens else -1
-        elif tag in ("ul", "ol"):
-            state["depth"] += 1 if opens else -1
-            state["apart"] |= not state["depth"]
-        elif tag == "pre": state["pre"] += 1 if opens else -1
-        elif tag == "li": state["mark"] = "  " * max(state["depth"] - 1, 0) + "- " if opens else ""
-        elif tag in ("h1", "h2", "h3", "h4", "h5", "h6"): state["mark"] = "#" * int(tag[1]) + " " if opens else ""
-        inline.append((node.text if opens else node.tail) or "")
-    flush()
-    return "\n".join(blocks)
+        opens = event == "start"
+        lay_out_tag(node.tag, opens, state)
+        state["inline"].append((node.text if opens else node.tail) or "")
+    flush_block(state)
+    return "\n".join(state["blocks"])
 
 # %% ../../nbs/data/20_text.ipynb #7bacafd4
 def read_html_file(

@@ -30,7 +30,8 @@ def read_experiment_rows(
     experiment: str # name of the experiment
 ) -> list: # rows of the JSONL file
     "Read rows that an experiment's evaluation wrote"
-    return [json.loads(line) for line in read_experiment_file(ROOT, f"artifacts/evaluate/{name}", experiment).splitlines()]
+    text = read_experiment_file(ROOT, f"artifacts/evaluate/{name}", experiment)
+    return [json.loads(line) for line in text.splitlines()]
 
 # %% ../../nbs/ops/35_seeds.ipynb #bacd064d
 def classify_answer(
@@ -77,7 +78,8 @@ def main():
     checkpoints, experiments = load_checkpoints(ROOT/"config"/"checkpoints.yaml"), [run_seed(seed) for seed in seeds]
     scores = [read_experiment_rows("scores.jsonl", experiment) for experiment in experiments]
     effects = compare_checkpoints(scores, list_comparisons(checkpoints))
-    answers, style = read_experiment_rows("answers.jsonl", experiments[0]), load_settings(ROOT/"company"/"style.yaml", Style)
+    answers = read_experiment_rows("answers.jsonl", experiments[0])
+    style = load_settings(ROOT/"company"/"style.yaml", Style)
     examples = select_examples(answers, find_released(checkpoints), style.unknown_answer)
     write_csv(ROOT/"results"/"effects.csv", effects)
     write_csv(ROOT/"results"/"answers.csv", examples)
