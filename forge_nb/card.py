@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .core.project import atomic, read_json, read_jsonl, write_json
 from .core.settings import Settings, load_settings
-from .metrics.stats import classify_effect
+from .evals.gates import classify_effect
 from .report.cite import Citations, read_table, render
 from .report.findings import METRIC_NAMES, describe_answers, describe_use, format_table, format_value
 

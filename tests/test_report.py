@@ -85,9 +85,10 @@ def test_a_checkpoint_is_one_entry(tmp_path, monkeypatch):
         tmp_path/"policies.yaml", tmp_path/"kpi.py", context_length=8, max_new_tokens=4, document_stride=1, out=out)
     assert scored[-1] == ("merged", "merged/model") and metrics["merged"]["kpi"]["all"] == 1
     assert {r["metric"] for r in read_csv(out/"effects.csv") if (r["stage"], r["against"]) == ("merged", "rl")} == {"kpi", "bpb"}
-    from forge_nb.report.findings import find_gains, load_findings, tabulate_scores
+    from forge_nb.evals.gates import find_gains
+    from forge_nb.report.findings import load_findings, tabulate_scores
     findings = load_findings(out, tmp_path/"checkpoints.yaml")
-    assert find_gains(findings)["merged"] == ["kpi"] and "merged" in tabulate_scores(out/"intervals.csv").index
+    assert find_gains(findings.checkpoints, findings.effects.to_dict("records"))["merged"] == ["kpi"] and "merged" in tabulate_scores(out/"intervals.csv").index
     assert html.describe_stage("merged", {}, findings).startswith("Better: ")
     assert "`merged`, against `rl`" in pages.summarize_effects(findings.effects, findings.checkpoints)
 

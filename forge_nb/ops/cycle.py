@@ -17,7 +17,8 @@ from ..core.dvc import list_experiments, read_experiment_file, require_commit, r
 from ..core.project import (Invalid, ROOT, RunFailed, load_params, read_json, read_jsonl, read_stages,
                                    write_csv, write_json)
 from ..core.runner import hash_pipeline
-from ..metrics.stats import bootstrap_difference, classify_effect
+from ..metrics.stats import bootstrap_difference
+from ..evals.gates import classify_effect
 from ..synthesis.filters import find_weak_kinds, format_paraphrase_weights, parse_paraphrase_weights
 
 # %% ../../nbs/ops/50_cycle.ipynb #7066ee82

@@ -13,7 +13,8 @@ from ..core.project import Invalid, ROOT, run_cli, run_git, write_csv
 from ..core.settings import Style, load_settings
 from ..evals.checkpoints import find_released, list_comparisons, load_checkpoints
 from ..metrics.graders import VALUE_PATTERN
-from ..metrics.stats import classify_effect, compare_checkpoints
+from ..evals.gates import classify_effect
+from ..metrics.stats import compare_checkpoints
 
 # %% ../../nbs/ops/35_seeds.ipynb #5ed50007
 def run_seed(

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['METRIC_NAMES', 'SLICE_NAMES', 'TRIVIAL_NAMES', 'PART_NAMES', 'format_value', 'format_share', 'describe_effect',
-           'format_table', 'format_effects', 'Findings', 'load_findings', 'find_gains', 'describe_gains',
-           'describe_answers', 'find_unbeaten', 'describe_limits', 'describe_use', 'describe_findings', 'show_headline',
-           'tabulate_scores', 'show_scores', 'show_effects', 'show_answers_side_by_side']
+           'format_table', 'format_effects', 'Findings', 'load_findings', 'describe_gains', 'describe_answers',
+           'find_unbeaten', 'describe_limits', 'describe_use', 'describe_findings', 'show_headline', 'tabulate_scores',
+           'show_scores', 'show_effects', 'show_answers_side_by_side']
 
 # %% ../../nbs/report/05_findings.ipynb #5e7b13b2
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 from ..core.project import Invalid, read_json, read_jsonl
 from ..evals.checkpoints import load_checkpoints
-from ..metrics.stats import classify_effect
+from ..evals.gates import classify_effect, find_gains
 from .cite import read_table
 
 # %% ../../nbs/report/05_findings.ipynb #5d5d56ad
@@ -99,22 +99,13 @@ def load_findings(
     if not path.exists(): raise Invalid(f"{path} is missing; `dvc repro evaluate` writes it")
     return Findings(read_json(path), read_table(folder/"effects.csv"), load_checkpoints(checkpoints_file))
 
-# %% ../../nbs/report/05_findings.ipynb #423b1d12
-def find_gains(
-    findings: Findings # findings of a run
-) -> dict: # metrics gained beyond noise, by checkpoint that has aims
-    "Find what each checkpoint gained in what it is there for"
-    rows = [r for r in findings.effects.to_dict("records") if r["slice"] == "all"]
-    gained = [(r["stage"], r["metric"]) for r in rows if classify_effect(r) == "better"]
-    return {name: [m for m in entry.aims if (name, m) in gained]
-            for name, entry in findings.checkpoints.items() if entry.aims}
-
 # %% ../../nbs/report/05_findings.ipynb #01bd1c01
 def describe_gains(
     findings: Findings # findings of a run
 ) -> list: # sentences
     "Say which stages have not earned their place"
-    gains, sentences = find_gains(findings), []
+    gains = find_gains(findings.checkpoints, findings.effects.to_dict("records"))
+    sentences = []
     if earned := [name for name in gains if gains[name]]:
         sentences.append(f"These stages gained beyond noise in what they are there for: {', '.join(earned)}.")
     for name in [name for name in gains if not gains[name]]:

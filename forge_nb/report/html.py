@@ -15,7 +15,7 @@ from pathlib import Path
 import nbformat
 from ..core.project import ROOT, atomic, read_json, read_stages
 from ..core.tangle import read_directives, read_notebook
-from ..metrics.stats import classify_effect
+from ..evals.gates import classify_effect
 from .findings import (METRIC_NAMES, Findings, describe_answers, describe_findings, format_value,
                                       load_findings)
 

@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from ..core.project import read_json
-from ..metrics.stats import classify_effect
+from ..evals.gates import classify_effect
 from .cite import read_table
 from .findings import METRIC_NAMES, format_table, tabulate_scores
 

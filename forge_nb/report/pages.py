@@ -12,10 +12,11 @@ import re, sys
 import pandas as pd
 from ..core.project import Invalid, ROOT, atomic, read_stages, read_text, run_cli
 from ..evals.checkpoints import load_checkpoints
-from ..metrics.stats import classify_effect
+from ..evals.gates import classify_effect
 from .cite import Citations, read_table, render
-from .findings import (METRIC_NAMES, Findings, describe_findings, find_gains, format_effects,
-                                      format_table, format_value, load_findings)
+from .findings import (METRIC_NAMES, describe_findings, format_effects, format_table,
+                                      format_value, load_findings)
+from ..evals.gates import find_gains
 from .html import write_html_reports
 
 # %% ../../nbs/report/30_pages.ipynb #b7072021
@@ -62,7 +63,7 @@ def summarize_effects(
             lines += [make_summary_row(effect, compared) for effect in aimed]
     seeds = int(effects["seeds"].iloc[0])
     over = f"items and {seeds} seeds" if seeds > 1 else "items, one seed"
-    unearned = [name for name, gained in find_gains(Findings({}, effects, checkpoints)).items() if not gained]
+    unearned = [name for name, gained in find_gains(checkpoints, effects.to_dict("records")).items() if not gained]
     have = "has" if len(unearned) == 1 else "have"
     names = " and ".join(f"`{name}`" for name in unearned)
     verdict = f" By the rule above, {names} {have} not earned a place." if unearned else ""
