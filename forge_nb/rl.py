@@ -48,13 +48,16 @@ RL_METRICS = ["reward", "reward_std", "entropy", "kl", LENGTH_METRIC, "frac_rewa
 # %% ../nbs/66_rl.ipynb #266a327b
 def make_rl_stop_rules(
     max_kl: float, # largest divergence, nats a token
-    max_new_tokens: int # largest number of tokens of an answer
+    min_entropy: float, # smallest entropy of the next token, nats
+    max_reward_drop: float, # largest fall of the reward
+    max_length: float, # largest mean length of an answer, tokens
+    window: int # number of steps that are averaged; twice as many for the reward
 ) -> list: # rules of `stop_rule`
     "Make the rules that end a training which runs away"
-    return [stop_rule("kl", max_value=max_kl),
-            stop_rule("entropy", min_value=.005),
-            stop_rule("reward", window=10, max_decrease=.25),
-            stop_rule(LENGTH_METRIC, max_value=.9 * max_new_tokens)]
+    return [stop_rule("kl", window=window, max_value=max_kl),
+            stop_rule("entropy", window=window, min_value=min_entropy),
+            stop_rule("reward", window=2 * window, max_decrease=max_reward_drop),
+            stop_rule(LENGTH_METRIC, window=window, max_value=max_length)]
 
 # %% ../nbs/66_rl.ipynb #fd3d9623
 def make_kpi_reward(
@@ -159,7 +162,10 @@ def rl(
     loss_type: str, # normalisation of the loss over tokens
     temperature: float, # temperature of sampling
     max_new_tokens: int, # largest number of tokens of an answer
+    stop_window: int, # number of steps that the stop rules average over
     max_kl: float, # largest divergence, nats a token
+    min_entropy: float, # smallest entropy of the next token, nats
+    max_reward_drop: float, # largest fall of the reward
     max_bpb_increase: float, # largest rise on held-out documents, bits per byte
     seed: int, # random seed of order and sampled answers
     out: Path # folder to write to
@@ -178,7 +184,7 @@ def rl(
     preflight_metrics = run_preflight(model, tokenizer, reward, prompt_rows, sampling, seed)
     trainer = make_grpo_trainer(model, tokenizer, reward, prompt_rows, training, sampling, scale_rewards=scale_rewards,
                                 loss_type=loss_type)
-    stop_rules = make_rl_stop_rules(max_kl, max_new_tokens)
+    stop_rules = make_rl_stop_rules(max_kl, min_entropy, max_reward_drop, .9 * max_new_tokens, stop_window)
     curve = run_trainer(trainer, "rl", RL_METRICS, stop_rules)
     check_weights_changed("rl", base, trainer.model)
     forgetting = check_forgetting("rl", base, trainer.model, tokenizer, documents, max_bpb_increase)

@@ -26,7 +26,7 @@ OWN = dict(
     dpo=dict(TUNED, method="dpo", num_pairs=0, beta=.3, sft_loss_weight=1.5, max_new_tokens=9, temperature=.7, max_chosen_logp_drop=9., max_bpb_increase=9.),
     reward=dict(TUNED, num_pairs=0, held_out_percent=30., corrupted_percent=0., center_rewards_coefficient=.02),
     rlhf=dict(SAMPLED, normalize_advantages=False, stop_window=4, max_kl=9., min_entropy=0., max_length_increase=9., max_bpb_increase=9., num_eval_items=2),
-    rl=dict(SAMPLED, reward_function="kpi", scale_rewards="group", loss_type="grpo", max_kl=9., max_bpb_increase=9.),
+    rl=dict(SAMPLED, reward_function="kpi", scale_rewards="group", loss_type="grpo", stop_window=5, max_kl=9., min_entropy=0., max_reward_drop=9., max_bpb_increase=9.),
     distill=dict(student="", width=16, depth=1, questions_per_fact=2, num_passages=1, top_k=4, batch_size=4, num_train_epochs=2., on_policy_steps=1, on_policy_lr=.01, beta=.5, temperature=.6,
                  max_new_tokens=4, num_eval_items=2))
 KPI = "def kpi(question, answer, row): return float(answer == row['reference'])\n"
