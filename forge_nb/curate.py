@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'DOCUMENT_FIELDS', 'SIZE_CATEGORIES', 'CARD', 'read_shard', 'mark_low_quality', 'mask_record',
-           'mask_personal_data', 'mark_contaminated', 'write_row', 'make_index_row', 'write_shard', 'choose_split',
+           'mask_personal_data', 'mark_contaminated', 'write_row', 'make_index_row', 'write_shard', 'assign_split',
            'choose_representatives', 'parse_mixture', 'count_repeats', 'list_unneeded_replay', 'assign_splits',
            'require_splits', 'describe_drop', 'route_documents', 'open_parquet_writer', 'write_documents',
            'make_card_data', 'render_data_card', 'read_eval_items', 'process_shards', 'tabulate_outcomes',
@@ -147,7 +147,7 @@ def write_shard(
 SPLITS = ("train", "valid", "test")
 
 # %% ../nbs/15_curate.ipynb #f8ad745f
-def choose_split(
+def assign_split(
     source: str, # source of the document that stays
     validation_percent: float, # share of documents
     test_percent: float # share of documents
@@ -231,7 +231,7 @@ def assign_splits(
         source, representative = r["source"], representatives[r["id"]]
         if source in dropped: continue
         repeats = count_repeats(source, mixture_weights)
-        split = choose_split(representative, validation_percent, test_percent)
+        split = assign_split(representative, validation_percent, test_percent)
         if not repeats: dropped[source] = ("left out by its weight", "")
         elif limit and split_counts[split, r["kind"]] >= limit: dropped[source] = ("over the limit", "")
         else:

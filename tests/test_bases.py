@@ -204,5 +204,5 @@ def test_the_profile_is_for_its_base():
     from forge_nb.core.runner import merge_profile
     params = merge_profile(load_params(ROOT/"params.yaml"), "smollm2")
     assert params["shared"]["base"] == "smollm2" and params["curate"]["replay_sources"] and params["pretrain"]["optimizer"] == "adamw" and params["pretrain"]["max_steps"]
-    assert not [s for s in params["curate"]["exclude"] if s.startswith("general")], "general text that is skipped cannot be replayed"
+    assert not [s for s in params["ingest"]["exclude"] if s.startswith("general")], "general text that is skipped cannot be replayed"
     with pytest.raises(Invalid): merge_profile(params, "smollm3")

@@ -51,7 +51,7 @@ def test_card_cites_every_number(tiny):
     assert marks and marks == set(re.findall(r"^\[\^(\d+)\]:", card, re.M))
     numbers = {name: json.loads((tiny.root/f"artifacts/{name}/metrics.json").read_text(encoding="utf-8")) for name in ("pretrain", "synth", "curate")}
     for value in (numbers["pretrain"]["parameters"], numbers["pretrain"]["tokens"], numbers["synth"]["rows"], numbers["curate"]["test"]["bytes"]): assert f"{value:,}[^" in card
-    assert "artifacts/evaluate/effects.csv[^" in card and "params.yaml[^" in card
+    assert "artifacts/evaluate/effects.csv" in card and re.search(r"^\[\^\d+\]: artifacts/evaluate/intervals.csv", card, re.M)
 
 
 def test_evaluation_is_held_out(tiny):
@@ -116,11 +116,11 @@ def test_experiments_compare(tiny):
 
 
 @pytest.mark.parametrize("cause, line, words", [
-    ("a loss that is no number", "head_rate: 1.0e+38", ["pretrain.matrix_lr", "step", "being read: "]),
+    ("a loss that is no number", "lm_head_lr: 1.0e+38", ["pretrain.matrix_lr", "step", "being read: "]),
     ("a depth of nothing", "depth: 0", ["pretrain.depth", "1 or more"]),
     ("an optimiser nobody knows", "optimizer: sgd", ["pretrain.optimizer", "muon or adamw"]),
-    ("a budget that is too small", "budget_minutes: 0.001", ["pretrain.max_minutes", "nothing was started"]),
-    ("a context longer than the validation text", "context: 1000000", ["pretrain.context_length", "do not fill one row"])])
+    ("a budget that is too small", "max_minutes: 0.001", ["pretrain.max_minutes", "nothing was started"]),
+    ("a context longer than the validation text", "context_length: 1000000", ["pretrain.context_length", "do not fill one row"])])
 def test_a_failing_stage_names_its_cause(tiny, cause, line, words):
     field = line.split(":")[0]
     old = next(row for row in (tiny.root/"params.yaml").read_text(encoding="utf-8").splitlines() if row.strip().startswith(f"{field}:"))
@@ -133,10 +133,10 @@ def test_a_failing_stage_names_its_cause(tiny, cause, line, words):
 
 
 @pytest.mark.parametrize("stage, file, old, new, words", [
-    ("rl", "company/kpi.py", "def near(", "def near(question, answer, row): return 1 / 0\n\n\ndef _near(", ["company/kpi.py", "near() raises ZeroDivisionError", "a number for every text"]),
-    ("rl", "company/kpi.py", "def near(", "def near(question, answer, row): return float('nan')\n\n\ndef _near(", ["company/kpi.py", "near() gives nan", "from 0 to 1"]),
-    ("rl", "company/kpi.py", "def near(", "def near(question, answer, row): import time; time.sleep(300)\n\n\ndef _near(", ["company/kpi.py", "near() took more than 2 s"]),
-    ("rl", "params.yaml", "  reward_function: near", "  reward_function: nearly", ["company/kpi.py has no function `nearly`"]),
+    ("rl", "company/kpi.py", "def near(", "def near(question, answer, row): return 1 / 0\n\n\ndef _near(", ["kpi.py", "near() raises ZeroDivisionError", "a number for every text"]),
+    ("rl", "company/kpi.py", "def near(", "def near(question, answer, row): return float('nan')\n\n\ndef _near(", ["kpi.py", "near() gives nan", "from 0 to 1"]),
+    ("rl", "company/kpi.py", "def near(", "def near(question, answer, row): import time; time.sleep(300)\n\n\ndef _near(", ["kpi.py", "near() took more than 2 s"]),
+    ("rl", "params.yaml", "  reward_function: near", "  reward_function: nearly", ["kpi.py has no function `nearly`"]),
     ("rlhf", "company/policies.yaml", "  verifier: 'holds", "  # verifier: 'holds", ["company/policies.yaml", "field `source.verifier` is missing; add it"]),
     ("dpo", "company/style.yaml", "house: house", "house: plain", ["company/style.yaml", "an answer of the house voice"]),
     ("dpo", "artifacts/synth/rows/pairs.jsonl", "}]}\n", "}], " + ", ".join(f'"{side}": [{{"role": "assistant", "content": "`5`."}}]' for side in ("chosen", "rejected")) + "}\n", ["pairs.jsonl", "chosen and rejected are equal"]),

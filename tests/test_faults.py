@@ -20,7 +20,7 @@ def mend(bare):
 
 @pytest.mark.parametrize("old, new, words", [
     ("  num_train_epochs: 1.5", "  num_train_epoch: 1.5", ["params.yaml", "`sft.num_train_epoch`", "did you mean `num_train_epochs`"]),
-    ("  num_train_epochs: 1.5\n", "", ["params.yaml", "`sft.num_train_epochs`", "is missing", "float"]),
+    ("  num_train_epochs: 1.5", "  #", ["params.yaml", "`sft.num_train_epochs`", "is missing", "float"]),
     ("  num_train_epochs: 1.5", "  num_train_epochs: many", ["params.yaml", "`sft.num_train_epochs`", "type float"]),
     ("  num_train_epochs: 1.5", "  num_train_epochs: true", ["params.yaml", "`sft.num_train_epochs`", "type float"]),
     ("sft:\n", "stf:\n", ["params.yaml", "`stf`", "stages are"]),

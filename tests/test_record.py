@@ -27,7 +27,7 @@ def test_the_record_of_the_slow_tier_says_what_it_proves():
     never = sorted(known - {test.split("[")[0] for test in record})
     stale = sorted(test for test, row in record.items() if row["code"] != code_hash())
     if never or stale: warnings.warn(f"results/slow.csv: {len(stale)} of {len(record)} rows prove other code than this, {len(never)} "
-                                     f"slow tests were never recorded ({', '.join(never[:3])} …); `make test-slow` before a release")
+                                     f"slow tests were never recorded ({', '.join(never[:3])} …); `make test-slow` before a release", stacklevel=2)
 
 
 def test_packages_agree():

@@ -82,7 +82,7 @@ def test_a_checkpoint_is_one_entry(tmp_path, monkeypatch):
     out = tmp_path/"evaluate"
     metrics = evaluate_page.evaluate(
         tmp_path/"models", tmp_path/"checkpoints.yaml", tmp_path/"ngram.jsonl", tmp_path/"test.jsonl", tmp_path/"eval_set",
-        tmp_path/"policies.yaml", tmp_path/"kpi.py", context_length=8, max_new_tokens=4, document_stride=1, out=out)
+        tmp_path/"policies.yaml", tmp_path/"kpi.py", ROOT/"company/style.yaml", context_length=8, max_new_tokens=4, document_stride=1, out=out)
     assert scored[-1] == ("merged", "merged/model") and metrics["merged"]["kpi"]["all"] == 1
     assert {r["metric"] for r in read_csv(out/"effects.csv") if (r["stage"], r["against"]) == ("merged", "rl")} == {"kpi", "bpb"}
     from forge_nb.evals.gates import find_gains

@@ -222,8 +222,8 @@ def test_a_notebook_that_cannot_be_exported_is_one_sentence(pages, kind, page_na
 
 def test_an_import_that_the_pipeline_does_not_list_stops_before_anything_runs(mend):
     before = results(mend)
-    edit(page(mend, "assess"), "#| export\n", "#| export\nimport forge_nb.metrics.policies as more\n")
-    refused(mend, "dvc repro assess", "dvc.yaml: the stage `assess` runs build/metrics/policies.py", "add it there")
+    edit(page(mend, "assess"), "#| export\n", "#| export\nimport forge_nb.data.quality as more\n")
+    refused(mend, "dvc repro assess", "dvc.yaml: the stage `assess` runs build/data/quality.py", "add it there")
     assert results(mend) == before
 
 
@@ -358,10 +358,10 @@ def test_the_package_of_another_clone_is_refused(small, tmp_path):
 
 def test_an_input_that_changes_while_a_stage_runs_is_not_recorded(mend):
     "DVC hashes inputs after the run: a file edited meanwhile would stand in dvc.lock as what the result was made from"
-    book = page(mend, "assess")
-    edit(book, "#| run\nimport forge_nb.assess as stage", "#| run\nPath('company/templates.yaml').write_text('x: \"{y}\"', encoding='utf-8')\nimport forge_nb.assess as stage")
+    book = page(mend, "ingest")
+    edit(book, "#| run\nimport forge_nb.ingest as stage", "#| run\nPath('company/templates.yaml').write_text('x: \"{y}\"', encoding='utf-8')\nimport forge_nb.ingest as stage")
     lock = (mend.root/"dvc.lock").read_bytes()
-    refused(mend, "dvc repro assess", "company/templates.yaml changed while stage assess ran", "dvc repro assess")
+    refused(mend, "dvc repro assess", "company/templates.yaml changed while stage ingest ran", "dvc repro ingest")
     assert b"templates" in lock and "assess" not in re.findall(r"Running stage '(\w+)'", mend("git checkout -q nbs company/templates.yaml && dvc repro assess"))
 
 

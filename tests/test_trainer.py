@@ -66,10 +66,10 @@ def company(tmp_path_factory):
 def run(stage, here, out, **given):
     "A stage's entry function on the files of a company"
     files = dict(
-        sft=dict(rows=here/"sft.jsonl", documents=here), dpo=dict(rows=here/"pairs.jsonl", documents=here/"valid.jsonl"), reward=dict(rows=here),
+        sft=dict(rows=here/"sft.jsonl", documents=here), dpo=dict(rows=here/"pairs.jsonl", documents=here/"valid.jsonl", style_file=ROOT/"company/style.yaml"), reward=dict(rows=here),
         rlhf=dict(reward_folder=here/"reward", prompts_file=here/"prompts.jsonl", eval_set=here/"items.jsonl", policies_file=here/"policies.yaml", documents=here/"valid.jsonl"),
-        rl=dict(prompts_file=here/"prompts.jsonl", kpi_file=here/"kpi.py", documents=here/"valid.jsonl"),
-        distill=dict(rows=here, eval_set=here/"items.jsonl", documents=here, kpi_file=here/"kpi.py"))[stage]
+        rl=dict(prompts_file=here/"prompts.jsonl", kpi_file=here/"kpi.py", style_file=ROOT/"company/style.yaml", documents=here/"valid.jsonl"),
+        distill=dict(rows=here, eval_set=here/"items.jsonl", documents=here, kpi_file=here/"kpi.py", style_file=ROOT/"company/style.yaml"))[stage]
     pin(0, 1)
     return getattr(getattr(forge_nb, stage), stage)(here/"base", **files, **dict(SHARED, enabled=True) | OWN[stage] | given, out=out)
 

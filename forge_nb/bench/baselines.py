@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CONTEXT_LENGTH', 'default_config', 'make_own_runner', 'make_llama', 'TrainingRows', 'train_with_transformers',
-           'build_nanochat_model', 'NanochatLoss', 'set_nanochat_schedule', 'make_nanochat_runner', 'take_batch',
+           'build_nanochat_model', 'NanochatLoss', 'set_nanochat_schedule', 'make_nanochat_runner', 'cut_batch',
            'time_steps', 'train_for_seconds', 'measure_valid_bpb', 'CausalLMLoss', 'run_trainer_baseline',
            'run_timed_baseline', 'measure_mfu', 'peak_memory_gib', 'train_and_score', 'measure_first_step',
            'measure_depth', 'main']
@@ -175,7 +175,7 @@ def make_nanochat_runner(
     return dict(model=model, batch_size=16, step=step, score=loss_module)
 
 # %% ../../nbs/bench/10_baselines.ipynb #57d1b109
-def take_batch(
+def cut_batch(
     tokens, # (tokens,) uint16, sliced
     number: int, # number of the step
     batch_size: int # rows in a batch
@@ -194,7 +194,7 @@ def time_steps(
     times = []
     for number in range(num_steps):
         start = time.monotonic()
-        x = take_batch(tokens, number, runner["batch_size"])
+        x = cut_batch(tokens, number, runner["batch_size"])
         runner["step"](x, number / num_steps, number)
         times.append(time.monotonic() - start)
     return times
@@ -208,7 +208,7 @@ def train_for_seconds(
     "Take steps until the time is over"
     start, number = time.monotonic(), 0
     while (elapsed := time.monotonic() - start) < seconds:
-        x = take_batch(tokens, number, runner["batch_size"])
+        x = cut_batch(tokens, number, runner["batch_size"])
         runner["step"](x, elapsed / seconds, number)
         number += 1
     return number, elapsed

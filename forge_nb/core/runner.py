@@ -17,8 +17,8 @@ from tempfile import TemporaryDirectory
 from .project import (Invalid, ROOT, all_params, atomic, describe_machine, describe_run, display_path,
                                    explain_disk_error, hash_file, hash_text, load_params, log, make_environment,
                                    read_stages, read_text, remove_path, run_cli)
-from .tangle import (check_exports, check_parameters, extract_build_source, list_notebooks, page_of_stage,
-                                  parse_parameters_cell, read_notebook, write_checksums)
+from .tangle import (accept_data, check_exports, check_parameters, extract_build_source,
+                                  list_notebooks, page_of_stage, parse_parameters_cell, read_notebook)
 import nbformat  # after tangle, which keeps a grammar from being compiled that takes a second
 
 # %% ../../nbs/core/30_runner.ipynb #623493e9
@@ -349,7 +349,7 @@ def main():
     "Run the verb that the command line names"
     verb, *rest = sys.argv[1:] or [""]
     if verb == "profile" and rest: apply_profile(rest[0])
-    elif verb == "adopt": write_checksums(ROOT/"data")
+    elif verb == "adopt": accept_data(ROOT/"data")
     elif verb: run_stage(verb)
     else: raise Invalid("say what to run: profile NAME, adopt, or a stage's name")
 

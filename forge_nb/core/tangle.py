@@ -9,11 +9,11 @@ __all__ = ['FOLDERS', 'UNTRACKED_MODULES', 'read_directives', 'is_parameters', '
            'read_default_exp', 'find_name_fault', 'check_notebook_names', 'read_notebooks', 'parse_parameters_cell',
            'parse_entry_keywords', 'check_tags', 'check_parameters_cell', 'find_bound_names', 'find_used_names',
            'check_lessons', 'matches_type', 'params_file', 'check_values', 'check_parameters', 'check_sections',
-           'compute_checksums', 'check_data', 'write_checksums', 'export_modules', 'is_in_git', 'back_up_module',
-           'compile_module', 'refresh_bytecode', 'remove_stale_modules', 'write_package', 'check_notebook',
-           'export_package', 'resolve_import', 'find_imports', 'collect_notebooks', 'collect_dependencies',
-           'check_deps', 'extract_exported_source', 'write_build', 'tangle', 'check_export', 'check_exports',
-           'clean_notebook', 'main']
+           'compute_checksums', 'check_data', 'write_checksums', 'accept_data', 'export_modules', 'is_in_git',
+           'back_up_module', 'compile_module', 'refresh_bytecode', 'remove_stale_modules', 'write_package',
+           'check_notebook', 'export_package', 'resolve_import', 'find_imports', 'collect_notebooks',
+           'collect_dependencies', 'check_deps', 'extract_exported_source', 'write_build', 'tangle', 'check_export',
+           'check_exports', 'clean_notebook', 'main']
 
 # %% ../../nbs/core/10_tangle.ipynb #78b10605
 import ast, difflib, json, os, py_compile, re, shutil, sys
@@ -406,7 +406,8 @@ def check_sections(
     for field in params.get("shared", {}):
         if not any(field in parse_parameters_cell(nb) for nb in stages.values()):
             raise Invalid(f"params.yaml: unknown field `shared.{field}`; no notebook declares it")
-    for name, nb in stages.items(): check_parameters(name, nb, params)
+    order = sorted(stages, key=lambda name: params_file(name).startswith("studies/"))  # the pipeline's own file first
+    for name in order: check_parameters(name, stages[name], params)
 
 # %% ../../nbs/core/10_tangle.ipynb #def3576f
 def compute_checksums(
@@ -439,6 +440,16 @@ def write_checksums(
     "Accept what is in a folder: write its SHA256SUMS"
     lines = [f"{digest}  {path}\n" for path, digest in compute_checksums(folder).items()]
     with atomic(folder/"SHA256SUMS") as t: t.write_text("".join(lines), encoding="utf-8")
+
+# %% ../../nbs/core/10_tangle.ipynb #59c03c81
+def accept_data(
+    folder: Path # folder data/
+):
+    "Accept what is in `folder`; without tables of facts it gets an empty facts/, which `synth` depends on"
+    if not (folder/"facts").is_dir():
+        (folder/"facts").mkdir()
+        (folder/"facts"/".keep").touch()
+    write_checksums(folder)
 
 # %% ../../nbs/core/10_tangle.ipynb #4c9b90e5
 def export_modules(

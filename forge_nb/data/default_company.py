@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ..core.dvc import run_dvc
 from ..core.project import Invalid, ROOT, RunFailed, atomic, run_cli, write_csv
-from ..core.tangle import check_data, write_checksums
+from ..core.tangle import accept_data, check_data, write_checksums
 
 # %% ../../nbs/data/00_default_company.ipynb #5bafd069
 ARCHIVES = {  # file → package, SHA-256
@@ -420,7 +420,7 @@ def copy_data(
         f"FROM={source}: holds no file; put documents, code or tables there")
     with atomic(out) as t:
         shutil.copytree(source, t, symlinks=True)
-        write_checksums(t)
+        accept_data(t)
 
 # %% ../../nbs/data/00_default_company.ipynb #29120cad
 NO_SCM_REMEDY = "`git init`, or `dvc config --local core.no_scm true`"  # a repository of its own, or none

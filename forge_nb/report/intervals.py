@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'TEXT_COLOURS', 'plot_intervals', 'make_panels', 'plot_effects', 'plot_scores', 'plot_accuracy_by_kind',
-           'plot_arrows', 'show_continued_changes', 'plot_violation_changes', 'plot_variant_curves',
-           'plot_variant_gains', 'plot_new_embeddings', 'describe_change', 'show_comparisons', 'plot_pair_accuracy',
-           'plot_reliability', 'plot_reward_by_length']
+           'plot_arrows', 'show_continued_changes', 'plot_violation_changes', 'plot_study_curves', 'plot_variant_gains',
+           'plot_new_embeddings', 'describe_change', 'show_comparisons', 'plot_pair_accuracy', 'plot_reliability',
+           'plot_reward_by_length']
 
 # %% ../../nbs/report/10_intervals.ipynb #84cf0575
 from pathlib import Path
@@ -165,7 +165,7 @@ def plot_violation_changes(
 TEXT_COLOURS = dict(domain="tab:blue", general="tab:orange", replayed="tab:brown")
 
 # %% ../../nbs/report/10_intervals.ipynb #487f8480
-def plot_variant_curves(
+def plot_study_curves(
     ax, # matplotlib axes
     curve: pd.DataFrame, # columns variant, step, domain, general
     variants: list # names of the variants, two at most
@@ -195,7 +195,7 @@ def plot_variant_gains(
         plot_intervals(ax, names, rows[rows["text"] == text], colour, .2 * (n - 1), text)
     ax.axvline(0, color="black", lw=.8)
     ax.set(xlabel="bits per byte against the base (95 %)", title="gain to the left, loss to the right")
-    plot_variant_curves(curve_axis, read_table(curve), names)
+    plot_study_curves(curve_axis, read_table(curve), names)
     legend = dict(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(.5, -.22))
     for axes in (ax, curve_axis): axes.legend(**legend)
     plt.show()

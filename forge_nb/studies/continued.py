@@ -7,8 +7,8 @@ __all__ = ['MIN_TOKEN_SAVINGS', 'MIN_OCCURRENCES', 'VARIANT_PAIRS', 'read_book',
            'sample_passages', 'prepare_training_passages', 'sample_held_out', 'encode_passages', 'load_study_tokenizer',
            'count_by_kind', 'measure_fertility', 'estimate_occurrences', 'recommend_extension', 'randomize_new_rows',
            'score_passages', 'select_curve_passages', 'make_continued_config', 'trace_curve', 'train_continued_variant',
-           'group_by_kind', 'compare_by_kind', 'tabulate_comparisons', 'summarize_continued', 'compare_vocabularies',
-           'define_continued_variants', 'continued']
+           'group_passages_by_kind', 'compare_by_kind', 'tabulate_comparisons', 'summarize_continued',
+           'compare_vocabularies', 'define_continued_variants', 'continued']
 
 # %% ../../nbs/studies/20_continued.ipynb #c0a10004
 from collections import Counter
@@ -319,7 +319,7 @@ def train_continued_variant(
     return dict(start=start["bits"], end=end, curve=curve, max_steps=config.max_steps, tokens=config.train_tokens)
 
 # %% ../../nbs/studies/20_continued.ipynb #57d1200d
-def group_by_kind(
+def group_passages_by_kind(
     held_out: list # held-out passages
 ) -> dict: # 'domain' and each kind → indices of passages
     "Group held-out passages by kind of text"
@@ -341,7 +341,7 @@ def compare_by_kind(
     bpb = {variant: (np.array(b) / num_bytes)[None] for variant, b in bits.items()}
     rows = []
     for pair in pairs:
-        for text, indices in group_by_kind(held_out).items():
+        for text, indices in group_passages_by_kind(held_out).items():
             of_kind = {variant: values[:, indices] for variant, values in bpb.items()}
             [difference] = compare_variants(of_kind, num_bytes[indices], [pair])
             percent = round(100 * difference["diff"] / difference["before"], 2)

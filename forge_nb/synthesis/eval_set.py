@@ -15,7 +15,7 @@ from ..core.settings import QuestionKind
 from ..data.shingles import find_contamination, index_eval_items
 from ..metrics.policies import make_adversarial_questions
 from .facts import pick_distractors
-from .rows import group_by_kind
+from .rows import group_facts_by_kind
 
 # %% ../../nbs/synthesis/60_eval_set.ipynb #03c0824b
 def balance_kinds(
@@ -23,7 +23,7 @@ def balance_kinds(
     num_facts: int # number of facts wanted
 ) -> list: # facts, at most so many
     "Take facts from the kinds in turn"
-    queues = list(group_by_kind(facts).values())
+    queues = list(group_facts_by_kind(facts).values())
     out = []
     while len(out) < num_facts and any(queues): out += [queue.pop(0) for queue in queues if queue]
     return out[:num_facts]
@@ -56,7 +56,7 @@ def make_eval_items(
     num_eval_items: int # number of items in each part
 ) -> list: # items with `adversarial_question` and `policy`
     "Make the items of both parts"
-    groups, items = group_by_kind(train_facts + held_out_facts), []
+    groups, items = group_facts_by_kind(train_facts + held_out_facts), []
     for part, facts in (("phrasing", train_facts), ("fact", held_out_facts)):
         for fact in balance_kinds(facts, num_eval_items):
             name = fact["kind"]

@@ -14,7 +14,7 @@ from ..core.settings import QuestionKind, Style
 from ..metrics.graders import format_answer
 from ..metrics.policies import find_violations, make_adversarial_questions
 from .facts import collect_key_values, make_absent_fact, pick_distractors
-from .rows import group_by_kind, make_provenance, noncompliant_rows
+from .rows import group_facts_by_kind, make_provenance, noncompliant_rows
 
 # %% ../../nbs/synthesis/50_pairs.ipynb #d043a52c
 def make_preference_pair(
@@ -54,7 +54,7 @@ def make_preference_pairs(
     seed: int # random seed of the draws
 ) -> list: # rows with `reason`, `prompt`, `chosen`, `rejected`
     "Make constructed preference pairs"
-    rng, groups, out = random.Random(seed), group_by_kind(train_facts), []
+    rng, groups, out = random.Random(seed), group_facts_by_kind(train_facts), []
     existing_values = collect_key_values(known_facts, kinds)
     for n in range(num_pairs):
         fact = rng.choice(train_facts)
@@ -117,7 +117,7 @@ def make_prompt_rows(
     seed: int # random seed of phrasings and order
 ) -> list: # rows: question, adversarial_question, policy, answer, page, wrong, reference, in_training
     "Make questions with the facts behind them, as many of trained facts as of unknown ones"
-    rng, groups, out = random.Random(seed), group_by_kind(train_facts), []
+    rng, groups, out = random.Random(seed), group_facts_by_kind(train_facts), []
     list_questions = lambda facts: [(fact, template) for fact in facts for template in kinds[fact["kind"]].ask]
     unknown = list_questions(rl_facts)
     num_trained = min(max(len(unknown), 64), len(train_facts))

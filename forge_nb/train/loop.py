@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['set_learning_rates', 'accumulate_gradients', 'apply_gradients', 'train_step', 'nan_message', 'TrainingData',
-           'open_training_data', 'TrainingSpeed', 'TrainingRun', 'check_batch_size', 'prepare_run', 'take_step',
+           'open_training_data', 'TrainingSpeed', 'TrainingRun', 'check_batch_size', 'make_run', 'take_step',
            'sample_text', 'measure_and_sample', 'record_expert_load', 'evaluate_step', 'is_eval_step',
            'agree_on_checkpoint', 'save_run', 'train_model']
 
@@ -170,7 +170,7 @@ def check_batch_size(
                       f"processes; set `pretrain.batch_size` to a multiple of {num_processes}")
 
 # %% ../../nbs/train/35_loop.ipynb #4d704022
-def prepare_run(
+def make_run(
     model, # causal language model, changed in place
     tokenizer, # tokenizer of the model
     tokens_folder: Path, # folder with train and valid tokens
@@ -307,7 +307,7 @@ def train_model(
     checkpoint_seconds: float = 60. # seconds between checkpoints
 ) -> dict: # state: step, curve, samples; loads, of a mixture
     "Train and measure until the last step, from the last checkpoint where there is one"
-    run = prepare_run(model, tokenizer, tokens_folder, config, checkpoints)
+    run = make_run(model, tokenizer, tokens_folder, config, checkpoints)
     first_step, max_steps = run.state["step"], config.max_steps
     progress = Progress("step", max_steps, first_step)
     with catch_sigterm() as sigterm:
