@@ -91,7 +91,7 @@ def test_your_own_folder(mend, tmp_path):
     assert "Mended by hand" in mine.read_text(encoding="utf-8")
     rejected = (mend.root/"artifacts/ingest/rejects.jsonl").read_text(encoding="utf-8")
     assert '"docs/scan.md"' in rejected and rejected.count("\n") == 1
-    refuse(mend, "dvc repro synth", "company/questions.yaml", "setting_default.table", "does not exist")
+    refuse(mend, "dvc repro synth", "questions.yaml", "setting_default.table", "does not exist")
     mend("git checkout -q . && dvc checkout -q --force data.dvc")
 
 
