@@ -193,8 +193,9 @@ def test_reports_show_nothing_of_it(begun):
         [cell] = [c for c in nbformat.read(begun.root/"reports"/f"{name}.ipynb", 4).cells if "prepare_interactive_run(" in c.source]
         assert not cell.outputs
     assert "reports/html/ngram.html" in begun("python -m forge_nb.report.pages html")
-    page = (begun.root/"reports/html/ngram.html").read_text(encoding="utf-8")
-    assert "by hand: outputs" not in page
+    short, full = ((begun.root/"reports/html"/name).read_text(encoding="utf-8") for name in ("ngram.html", "full/ngram.html"))
+    assert "prepare_interactive_run" in full and "prepare_interactive_run" not in short
+    assert "by hand: outputs" not in full and "by hand: outputs" not in short
 
 
 def test_outputs_saved_in_jupyterlab_do_not_stay(begun):
