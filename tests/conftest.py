@@ -1,93 +1,10 @@
-"A throw-away copy of the working tree, so that tests run the real pipeline without touching yours"
-import csv, fcntl, hashlib, json, os, shutil, signal, subprocess, sys, time
-from contextlib import contextmanager
-from pathlib import Path
+"What all tests share: projects that have run, the order of the files, the record of the slow tier"
+import csv, hashlib, json, shutil, time
 
-import psutil
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-ENV = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1",
-       "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-for name in ("FORGE_LOG", "FORGE_CKPT", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"): ENV.pop(name, None)  # of the run that tests us
-COMMIT = "git -c user.name=t -c user.email=t@localhost commit -q"
-
-CUT = "unshare --map-root-user --net"  # runs a command without any network, where the system allows it
-OFFLINE = CUT if not subprocess.run([*CUT.split(), "true"], capture_output=True).returncode else ""
-
-HANG = 1800  # seconds after which a process that is waited for is taken to hang; no test's outcome depends on it otherwise
-
-
-def wait_for(condition, process=None, pause: float = .02):
-    "Wait until a condition holds. A process that ends before fails the test, as does one that hangs; a slow machine does not"
-    end = time.monotonic() + HANG
-    while not (found := condition()):
-        assert process is None or process.poll() is None, "the process ended before"
-        assert time.monotonic() < end, f"nothing happened for {HANG} s"
-        time.sleep(pause)
-    return found
-
-
-def send(pid: int, number: int):
-    "Send a signal to a process, if it is still there"
-    try: os.kill(pid, number)
-    except ProcessLookupError: pass
-
-
-class Copy:
-    "A copy of what git would commit, with data/, its own DVC cache and one commit"
-
-    def __init__(self, folder: Path):
-        self.root = folder
-        listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True,
-                                text=True, check=True, encoding="utf-8").stdout
-        for f in filter(None, listed.split("\0")):
-            if not (ROOT/f).exists(): continue
-            (folder/f).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT/f, folder/f)
-        shutil.copytree(ROOT/"data", folder/"data")
-        self(f"git init -q && git add -A && {COMMIT} -m copy && dvc add -q data && git diff --exit-code")
-
-    def __call__(self, line: str, rc: int = 0) -> str:
-        "Run a shell command in the copy; its output, with the exit code checked"
-        done = subprocess.run(["bash", "-c", line], cwd=self.root, env=ENV, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, text=True, encoding="utf-8")
-        right = done.returncode == rc if rc is not None else done.returncode != 0
-        assert right, f"`{line}` exited with {done.returncode}:\n{done.stdout[-4000:]}"
-        return done.stdout
-
-    def executed(self, said: str) -> list:
-        "Stages that `dvc repro` really ran, from its output"
-        return [line.split("'")[1] for line in said.splitlines() if line.startswith("Running stage")]
-
-    def kill_when(self, line: str, pattern: str):
-        "Start a command, and SIGKILL it with all its children once a file of this pattern is there"
-        running = subprocess.Popen(["bash", "-c", line], cwd=self.root, env=ENV, stdout=subprocess.DEVNULL,
-                                   stderr=subprocess.DEVNULL, start_new_session=True)
-        wait_for(lambda: list(self.root.glob(pattern)), running, pause=.01)
-        family = []
-        def members(): return [running.pid, *(p.pid for p in psutil.Process(running.pid).children(recursive=True))]
-        while family != (family := members()):  # stopped first, so that none starts another meanwhile
-            for pid in family: send(pid, signal.SIGSTOP)
-        for pid in family: send(pid, signal.SIGKILL)
-        running.wait()
-        wait_for(lambda: not any(map(psutil.pid_exists, family)))  # DVC takes the locks of living processes seriously
-
-
-@contextmanager
-def locked(path: Path):
-    "Hold a lock that other workers of this test run wait for"
-    with open(path, "w", encoding="utf-8") as f:
-        fcntl.flock(f, fcntl.LOCK_EX)
-        yield
-
-
-def sibling(copy: Copy, folder: Path) -> Copy:
-    "A second, independent copy of a project, its cache included"
-    shutil.copytree(copy.root, folder, symlinks=True)
-    other = object.__new__(Copy)
-    other.__dict__ |= copy.__dict__ | dict(root=folder)
-    return other
+pytest.register_assert_rewrite("copies")
+from copies import COMMIT, OFFLINE, ROOT, Copy, locked, sibling
 
 
 def plant_duplicate(copy: Copy) -> dict:
@@ -137,6 +54,13 @@ def tiny(chain, tmp_path_factory) -> Copy:
 def bare(tmp_path_factory) -> Copy:
     "A copy in which nothing has run"
     return Copy(tmp_path_factory.mktemp("bare"))
+
+
+@pytest.fixture
+def mend(bare):
+    "Give the copy back as it was"
+    yield bare
+    bare("git checkout -q . && git clean -fdq && dvc checkout -q --force data.dvc")
 
 
 # Order: files go to workers whole. The one that makes the chain comes first, those that wait for it last.

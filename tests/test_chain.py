@@ -3,7 +3,7 @@ import json, re
 from pathlib import Path
 
 import pytest
-from conftest import Copy
+from copies import Copy
 from forge_nb.train.model import save_model
 from forge_nb.tokenizer import train_tokenizer
 from forge_nb.train.architecture import ModelShape, build_model

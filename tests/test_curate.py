@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import wait_for
+from copies import wait_for
 
 from forge_nb.assess import assess
 from forge_nb.curate import curate

@@ -1,21 +1,6 @@
 "Bad input: one clear sentence with file, field and remedy, a non-zero exit, and earlier results left alone"
 import pytest
-from conftest import Copy
-
-
-def refuse(copy, line: str, *words):
-    "The command fails with one sentence that holds these words, and no traceback"
-    said = copy(line, rc=None)
-    error = [row for row in said.splitlines() if row.startswith("error: ")]
-    assert len(error) == 1 and "Traceback" not in said, said
-    for w in words: assert w in error[0], error[0]
-
-
-@pytest.fixture
-def mend(bare):
-    "Give the copy back as it was"
-    yield bare
-    bare("git checkout -q . && git clean -fdq && dvc checkout -q --force data.dvc")
+from copies import Copy, fails_with
 
 
 @pytest.mark.parametrize("old, new, words", [
@@ -32,7 +17,7 @@ def test_parameters(mend, old, new, words):
     text = (mend.root/"params.yaml").read_text(encoding="utf-8")
     assert old in text
     (mend.root/"params.yaml").write_text(text.replace(old, new, 1), encoding="utf-8")
-    refuse(mend, "python -m forge_nb.core.tangle; exit $?", *words)
+    fails_with(mend, "python -m forge_nb.core.tangle; exit $?", *words)
     mend("python -m forge_nb.core.tangle", rc=2)
 
 
@@ -42,12 +27,12 @@ def test_altered_missing_and_new_data_stop_the_pipeline_and_leave_results(mend):
     page = mend.root/"data/docs/index.txt"
     text = page.read_text(encoding="utf-8")
     page.write_text(text + "an afterthought\n", encoding="utf-8")
-    refuse(mend, "dvc repro", "data/docs/index.txt was altered", "git checkout data.dvc && dvc checkout --force data.dvc", "make adopt")
+    fails_with(mend, "dvc repro", "data/docs/index.txt was altered", "git checkout data.dvc && dvc checkout --force data.dvc", "make adopt")
     page.unlink()
-    refuse(mend, "dvc repro", "data/docs/index.txt is missing", "dvc checkout")
+    fails_with(mend, "dvc repro", "data/docs/index.txt is missing", "dvc checkout")
     page.write_text("again something else\n", encoding="utf-8")
     (mend.root/"data/docs/a new page.txt").write_text("new", encoding="utf-8")
-    refuse(mend, "dvc repro", "data/docs/a new page.txt is new", "make adopt")
+    fails_with(mend, "dvc repro", "data/docs/a new page.txt is new", "make adopt")
     mend("git checkout data.dvc && dvc checkout --force data.dvc")  # the remedy that the message names
     assert page.read_text(encoding="utf-8") == text and not (mend.root/"data/docs/a new page.txt").exists()
     assert (mend.root/"artifacts/curate/documents/train.jsonl").read_bytes() == before
@@ -65,41 +50,41 @@ def test_missing_data_is_made_again_byte_for_byte(tmp_path, request):
 
 def test_wrong_archive(mend):
     mend("rm -rf data && mkdir -p .cache && echo rubbish > .cache/django-5.2.8.tar.gz")
-    refuse(mend, "python -m forge_nb.data.default_company", "django-5.2.8.tar.gz", "sha256", "make data")
+    fails_with(mend, "python -m forge_nb.data.default_company", "django-5.2.8.tar.gz", "sha256", "make data")
     mend("rm .cache/django-5.2.8.tar.gz")
 
 
 def test_your_own_folder(mend, tmp_path):
-    refuse(mend, f"python -m forge_nb.data.default_company {tmp_path}/nowhere", "no such folder")
-    refuse(mend, f"python -m forge_nb.data.default_company {tmp_path}", "holds no file")
+    fails_with(mend, f"python -m forge_nb.data.default_company {tmp_path}/nowhere", "no such folder")
+    fails_with(mend, f"python -m forge_nb.data.default_company {tmp_path}", "holds no file")
     (tmp_path/"docs").mkdir()
     for n in range(60): (tmp_path/"docs"/f"page {n} é.md").write_text(f"# Machine {n}\n\nMachine {n} is serviced every {n % 7 + 1} weeks by team {n % 5}.\n", encoding="utf-8")
     (tmp_path/"docs"/"scan.md").write_bytes(bytes(range(256)) * 8)
     mend(f"python -m forge_nb.data.default_company {tmp_path}")
-    refuse(mend, "dvc repro curate", "data/ is not ready", "megabytes of text", "section `assess`")
+    fails_with(mend, "dvc repro curate", "data/ is not ready", "megabytes of text", "section `assess`")
     params = mend.root/"params.yaml"
     params.write_text(params.read_text(encoding="utf-8").replace("min_megabytes: 0.5 ", "min_megabytes: 0.001 "), encoding="utf-8")
     mend("dvc repro curate")
     mine = mend.root/"data/docs/page 1 é.md"
     mine.write_text("# Machine 1\n\nMended by hand, and not to be lost.\n", encoding="utf-8")
-    refuse(mend, "python -m forge_nb.data.default_company", "data/docs/page 1 é.md was altered", "make adopt")
+    fails_with(mend, "python -m forge_nb.data.default_company", "data/docs/page 1 é.md was altered", "make adopt")
     assert "Mended by hand" in mine.read_text(encoding="utf-8")
     mend("python -m forge_nb.core.runner adopt && dvc add -q data && dvc repro curate")
     mend("rm -rf data")
-    refuse(mend, "python -m forge_nb.data.default_company", "data.dvc records data of yours")
+    fails_with(mend, "python -m forge_nb.data.default_company", "data.dvc records data of yours")
     mend("dvc checkout -q data.dvc")
     assert "Mended by hand" in mine.read_text(encoding="utf-8")
     rejected = (mend.root/"artifacts/ingest/rejects.jsonl").read_text(encoding="utf-8")
     assert '"docs/scan.md"' in rejected and rejected.count("\n") == 1
-    refuse(mend, "dvc repro synth", "questions.yaml", "setting_default.table", "does not exist")
+    fails_with(mend, "dvc repro synth", "questions.yaml", "setting_default.table", "does not exist")
     mend("git checkout -q . && dvc checkout -q --force data.dvc")
 
 
 def test_unknown_names(mend):
-    refuse(mend, "python -m forge_nb.core.runner nosuch", "there is no stage `nosuch`")
-    refuse(mend, "python -m forge_nb.core.runner profile nosuch", "there is no profile `nosuch`", "tiny")
+    fails_with(mend, "python -m forge_nb.core.runner nosuch", "there is no stage `nosuch`")
+    fails_with(mend, "python -m forge_nb.core.runner profile nosuch", "there is no profile `nosuch`", "tiny")
     (mend.root/"config/profiles/bad.yaml").write_text("sft: {epoch: 1}\n", encoding="utf-8")
-    refuse(mend, "python -m forge_nb.core.runner profile bad", "config/profiles/bad.yaml", "sft.epoch")
+    fails_with(mend, "python -m forge_nb.core.runner profile bad", "config/profiles/bad.yaml", "sft.epoch")
 
 
 def test_nothing_calls_out():

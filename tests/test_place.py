@@ -3,7 +3,7 @@ import hashlib, json, os, random, re, shutil, subprocess, sys
 from pathlib import Path
 
 import pytest
-from conftest import ENV, ROOT
+from copies import ENV, ROOT
 
 NAMES = ["Meine Modelle ü", "a,b (c) 'd' $e #f%g"]
 ENVIRONMENT = Path(sys.prefix)

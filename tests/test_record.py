@@ -1,7 +1,8 @@
 "What is on record about the slow tier, and whether the environment is what its packages ask for"
 import ast, subprocess, sys, warnings
 
-from conftest import ROOT, code_hash, read_record
+from conftest import code_hash, read_record
+from copies import ROOT
 
 
 def is_slow(decorator) -> bool: return "mark.slow" in ast.unparse(decorator)

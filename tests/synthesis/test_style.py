@@ -2,7 +2,7 @@
 import shutil
 
 import pytest
-from conftest import ROOT
+from copies import ROOT
 
 from forge_nb.core.project import Invalid, load_params, read_jsonl, write_jsonl
 from forge_nb.core.settings import Style, load_settings

@@ -3,7 +3,7 @@ import hashlib, json, shutil
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Copy, wait_for
+from copies import ROOT, Copy, wait_for
 from ruamel.yaml import YAML
 
 CHEAP = ("tangle", "ingest", "assess", "curate", "ngram")

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ENV
+from copies import ENV
 
 from forge_nb.studies import effort as page
 from forge_nb.train.model import load_model, save_model

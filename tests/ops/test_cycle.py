@@ -4,8 +4,7 @@ import inspect, json
 import pytest
 from forge_nb.core.project import ROOT, load_params
 from forge_nb.synthesis.filters import find_weak_kinds
-from conftest import sibling
-from test_forge import FORGE, ask, refuse
+from copies import FORGE, ask, refuse, sibling
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +15,7 @@ def cycled(tiny, tmp_path_factory):
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     weak = {"check_level", "setting_type"}
     for r in rows:  # the tiny model knows nothing; an evaluation of a better one stands in for its own
-        if r["metric"] == "exact_match" and r["checkpoint"] == "rlhf": r["value"] = float(not any(k in r["item"] for k in weak))
+        if r["metric"] == "exact_match" and r["checkpoint"] == "rl": r["value"] = float(not any(k in r["item"] for k in weak))
     more = [r | dict(item=f"{r['item']} {n}") for r in rows if r["metric"] == "exact_match" and r["slice"].startswith("phrasing/") for n in range(20)]
     path.unlink(); path.write_text("".join(json.dumps(r) + "\n" for r in rows + more), encoding="utf-8")
     copy.line = "cycle --rounds 1 --paraphrases-per-fact 1 --name test"
@@ -63,7 +62,7 @@ def test_the_default_evaluation_asks_enough_of_each_kind():
 @pytest.mark.slow
 @pytest.mark.parametrize("line, words", [
     ("cycle --rounds 0", ["--rounds must be 1"]), ("cycle --paraphrases-per-fact 0", ["--paraphrases-per-fact must be 1"]),
-    ("cycle --checkpoint nosuch", ["nothing about `nosuch`", "rlhf"])])
+    ("cycle --checkpoint nosuch", ["nothing about `nosuch`", "rl"])])
 def test_bad_cycles_are_refused(cycled, line, words): refuse(cycled, line, 2, *words)
 
 

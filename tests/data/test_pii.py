@@ -299,7 +299,7 @@ RESULTS = read_csv(ROOT/"results"/"pii.csv")
 
 
 def test_results_belong_to_the_committed_labels():
-    stamp = hashlib.sha256((ROOT/"tests"/"mails.csv").read_bytes()).hexdigest()
+    stamp = hashlib.sha256((ROOT/"tests"/"data"/"mails.csv").read_bytes()).hexdigest()
     assert {row["labels"] for row in RESULTS} == {stamp}, "measure again: python -m forge_nb.data.pii FOLDER"
 
 
@@ -310,7 +310,7 @@ def test_results_meet_the_bounds(part):
 
 
 def test_labels_hold_places_only():
-    rows = read_csv(ROOT/"tests"/"mails.csv")
+    rows = read_csv(ROOT/"tests"/"data"/"mails.csv")
     assert Counter(part for part, _ in {(row["part"], row["file"]) for row in rows}) == dict(first=200, fresh=50)
     for row in rows:
         assert set(row) == {"part", "file", "sha256", "start", "end", "kind"} and row["kind"] in ("", *DEFAULT_PII_KINDS)
@@ -319,5 +319,5 @@ def test_labels_hold_places_only():
 
 @pytest.mark.skipif("FORGE_MAILS" not in os.environ, reason="FORGE_MAILS does not name the folder of the mails")
 def test_results_are_what_is_measured(tmp_path):
-    write_csv(tmp_path/"pii.csv", measure_pii(Path(os.environ["FORGE_MAILS"]), ROOT/"tests"/"mails.csv"))
+    write_csv(tmp_path/"pii.csv", measure_pii(Path(os.environ["FORGE_MAILS"]), ROOT/"tests"/"data"/"mails.csv"))
     assert read_csv(tmp_path/"pii.csv") == RESULTS

@@ -2,8 +2,7 @@
 import json
 
 import pytest
-from conftest import sibling
-from test_forge import FORGE, ask, refuse
+from copies import FORGE, ask, refuse, sibling
 
 
 @pytest.fixture(scope="module")

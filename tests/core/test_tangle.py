@@ -4,7 +4,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import Copy
+from copies import ROOT, Copy
 from nbdev.export import nb_export
 
 from forge_nb.metrics.policies import load_function, load_policies
@@ -334,7 +334,7 @@ def test_every_other_yaml_too(tmp_path, name, content, words):
 
 def test_yaml_is_parsed_in_one_place():
     "So that what every file says of a mistake is the same sentence; the runner keeps comments"
-    assert {p.stem for p in (Path(__file__).parents[1]/"forge_nb").rglob("*.py") if "YAML(" in p.read_text(encoding="utf-8")} == {"project", "runner"}
+    assert {p.stem for p in (ROOT/"forge_nb").rglob("*.py") if "YAML(" in p.read_text(encoding="utf-8")} == {"project", "runner"}
 
 
 def test_a_damaged_report_is_one_sentence(mend):

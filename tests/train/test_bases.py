@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from conftest import ENV
+from copies import ENV
 from forge_nb.train.base_tokenizer import CHATML_TEMPLATE, load_base_tokenizer
 from forge_nb.train.bases import load_base
 from forge_nb.studies.continued import continued

@@ -1,32 +1,14 @@
 "The command line: where a document went, and how it is forgotten, on a project in which the whole chain has run"
 import hashlib, json, shlex, sqlite3, subprocess, sys
-from pathlib import Path
 
 import pytest
-from conftest import Copy, sibling
+from copies import FORGE, ROOT, Copy, ask, refuse, sibling
 from jsonschema import validate
 
 from forge_nb.core.project import parse_dvc_lock
 from forge_nb.ops.cli import ANSWER_MODELS, answer_schema
 
-FORGE = "python -m forge_nb.ops.cli"
 TUNED = "sft dpo reward rlhf rl distill".split()
-
-
-def ask(copy: Copy, line: str, rc: int = 0) -> dict:
-    "The JSON answer of a verb, held to its schema; nothing else may stand on standard output"
-    done = copy(f"{FORGE} {line} --json 2>.git/errors", rc)
-    answer = json.loads(done)
-    validate(answer, answer_schema(line.split()[0]))
-    return answer
-
-
-def refuse(copy: Copy, line: str, rc: int, *words: str):
-    "One sentence on standard error with these words, the exit code, no traceback"
-    output = copy(f"{FORGE} {line} 2>&1 >/dev/null", rc)
-    errors = [row for row in output.splitlines() if row.startswith("error: ")]
-    assert len(errors) == 1 and "Traceback" not in output, output
-    for w in words: assert w in errors[0], errors[0]
 
 
 def rows(copy: Copy, path: str) -> list:
@@ -88,14 +70,14 @@ def test_bad_input_is_a_sentence(tiny, line, rc, words):
 
 
 def test_outside_a_project(tmp_path):
-    env_path = str(Path(__file__).resolve().parents[1])
+    env_path = str(ROOT)
     done = subprocess.run([sys.executable, "-m", "forge_nb.ops.cli", "whereis", "x", "--json"], cwd=tmp_path, env={"PYTHONPATH": env_path, "PATH": "/usr/bin:/bin"}, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 2 and "Traceback" not in done.stderr and "dvc.yaml" in json.loads(done.stdout)["error"]
 
 
 def test_import_is_light():
     code = "import sys, forge_nb.ops.cli; print([m for m in ('dvc', 'torch', 'numpy', 'pandas', 'pyarrow', 'nbformat', 'papermill') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True, encoding="utf-8").stdout.strip() == "[]"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, encoding="utf-8").stdout.strip() == "[]"
 
 
 def test_a_trained_document_reached_every_model(asked):

@@ -4,7 +4,7 @@ import json, math, re, signal, subprocess, sys, time
 import psutil
 import pytest
 
-from conftest import ENV, HANG, wait_for
+from copies import ENV, HANG, wait_for
 
 RUN = """
 import dataclasses, hashlib, json, sys

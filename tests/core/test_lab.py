@@ -6,7 +6,7 @@ from urllib.request import Request, urlopen
 import nbformat
 import pytest
 import websocket
-from conftest import ENV, Copy
+from copies import ENV, Copy
 from forge_nb.core import tangle
 from forge_nb.core.project import read_stages
 

@@ -4,8 +4,7 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from conftest import ENV, HANG, ROOT, wait_for
-from test_faults import mend, refuse  # noqa: F401
+from copies import ENV, HANG, ROOT, fails_with, wait_for
 
 from forge_nb.core.project import Invalid, read_jsonl
 from forge_nb.synthesis.paraphrase import ParaphraseConfig, paraphrase_with_endpoint
@@ -84,7 +83,7 @@ def test_killed_and_gone_on_asks_nothing_twice(tmp_path):
     def answer(question, n):
         if len(server.asked) > 6: gate.wait(HANG)
         return good(question, n)
-    code = f"import sys; sys.path.insert(0, {str(ROOT/'tests')!r}); from pathlib import Path; from test_paraphrase import ask; ask(sys.argv[1], Path(sys.argv[2]))"
+    code = f"import sys; sys.path[:0] = [{str(ROOT/'tests')!r}, {str(ROOT/'tests'/'synthesis')!r}]; from pathlib import Path; from test_paraphrase import ask; ask(sys.argv[1], Path(sys.argv[2]))"
     with Server(answer) as server:
         running = subprocess.Popen([sys.executable, "-c", code, server.url, str(tmp_path/"kept")], cwd=ROOT, env=ENV, start_new_session=True)
         wait_for(lambda: len(server.asked) >= 8 and list((tmp_path/"kept").glob("*.json")), running)
@@ -113,7 +112,7 @@ def test_the_stage_refuses_and_leaves_earlier_rows_alone(mend):  # noqa: F811
                           (dict(teacher="endpoint", teacher_url=url, teacher_name="m"), [url, "no answer"]),
                           (dict(paraphrase_weights="[check_levle=2.0]"), ["`check_levle`", "did you mean `check_level`"]),
                           (dict(paraphrase_weights="[check_level=many]"), ["a number from 0"])]:
-        teacher(**fields); refuse(mend, "python -m forge_nb.core.runner synth", *words)
+        teacher(**fields); fails_with(mend, "python -m forge_nb.core.runner synth", *words)
     params.write_text(said, encoding="utf-8")
     assert rows.read_bytes() == before
     with Server(good) as server:

@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from conftest import wait_for
+from copies import wait_for
 
 from forge_nb.core.project import Invalid, ROOT
 from forge_nb.data import dedup
