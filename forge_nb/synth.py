@@ -7,11 +7,11 @@ __all__ = ['SynthInputs', 'load_inputs', 'collect_columns', 'propose_paraphrases
            'check_eval_overlap', 'write_training_rows', 'write_outputs', 'synth']
 
 # %% ../nbs/20_synth.ipynb #0e3cd7cc
-import hashlib, random
+import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from .core.project import (Invalid, atomic, log, make_checkpoint_folder, read_jsonl, stable_uniform,
+from .core.project import (Invalid, atomic, hash_file, log, make_checkpoint_folder, read_jsonl, stable_uniform,
                                    write_csv, write_json, write_jsonl)
 from .core.settings import QuestionKinds, Style, load_settings
 from .metrics.policies import load_policies
@@ -160,7 +160,7 @@ def write_outputs(
     write_training_rows(rows_by_name, eval_items, out)
     write_jsonl(out/"rejected.jsonl", rejected)
     write_csv(out/"acceptance.csv", summarize_acceptance(accepted, rejected))
-    digest = hashlib.sha256((out/"eval_set"/"items.jsonl").read_bytes()).hexdigest()
+    digest = hash_file(out/"eval_set"/"items.jsonl")
     metrics = metrics | count_rows(rows_by_name, rejected, eval_items) | dict(eval_set_hash=digest[:16])
     write_json(out/"metrics.json", metrics)
     return metrics

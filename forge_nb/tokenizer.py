@@ -8,12 +8,12 @@ __all__ = ['END', 'PAD', 'USER', 'ASSISTANT', 'SYSTEM', 'SPECIAL_TOKENS', 'CHAT_
            'hash_tokenizer', 'read_splits', 'tokenizer']
 
 # %% ../nbs/30_tokenizer.ipynb #edff7ccd
-import hashlib
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from .core.project import Invalid, atomic, log, read_jsonl, write_json, write_jsonl
+from .core.project import (Invalid, atomic, hash_text, log, read_jsonl, read_text, write_json,
+                                   write_jsonl)
 from .train.base_tokenizer import (REASONING_EFFORT_PREFIX, extend_vocabulary, load_base_tokenizer,
                                            make_response_template)
 from .train.bases import find_base, record_base
@@ -148,8 +148,7 @@ def hash_tokenizer(
     chat_template: str # chat template of the tokenizer
 ) -> str: # 16 hex digits
     "Hash vocabulary, rules and chat template"
-    content = (folder/"tokenizer.json").read_bytes() + chat_template.encode()
-    return hashlib.sha256(content).hexdigest()[:16]
+    return hash_text(read_text(folder/"tokenizer.json") + chat_template)[:16]
 
 # %% ../nbs/30_tokenizer.ipynb #3e73e59d
 def read_splits(

@@ -6,8 +6,8 @@
 __all__ = ['ROOT', 'OFFLINE_ENVIRONMENT', 'Invalid', 'NotFound', 'RunFailed', 'find_root', 'check_package', 'atomic',
            'remove_path', 'display_path', 'read_text', 'find_conflict_line', 'write_json', 'describe_json_error',
            'read_json', 'write_jsonl', 'read_jsonl', 'write_csv', 'read_csv', 'hash_text', 'hash_file', 'hash_weights',
-           'parse_yaml', 'load_params', 'all_params', 'parse_dvc_lock', 'rebase_stage_paths', 'read_stages', 'pin',
-           'make_environment', 'run_git', 'describe_machine', 'describe_run', 'log', 'Progress',
+           'parse_yaml', 'load_params', 'all_params', 'name_parameter', 'parse_dvc_lock', 'rebase_stage_paths',
+           'read_stages', 'pin', 'make_environment', 'run_git', 'describe_machine', 'describe_run', 'log', 'Progress',
            'make_checkpoint_folder', 'stable_uniform', 'explain_disk_error', 'run_cli']
 
 # %% ../../nbs/core/00_project.ipynb #7d371df8
@@ -252,6 +252,15 @@ def all_params(
     sections = load_params(root/"params.yaml")
     studies = root/"studies"/"params.yaml"
     return sections | load_params(studies) if studies.exists() else sections
+
+# %% ../../nbs/core/00_project.ipynb #84246bbf
+def name_parameter(
+    field: str # section.field, as "sft.batch_size"
+) -> str: # field behind its file, for messages
+    "Name a parameter and the file that holds it"
+    studies = ROOT/"studies"/"params.yaml"
+    is_study = studies.exists() and field.split(".")[0] in load_params(studies)
+    return f"{'studies/' if is_study else ''}params.yaml: `{field}`"
 
 # %% ../../nbs/core/00_project.ipynb #47c2d0b2
 def parse_dvc_lock(

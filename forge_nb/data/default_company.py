@@ -13,11 +13,11 @@ __all__ = ['ARCHIVES', 'ROLE', 'CHECK_LEVELS', 'MEMBERS', 'DIRECTIVES', 'OBJECT_
            'explain_add_error', 'record_data', 'check_data_hash', 'ensure_data', 'main']
 
 # %% ../../nbs/data/00_default_company.ipynb #09332d48
-import ast, functools, gettext, hashlib, html, importlib.util, re, shutil, subprocess, sys, tarfile, tempfile
+import ast, functools, gettext, html, importlib.util, re, shutil, subprocess, sys, tarfile, tempfile
 from pathlib import Path
 
 from ..core.dvc import run_dvc
-from ..core.project import Invalid, ROOT, RunFailed, atomic, run_cli, write_csv
+from ..core.project import Invalid, ROOT, RunFailed, atomic, hash_file, run_cli, write_csv
 from ..core.tangle import accept_data, check_data, write_checksums
 
 # %% ../../nbs/data/00_default_company.ipynb #5bafd069
@@ -32,7 +32,7 @@ def check_archive(
     archive: Path # file to check
 ):
     "Stop when the file is not the pinned one"
-    found, expected = hashlib.sha256(archive.read_bytes()).hexdigest(), ARCHIVES[archive.name][1]
+    found, expected = hash_file(archive), ARCHIVES[archive.name][1]
     if found != expected: raise Invalid(
         f"{archive.name}: sha256 is {found}, expected {expected}; delete the file and run `make data` again")
 

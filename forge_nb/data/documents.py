@@ -11,11 +11,11 @@ __all__ = ['MAX_LINE_BYTES', 'MAX_FILE_BYTES', 'MAX_UNPACKED_BYTES', 'MAX_UNPACK
            'make_document']
 
 # %% ../../nbs/data/10_documents.ipynb #c7b80b17
-import bz2, gzip, hashlib, lzma, os, re, unicodedata
+import bz2, gzip, lzma, os, re, unicodedata
 from functools import lru_cache
 from pathlib import Path
 
-from ..core.project import Invalid
+from ..core.project import Invalid, hash_text
 
 # %% ../../nbs/data/10_documents.ipynb #5f53a8c0
 MAX_LINE_BYTES = 16 << 20  # bytes of one line or cell of a file that is read line by line
@@ -78,7 +78,7 @@ def hash_content(
     text: str # cleaned
 ) -> str: # 16 hex digits
     "Identity of a document: a hash of its text"
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hash_text(text)[:16]
 
 # %% ../../nbs/data/10_documents.ipynb #8efb0da6
 LANGUAGE_BY_EXTENSION = {f".{extension}": language for language, extensions in {

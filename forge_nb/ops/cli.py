@@ -332,7 +332,7 @@ def sweep_verb(
 # %% ../../nbs/ops/90_cli.ipynb #00ec128d
 RoundsOption = Annotated[int, typer.Option(help="At most; finished ones count.")]
 ParaphrasesOption = Annotated[int, typer.Option(help="New phrasings of each fact, times the weight of its kind.")]
-CheckpointOption = Annotated[str, typer.Option(help="Whose scores drive and judge.")]
+CheckpointOption = Annotated[str, typer.Option(help="Whose scores drive and judge; without it, the one that ships.")]
 ItemMetricOption = Annotated[str, typer.Option(help="By which items are fixed and broken.")]
 CycleNameOption = Annotated[str, typer.Option(help="Of the cycle.")]
 
@@ -341,14 +341,16 @@ CycleNameOption = Annotated[str, typer.Option(help="Of the cycle.")]
 def cycle_verb(
     rounds: RoundsOption = 2, # greatest number of rounds
     paraphrases_per_fact: ParaphrasesOption = 1, # number of new phrasings of a fact
-    checkpoint: CheckpointOption = "rlhf", # checkpoint of `evaluate`
+    checkpoint: CheckpointOption = "", # checkpoint of `evaluate`
     metric: ItemMetricOption = "exact_match", # metric of `evaluate`
     name: CycleNameOption = "weak", # name of the cycle
     as_json: JsonOption = False # whether a program is listening
 ):
     "Rounds of refinement: weak slices, more rows about them, the chain again, what was fixed and what was broken."
     from forge_nb.ops import cycle as page
+    from forge_nb.evals.checkpoints import find_released, load_checkpoints
     kinds = list(load_params(ROOT/"company/questions.yaml"))
+    checkpoint = checkpoint or find_released(load_checkpoints(ROOT/"config"/"checkpoints.yaml"))
     with hold_verb_lock("cycle"):
         found = page.cycle(kinds, num_rounds=rounds, paraphrases_per_fact=paraphrases_per_fact, metric=metric,
                            checkpoint=checkpoint, name=name, log=make_line_printer(as_json))

@@ -64,7 +64,7 @@ def train_with_method(
     model, tokenizer = load_for_tuning(base, method)
     encoded = encode_conversations([r["messages"] for r in conversations], tokenizer)
     order = training_order(encoded, train_texts, tokenizer, replay_percent=replay_percent, replay_window=replay_window,
-                           batch_size=batch_size, num_train_epochs=1., seed=seed)
+                           batch_size=batch_size, num_train_epochs=1., seed=seed, stage="adapters")
     training, adapter = TrainingConfig(seed, learning_rate, batch_size), AdapterConfig(method, lora_r)
     trainer = make_sft_trainer(model, tokenizer, order, training, adapter)
     memory, start_mb = measure_training_memory(trainer.model), peak_memory_mb()

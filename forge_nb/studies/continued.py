@@ -266,7 +266,7 @@ def make_continued_config(
     seed: int # random seed of the order
 ) -> PretrainConfig: # hyperparameters
     "Derive the hyperparameters of one pass over the tokens"
-    max_steps = max(1, round(num_sequences(num_tokens, context_length) / batch_size))
+    max_steps = max(1, round(num_sequences(num_tokens, context_length, "continued") / batch_size))
     config = PretrainConfig(context_length=context_length, batch_size=batch_size, max_steps=max_steps, seed=seed,
                             num_evals=num_evals, optimizer="adamw", warmup_steps=4, **SHORT_RUN)
     return derive_base_config(model, num_tokens, config)[1]

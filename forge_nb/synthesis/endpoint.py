@@ -7,10 +7,10 @@ __all__ = ['locate_answer', 'identify_model', 'sample_answers', 'open_client', '
            'post_completion']
 
 # %% ../../nbs/synthesis/00_endpoint.ipynb #a0d1d79a
-import hashlib, os, re
+import os, re
 from pathlib import Path
 
-from ..core.project import Invalid, hash_weights
+from ..core.project import Invalid, hash_text, hash_weights
 
 # %% ../../nbs/synthesis/00_endpoint.ipynb #df03f62c
 def locate_answer(
@@ -18,7 +18,7 @@ def locate_answer(
     *parts # values that the answer depends on
 ) -> Path: # file of the answer, as JSON
     "Name the file of an answer by what it depends on"
-    return folder/f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:24]}.json"
+    return folder/f"{hash_text(repr(parts))[:24]}.json"
 
 # %% ../../nbs/synthesis/00_endpoint.ipynb #223d5376
 def identify_model(

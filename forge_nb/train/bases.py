@@ -10,12 +10,12 @@ __all__ = ['MAIN_ROOT', 'BASES_CACHE', 'HUB_NAME', 'BASE_LRS', 'find_main_root',
            'load_base', 'derive_base_config', 'summarize_bpb', 'measure_bpb', 'bpb_from_curve', 'main']
 
 # %% ../../nbs/train/50_bases.ipynb #ef24528f
-import hashlib, os, re, subprocess, sys, tempfile, zipfile
+import os, re, subprocess, sys, tempfile, zipfile
 from pathlib import Path
 
 import torch
-from ..core.project import (Invalid, ROOT, atomic, hash_file, hash_weights, load_params, log,
-                                   make_environment, run_cli)
+from ..core.project import (Invalid, ROOT, atomic, hash_file, hash_text, hash_weights, load_params, log,
+                                   make_environment, name_parameter, run_cli)
 from .architecture import ModelShape, PretrainConfig, fill_zeros, mixed_precision
 from .base_tokenizer import check_same_tokenizer, has_single_digits
 from .loss import LossModule, evaluate_bpb
@@ -100,7 +100,7 @@ def locate_base(
     if local_folder: return check_model_folder(local_folder, base)
     if "package" in entry: return BASES_CACHE/base
     if HUB_NAME.fullmatch(hub): return find_cached_snapshot(hub)
-    raise Invalid(f"params.yaml: `{field}` is {base!r}; write scratch, a name of config/bases.yaml "
+    raise Invalid(f"{name_parameter(field)} is {base!r}; write scratch, a name of config/bases.yaml "
                   f"({', '.join(load_catalogue())}), a folder, or owner/name of a hub")
 
 # %% ../../nbs/train/50_bases.ipynb #e262c9ac
@@ -216,7 +216,7 @@ def short_hash(
     text: str # text, or None
 ) -> str: # 16 hex digits
     "Compute a short hash of a text"
-    return hashlib.sha256((text or "").encode()).hexdigest()[:16]
+    return hash_text(text or "")[:16]
 
 # %% ../../nbs/train/50_bases.ipynb #8074e26b
 def record_base(

@@ -8,7 +8,7 @@ __all__ = ['STATE_DICT_OPTIONS', 'make_accelerator', 'apply_fsdp', 'shard_model'
            'checkpoint_with_load', 'catch_sigterm']
 
 # %% ../../nbs/train/30_checkpoint.ipynb #bef0b248
-import hashlib, json, shutil, signal, threading, warnings
+import json, shutil, signal, threading, warnings
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import torch
 from torch.distributed.checkpoint.state_dict import (StateDictOptions, get_model_state_dict, get_state_dict,
                                                      set_state_dict)
 
-from ..core.project import Invalid, atomic, log, read_json, write_json
+from ..core.project import Invalid, atomic, hash_text, log, read_json, write_json
 from .architecture import mixed_precision
 
 # %% ../../nbs/train/30_checkpoint.ipynb #6eebff2d
@@ -89,7 +89,7 @@ def hash_layout(
 ) -> str: # 16 hex digits
     "Hash names and shapes, which must agree before a checkpoint is read"
     layout = [[name, list(tensor.shape)] for name, tensor in sorted(tensors.items())]
-    return hashlib.sha256(json.dumps(layout).encode()).hexdigest()[:16]
+    return hash_text(json.dumps(layout))[:16]
 
 # %% ../../nbs/train/30_checkpoint.ipynb #439db161
 def check_free_space(

@@ -11,7 +11,7 @@ import random
 from itertools import accumulate
 
 import torch
-from ..core.project import Invalid, make_checkpoint_folder
+from ..core.project import Invalid, make_checkpoint_folder, name_parameter
 from .lora import AdapterConfig, make_lora_config
 from .trainer import TrainingConfig, make_trainer_config
 
@@ -101,14 +101,15 @@ def training_order(
     replay_window: int, # number of tokens in a window
     batch_size: int, # number of rows in a step
     num_train_epochs: float, # number of passes over the rows
-    seed: int # random seed of order and choice
+    seed: int, # random seed of order and choice
+    stage: str = "sft" # name of the stage, for messages
 ) -> list: # rows and windows, in the order of training
     "Order what a run is shown: conversations with documents among them"
     if not 0 <= replay_percent < 100: raise Invalid(
-        f"params.yaml: `replay_percent` is {replay_percent}; it must be at least 0 and below 100")
+        f"{name_parameter(f'{stage}.replay_percent')} is {replay_percent}; it must be at least 0 and below 100")
     if round(num_train_epochs * len(encoded)) < 1: raise Invalid(
-        f"params.yaml: `num_train_epochs` is {num_train_epochs}, which is less than one of {len(encoded)} rows; "
-        "raise it")
+        f"{name_parameter(f'{stage}.num_train_epochs')} is {num_train_epochs}, which is less than one of "
+        f"{len(encoded)} rows; raise it")
     row_tokens = sum(len(row["input_ids"]) for row in encoded)
     num_tokens = round(replay_percent / (100 - replay_percent) * num_train_epochs * row_tokens)
     windows = sample_replay_windows(texts, tokenizer, num_tokens=num_tokens, replay_window=replay_window, seed=seed)

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from ..core.project import Invalid
+from ..core.project import Invalid, name_parameter
 from .model import load_model
 
 # %% ../../nbs/train/80_lora.ipynb #361d928d
@@ -34,16 +34,16 @@ def check_method(
     stage: str = "sft" # name of the stage, for the message
 ):
     "Stop with one sentence at a method that is not there or cannot run here"
-    where, method = f"params.yaml: `{stage}.", adapter.method
+    name, method = lambda field: name_parameter(f"{stage}.{field}"), adapter.method
     if method not in TUNING_METHODS: raise Invalid(
-        f"{where}method` is {method!r}; it must be {', '.join(TUNING_METHODS)}")
+        f"{name('method')} is {method!r}; it must be {', '.join(TUNING_METHODS)}")
     if method == "full": return
-    if adapter.lora_r < 1: raise Invalid(f"{where}lora_r` is {adapter.lora_r}; an adapter needs at least 1")
-    if adapter.lora_alpha <= 0: raise Invalid(f"{where}lora_alpha` is {adapter.lora_alpha}; it must be above 0")
+    if adapter.lora_r < 1: raise Invalid(f"{name('lora_r')} is {adapter.lora_r}; an adapter needs at least 1")
+    if adapter.lora_alpha <= 0: raise Invalid(f"{name('lora_alpha')} is {adapter.lora_alpha}; it must be above 0")
     if not 0 <= adapter.lora_dropout < 1: raise Invalid(
-        f"{where}lora_dropout` is {adapter.lora_dropout:g}; it must be at least 0 and below 1")
+        f"{name('lora_dropout')} is {adapter.lora_dropout:g}; it must be at least 0 and below 1")
     if method == "qlora" and not find_spec("bitsandbytes"): raise Invalid(
-        f"{where}method` is qlora, and bitsandbytes, which holds weights in four bits, is not installed; "
+        f"{name('method')} is qlora, and bitsandbytes, which holds weights in four bits, is not installed; "
         "`pip install -e .[qlora]`, or set it to lora")
 
 # %% ../../nbs/train/80_lora.ipynb #e3b6fcca

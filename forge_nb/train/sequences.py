@@ -32,12 +32,13 @@ def open_tokens(
 # %% ../../nbs/train/15_sequences.ipynb #c2efb6dd
 def num_sequences(
     num_tokens: int, # tokens of a split
-    context_length: int # tokens that predict
+    context_length: int, # tokens that predict
+    stage: str = "pretrain" # name of the stage, for the message
 ) -> int: # whole sequences of context + 1 tokens
     "Count the sequences; tokens that fill none are left out"
     if num_tokens <= context_length:
         raise Invalid(f"{num_tokens} tokens do not fill one row of {context_length + 1}; add documents, "
-                      "lower `pretrain.context_length`, or give the split a larger share in `curate`")
+                      f"lower `{stage}.context_length`, or give the split a larger share in `curate`")
     return num_tokens // (context_length + 1)
 
 # %% ../../nbs/train/15_sequences.ipynb #bb0fc5dd

@@ -10,12 +10,13 @@ __all__ = ['LENGTH_METRIC', 'PROBE_TURNS', 'PROBE_CONVERSATION', 'TrainingConfig
            'write_skipped_model', 'read_skipped', 'check_weights_changed', 'held_out_bpb', 'check_forgetting']
 
 # %% ../../nbs/train/70_trainer.ipynb #60e78f25
-import hashlib, json, logging, math, shutil
+import json, logging, math, shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from .model import compute_document_bits, load_model, save_model
-from ..core.project import Invalid, Progress, atomic, log, read_json, read_jsonl, write_csv, write_json
+from ..core.project import (Invalid, Progress, atomic, hash_text, log, name_parameter, read_json, read_jsonl,
+                                   write_csv, write_json)
 
 # %% ../../nbs/train/70_trainer.ipynb #0cc7ec38
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at import it warns of a kernel that it would fetch
@@ -41,15 +42,17 @@ def check_training_config(
     "Stop with one sentence at a setting that transformers would refuse later, or take silently"
     from transformers import SchedulerType
     names = [s.value for s in SchedulerType]
-    where = f"params.yaml: `{stage}."
+    name_field = lambda field: name_parameter(f"{stage}.{field}")
     if training.lr_scheduler_type not in names: raise Invalid(
-        f"{where}lr_scheduler_type` is {training.lr_scheduler_type!r}; it must be one of {', '.join(names)}")
+        f"{name_field('lr_scheduler_type')} is {training.lr_scheduler_type!r}; it must be one of {', '.join(names)}")
     if not 0 <= training.warmup_ratio < 1: raise Invalid(
-        f"{where}warmup_ratio` is {training.warmup_ratio:g}; it is a share of the steps, at least 0 and below 1")
+        f"{name_field('warmup_ratio')} is {training.warmup_ratio:g}; "
+        "it is a share of the steps, at least 0 and below 1")
     for name in ("weight_decay", "max_grad_norm"):
         value = getattr(training, name)
-        if value < 0: raise Invalid(f"{where}{name}` is {value:g}; it must be 0 or more")
-    if training.batch_size < 1: raise Invalid(f"{where}batch_size` is {training.batch_size}; it must be 1 or more")
+        if value < 0: raise Invalid(f"{name_field(name)} is {value:g}; it must be 0 or more")
+    if training.batch_size < 1: raise Invalid(
+        f"{name_field('batch_size')} is {training.batch_size}; it must be 1 or more")
 
 # %% ../../nbs/train/70_trainer.ipynb #0a269b2f
 def choose_intervals(
@@ -232,14 +235,13 @@ def fingerprint(
     tokenizer # tokenizer of that folder
 ) -> dict: # name → hash
     "Hash the chat template, the tokenizer and the probe's loss mask"
-    serialize = lambda value: json.dumps(value, sort_keys=True).encode()
-    short_hash = lambda value: hashlib.sha256(serialize(value)).hexdigest()[:16]
+    hash_value = lambda value: hash_text(json.dumps(value, sort_keys=True))[:16]
     vocabulary = read_json(folder/"tokenizer.json")
     for run_setting in ("padding", "truncation"): vocabulary.pop(run_setting, None)  # calls change them, ids stay
     encoded = tokenizer.apply_chat_template(PROBE_CONVERSATION, tokenize=True, return_dict=True,
                                             return_assistant_tokens_mask=True)
-    return {"chat template": short_hash(tokenizer.chat_template), "tokenizer": short_hash(vocabulary),
-            "loss mask": short_hash([encoded["input_ids"], encoded["assistant_masks"]])}
+    return {"chat template": hash_value(tokenizer.chat_template), "tokenizer": hash_value(vocabulary),
+            "loss mask": hash_value([encoded["input_ids"], encoded["assistant_masks"]])}
 
 # %% ../../nbs/train/70_trainer.ipynb #1a2dc304
 def save_with_manifest(
