@@ -15,7 +15,7 @@ __all__ = ['ACTIVATE', 'CURATE', 'CURATE_WITH_DATATROVE', 'PARTS', 'run_timed', 
 import json, os, random, re, shlex, subprocess, sys, tempfile, time
 from pathlib import Path
 
-from .throughput import steps_per_second
+from .throughput import BASE_STAGES, steps_per_second
 from ..core.project import (Invalid, ROOT, atomic, describe_run, load_params, read_csv, read_json,
                                    read_jsonl, read_text, remove_path, run_cli, write_csv)
 
@@ -384,7 +384,7 @@ def measure_post_training(
     "Measure the speed of every stage of post-training"
     make_fresh_clone(clone)
     run_timed(f"{ACTIVATE}dvc repro distill", clone)
-    for stage in ("sft", "dpo", "reward", "rlhf", "rl", "distill"):
+    for stage in BASE_STAGES:
         figure, bound = compare_with_defaults(clone, stage)
         yield f"`{stage}`", figure, bound
     batched, singly = (run_module(clone, "forge_nb.bench.throughput", how) for how in ("batched", "singly"))

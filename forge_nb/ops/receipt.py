@@ -280,6 +280,7 @@ class MetricChange(BaseModel, extra="forbid"):
 class EffectChange(MetricChange):
     "A difference that a stage made"
     stage: str = Field(description="name of the stage")
+    against: str = Field(description="checkpoint that it is compared with")
     slice: str = Field(description="slice of the evaluation set")
 
 # %% ../../nbs/ops/20_receipt.ipynb #d7b70b57
@@ -334,12 +335,12 @@ def compare_metrics(
 # %% ../../nbs/ops/20_receipt.ipynb #65c5b480
 def read_effects(
     text: str # text of effects.csv, or ''
-): # pandas Series: (stage, metric, slice) → difference
+): # pandas Series: (stage, against, metric, slice) → difference
     "Read the differences that stages made"
     import pandas as pd
-    keys = ["stage", "metric", "slice"]
-    table = pd.read_csv(io.StringIO(text or "stage,metric,slice,diff"), keep_default_na=False)
-    return table.drop_duplicates(keys, keep="last").set_index(keys)["diff"].astype(float)
+    keys = ["stage", "against", "metric", "slice"]
+    table = pd.read_csv(io.StringIO(text or ",".join([*keys, "diff"])), keep_default_na=False)
+    return table.set_index(keys)["diff"].astype(float)
 
 # %% ../../nbs/ops/20_receipt.ipynb #f4745362
 def compare_effects(
@@ -529,7 +530,7 @@ Out of date before, so that not every change is due to forgetting: {{ r.stale | 
 | what a stage changed | before | after |
 |---|---|---|
 {% for e in effects %}
-| {{ e.stage }}: {{ e.metric }}, {{ e.slice }} | {{ e.before | figure }} | {{ e.after | figure }} |
+| {{ e.against }} → {{ e.stage }}: {{ e.metric }}, {{ e.slice }} | {{ e.before | figure }} | {{ e.after | figure }} |
 {% endfor %}
 {% endif %}
 
