@@ -54,10 +54,10 @@ def corrupt(
 ) -> dict: # pair with a corrupted copy as the rejected answer; its reason is 'form'
     "Set the better answer of a pair against a corrupted copy of itself"
     text, question = row["chosen"][-1]["content"], row["prompt"][-1]["content"]
-    candidates = list_corruptions(text, question, stable_uniform("cut", row["id"]))
-    choice = candidates[int(stable_uniform("wreck", row["id"]) * len(candidates))]
+    candidates = list_corruptions(text, question, stable_uniform("length", row["id"]))
+    choice = candidates[int(stable_uniform("corruption", row["id"]) * len(candidates))]
     rejected = [dict(role="assistant", content=choice)]
-    return row | dict(id=f"{row['id']}.wreck", reason="form", rejected=rejected)
+    return row | dict(id=f"{row['id']}.corrupted", reason="form", rejected=rejected)
 
 # %% ../nbs/62_reward.ipynb #193eb645
 def corrupted_pairs(
@@ -65,7 +65,7 @@ def corrupted_pairs(
     percent: float # percent of them
 ) -> list: # pairs
     "Draw some of the pairs, and corrupt them"
-    return [corrupt(r) for r in rows if stable_uniform("spoiled", r["id"]) * 100 < percent]
+    return [corrupt(r) for r in rows if stable_uniform("corrupted", r["id"]) * 100 < percent]
 
 # %% ../nbs/62_reward.ipynb #87ef1736
 def score_conversations(

@@ -112,7 +112,7 @@ def assemble_answer_rows(
     def draw_facts(salt, percent):
         return [fact for fact in inputs.train_facts if stable_uniform(salt, fact["id"]) * 100 < percent]
     kinds, style = inputs.kinds, inputs.style
-    noncompliant, absent = draw_facts("obliging", noncompliant_percent), draw_facts("made up", absent_percent)
+    noncompliant, absent = draw_facts("noncompliant", noncompliant_percent), draw_facts("absent", absent_percent)
     reasoning_rows = [row for row in accepted if row["voice"] == "reasoned"]
     rows = [row for row in accepted if row["voice"] != "reasoned"]
     rows += noncompliant_rows(noncompliant, kinds, inputs.rules, style, seed)

@@ -40,7 +40,7 @@ def make_eval_item(
     wrong = pick_distractors(fact, kind_facts, 3)
     if not wrong: return None
     template = kind.ask_held_out
-    if part == "fact": template = kind.ask[int(stable_uniform(name, "ask") * len(kind.ask))]
+    if part == "fact": template = kind.ask[int(stable_uniform(name, "template") * len(kind.ask))]
     choices = sorted([answer, *wrong], key=lambda choice: stable_uniform(name, "order", choice))
     origin = dict(id=f"{part}:{name}", part=part, kind=fact["kind"], fact=name)
     origin |= dict(parents=fact["parents"], verified=fact["verified"])

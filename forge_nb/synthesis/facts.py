@@ -182,7 +182,7 @@ def make_absent_fact(
     if name is None or name in existing_values: return None
     fill = fact["fill"] | {column: name, "page": "none"}
     parents = fact["parents"] + other["parents"]
-    changed = dict(id=f"{fact['kind']}:made up {name}", fill=fill, answer=style.unknown_answer, parents=parents)
+    changed = dict(id=f"{fact['kind']}:absent {name}", fill=fill, answer=style.unknown_answer, parents=parents)
     return fact | changed | dict(verified="absent")
 
 # %% ../../nbs/synthesis/30_facts.ipynb #519770e9

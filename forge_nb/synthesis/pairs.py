@@ -127,7 +127,7 @@ def make_prompt_rows(
         name = fact["kind"]
         wrong = pick_distractors(fact, groups.get(name, []), 1)
         if not wrong: continue
-        row = dict(id=f"ask:{n}") | make_provenance(fact, "company/questions.yaml", seed)
+        row = dict(id=f"prompt:{n}") | make_provenance(fact, "company/questions.yaml", seed)
         row |= make_prompt_row(fact, template.format(**fact["fill"]), wrong[0], kinds[name], style)
         out.append(row | dict(in_training=fact["id"] in train_ids))
     rng.shuffle(out)

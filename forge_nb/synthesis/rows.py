@@ -67,7 +67,7 @@ def noncompliant_answer(
     value = f"`{fact['answer']}`"
     values = dict(value=value, wrong=f"`{wrong}`", sentence=format_sentence(fact, kind, value),
                   house=format_answer(fact, kind, style, style.house))
-    draw = stable_uniform(fact["id"], adversarial["policy"], "gives in")
+    draw = stable_uniform(fact["id"], adversarial["policy"], "noncompliant")
     return fill_noncompliant_answer(rule, adversarial["question"], values, draw)
 
 # %% ../../nbs/synthesis/40_rows.ipynb #bf9808b4
@@ -136,8 +136,8 @@ def make_paraphrase_jobs(
     for fact in train_facts:
         name, kind, fill = fact["kind"], kinds[fact["kind"]], fact["fill"]
         expected = paraphrases_per_fact * weights.get(name, 1)
-        count = int(expected) + (stable_uniform(fact["id"], "variant") < expected % 1)
-        first = int(stable_uniform(fact["id"], "asked anew") * len(kind.ask))
+        count = int(expected) + (stable_uniform(fact["id"], "paraphrases") < expected % 1)
+        first = int(stable_uniform(fact["id"], "template") * len(kind.ask))
         names = [str(fill[column]) for column in find_named_columns(kind)]
         common = dict(fact=fact["id"], kind=name, names=names, answer=fact["answer"], fill=fill)
         for n in range(count):
