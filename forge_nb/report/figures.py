@@ -190,7 +190,7 @@ def show_loss_mask(
     "Show which tokens are trained"
     from html import escape
     from IPython.display import HTML
-    colours = {1: "background:#c7efc7;color:#000", 0: "background:#eee;color:#777"}
+    colours = {1: "background:#c7efc7;color:#000", 0: "background:#eee;color:#555"}
     spans = [f"<span style='{colours[is_trained]};border-right:1px solid #fff'>{escape(token)}</span>"
              for token, is_trained in zip(tokens, mask)]
     return HTML(f"<div style='font-family:monospace;white-space:pre-wrap'>{''.join(spans)}</div>")

@@ -88,7 +88,7 @@ STYLE = """
 * { box-sizing: border-box; }
 html { color-scheme: light dark; -webkit-text-size-adjust: 100%; }
 body { margin: 0; background: var(--ground); color: var(--text); font: 16px/1.55 system-ui, sans-serif; }
-main { max-width: 60rem; margin: 0 auto; padding: 1rem 1.1rem 4rem; overflow-wrap: break-word; }
+main { max-width: 66rem; margin: 0 auto; padding: 1rem 1.1rem 4rem; overflow-wrap: break-word; }
 nav { display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; padding: .7rem 0; border-bottom: 1px solid var(--line); }
 nav, footer { font-size: .9rem; color: var(--faint); }
 a { color: var(--link); }
@@ -99,7 +99,7 @@ blockquote { margin: 0 0 1rem; color: var(--faint); font-size: 1.08rem; }
 .anchor-link { display: none; }
 table { display: block; width: max-content; max-width: 100%; overflow-x: auto; border-collapse: collapse;
   margin: .8rem 0; font-size: .88rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: left !important; vertical-align: top; }
+th, td { padding: .3rem .45rem; border-bottom: 1px solid var(--line); text-align: left !important; vertical-align: top; }
 th { background: var(--box); font-weight: 600; }
 pre { overflow-x: auto; background: var(--box); border: 1px solid var(--line); border-radius: 6px;
   padding: .7rem .8rem; font-size: .82rem; line-height: 1.45; margin: .6rem 0; }
