@@ -7,19 +7,19 @@ pytest.register_assert_rewrite("copies")
 from copies import COMMIT, OFFLINE, ROOT, Copy, locked, sibling
 
 
+PAGE = "docs/faq/admin.txt"  # a page of the training split, of which a table of facts speaks
+
+
 def plant_duplicate(copy: Copy) -> dict:
-    "Put a near-duplicate of a page that is trained on into data/, and name the page in a table of facts"
-    with open(copy.root/"artifacts/curate/documents/train.jsonl", encoding="utf-8") as f:
-        documents = map(json.loads, f)
-        page = next(d["source"] for d in documents if d["kind"] == "docs" and len(d["text"]) > 3000)
-    text, table = (copy.root/"data"/page).read_text(encoding="utf-8"), copy.root/"data"/"facts"/"objects.csv"
+    "Put a near-duplicate of PAGE into data/, and name PAGE in a row of the table that named another page"
+    text, table = (copy.root/"data"/PAGE).read_text(encoding="utf-8"), copy.root/"data"/"facts"/"objects.csv"
     (copy.root/"data"/"docs"/"zz old copy.txt").write_text(text.replace(" the ", " a ", 1), encoding="utf-8")
     first, *rest = table.read_text(encoding="utf-8").splitlines(keepends=True)
     number = next(n for n, row in enumerate(rest) if ",class," in row and ",docs/" in row)
     old = next(cell for cell in rest[number].split(",") if cell.startswith("docs/"))
-    rest[number] = rest[number].replace(old, page)
+    rest[number] = rest[number].replace(old, PAGE)
     table.write_text("".join([first, *rest]), encoding="utf-8")
-    return dict(page=page, text=text, row=number + 2)
+    return dict(page=PAGE, text=text, row=number + 2)
 
 
 @pytest.fixture(scope="session")
@@ -35,10 +35,9 @@ def chain(tmp_path_factory, worker_id) -> Copy:
             shutil.rmtree(folder, ignore_errors=True)
             copy.root.mkdir(parents=True)
             copy.__init__(copy.root)
-            copy("python -m forge_nb.core.runner profile tiny && dvc repro -q curate")
             planted = plant_duplicate(copy)
-            copy(f"python -m forge_nb.core.runner adopt && dvc add -q data && {OFFLINE} dvc repro && git add -A && "
-                 f"{COMMIT} -m tiny && git tag shipped")
+            copy("python -m forge_nb.core.runner profile tiny && python -m forge_nb.core.runner adopt && dvc add -q data && "
+                 f"{OFFLINE} dvc repro && git add -A && {COMMIT} -m tiny && git tag shipped")
             (folder/"planted.json").write_text(json.dumps(planted), encoding="utf-8")
     copy.__dict__ |= json.loads((folder/"planted.json").read_text(encoding="utf-8"))
     return copy

@@ -28,10 +28,11 @@ def test_chain_leaves_everything(tiny):
 
 
 def test_models_load_with_plain_transformers_and_hold_no_pickle(tiny):
-    for name in ("pretrain", "sft", "dpo", "rlhf", "rl", "distill"):
-        code = f"from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; m = M.from_pretrained('artifacts/{name}/model'); t = T.from_pretrained('artifacts/{name}/model'); " \
-               "assert m.get_input_embeddings().num_embeddings == len(t); print(t.apply_chat_template([dict(role='user', content='x')], tokenize=False, add_generation_prompt=True))"
-        assert "<|user|>x<|assistant|>" in tiny(f'python -c "{code}"')
+    names = ("pretrain", "sft", "dpo", "rlhf", "rl", "distill")
+    code = "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T\nfor path in sys.argv[1:]:\n m, t = M.from_pretrained(path), T.from_pretrained(path); " \
+           "assert m.get_input_embeddings().num_embeddings == len(t); print(t.apply_chat_template([dict(role='user', content='x')], tokenize=False, add_generation_prompt=True))"
+    said = tiny(f'python -c "import sys; {code}" ' + " ".join(f"artifacts/{name}/model" for name in names))
+    assert said.count("<|user|>x<|assistant|>") == len(names)
     files = [p.name for p in (tiny.root/"artifacts").rglob("*") if p.is_file()]
     assert "model.safetensors" in files and not [f for f in files if Path(f).suffix not in (".safetensors", ".json", ".jsonl", ".jinja", ".csv", ".yaml", ".md", ".parquet", "")]
 
@@ -77,14 +78,14 @@ def test_prose_reruns_tangle_alone(tiny):
 
 
 def test_parameter_reruns_its_stage_and_what_follows_and_reverting_restores(tiny):
-    before, weights = (tiny.root/"dvc.lock").read_text(encoding="utf-8"), (tiny.root/"artifacts/sft/model/model.safetensors").read_bytes()
-    swap(tiny.root/"params.yaml", "learning_rate: 0.005", "learning_rate: 0.006")
-    assert tiny.executed(tiny("dvc repro")) == ["tangle", *TUNED, "evaluate", "card"]
-    assert (tiny.root/"artifacts/sft/model/model.safetensors").read_bytes() != weights
+    before, weights = (tiny.root/"dvc.lock").read_text(encoding="utf-8"), (tiny.root/"artifacts/rl/model/model.safetensors").read_bytes()
+    swap(tiny.root/"params.yaml", "learning_rate: 0.0003", "learning_rate: 0.0006")
+    assert tiny.executed(tiny("dvc repro")) == ["tangle", "rl", "distill", "evaluate", "card"]
+    assert (tiny.root/"artifacts/rl/model/model.safetensors").read_bytes() != weights
     tiny("git checkout -q params.yaml")
     said = tiny("dvc repro")
-    assert not set(tiny.executed(said)) - {"tangle"} and "Stage 'sft' is cached" in said
-    assert (tiny.root/"dvc.lock").read_text(encoding="utf-8") == before and (tiny.root/"artifacts/sft/model/model.safetensors").read_bytes() == weights
+    assert not set(tiny.executed(said)) - {"tangle"} and "Stage 'rl' is cached" in said
+    assert (tiny.root/"dvc.lock").read_text(encoding="utf-8") == before and (tiny.root/"artifacts/rl/model/model.safetensors").read_bytes() == weights
     assert not tiny("git status --porcelain")
 
 
@@ -125,10 +126,16 @@ def test_a_failing_stage_names_its_cause(tiny, cause, line, words):
     field = line.split(":")[0]
     old = next(row for row in (tiny.root/"params.yaml").read_text(encoding="utf-8").splitlines() if row.strip().startswith(f"{field}:"))
     swap(tiny.root/"params.yaml", old.strip(), line)
-    said = tiny("dvc repro pretrain", rc=None)
+    said = tiny("python -m forge_nb.core.runner pretrain", rc=2)
     error = [row for row in said.splitlines() if row.startswith("error: ")]
     assert len(error) == 1 and all(w in error[0] for w in words), said
     assert "Traceback" not in said
+    tiny("git checkout -q params.yaml && git diff --exit-code")
+
+
+def test_a_failing_stage_ends_the_pipeline_and_the_way_back_restores_its_results(tiny):
+    swap(tiny.root/"params.yaml", "  depth: 1", "  depth: 0")
+    assert "`pretrain.depth` is 0" in tiny("dvc repro pretrain", rc=None)
     tiny("git checkout -q params.yaml && dvc repro && git diff --exit-code")
 
 
@@ -144,9 +151,11 @@ def test_a_failing_stage_names_its_cause(tiny, cause, line, words):
 def test_bad_input_of_a_tuning_stage_is_a_sentence_and_leaves_its_results(tiny, stage, file, old, new, words):
     save_model(build_model(letters := train_tokenizer(["abc"] * 9, 285), ModelShape(num_hidden_layers=1, hidden_size=64, intermediate_size=64, context_length=64)), letters, tiny.root/"other")
     before = {p: p.read_bytes() for p in (tiny.root/"artifacts"/stage).rglob("*") if p.is_file()}
+    kept = (tiny.root/file).read_bytes()
     swap(tiny.root/file, old, new)
     said = tiny(f"python -m forge_nb.core.runner {stage}", rc=2)
     error = [row for row in said.splitlines() if row.startswith("error: ")]
     assert len(error) == 1 and all(w in error[0] for w in words) and "Traceback" not in said, said
     assert {p: p.read_bytes() for p in (tiny.root/"artifacts"/stage).rglob("*") if p.is_file()} == before
-    tiny("rm -r other && git checkout -q . && dvc repro && git diff --exit-code")
+    (tiny.root/file).unlink(); (tiny.root/file).write_bytes(kept)
+    tiny("rm -r other && git diff --exit-code")

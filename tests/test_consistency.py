@@ -13,7 +13,7 @@ from forge_nb.core.project import ROOT, all_params, load_params, read_stages
 BOOKS = tangle.list_notebooks()  # module → path
 NB = {name: nbformat.read(path, 4) for name, path in BOOKS.items()}
 STAGES = {name.rpartition(".")[2]: name for name, nb in NB.items() if any(map(tangle.is_parameters, nb.cells))}  # stage → module
-DVC = read_stages(ROOT)[0]
+DVC = read_stages(ROOT)
 PARAMS = all_params(ROOT)
 MODULES = {name: (ROOT/"forge_nb"/tangle.module_file(name)).read_text(encoding="utf-8") for name in BOOKS}
 

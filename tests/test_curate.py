@@ -132,8 +132,9 @@ def fails(data, rank, world_size):
     raise ValueError("broken step")
 
 
+@pytest.mark.slow
 def test_ray_gives_the_same(curated, tmp_path, monkeypatch):
-    "The whole stage on a local Ray cluster of two workers, and a step that fails there"
+    "Proves: the whole stage on a local Ray cluster of two workers, and a step that fails there"
     ray = pytest.importorskip("ray")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     try:

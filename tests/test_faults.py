@@ -22,8 +22,8 @@ def test_parameters(mend, old, new, words):
 
 
 def test_altered_missing_and_new_data_stop_the_pipeline_and_leave_results(mend):
-    mend("dvc repro curate")
-    before = (mend.root/"artifacts/curate/documents/train.jsonl").read_bytes()
+    mend("dvc repro ingest")
+    before = (mend.root/"artifacts/ingest/metrics.json").read_bytes()
     page = mend.root/"data/docs/index.txt"
     text = page.read_text(encoding="utf-8")
     page.write_text(text + "an afterthought\n", encoding="utf-8")
@@ -35,8 +35,8 @@ def test_altered_missing_and_new_data_stop_the_pipeline_and_leave_results(mend):
     fails_with(mend, "dvc repro", "data/docs/a new page.txt is new", "make adopt")
     mend("git checkout data.dvc && dvc checkout --force data.dvc")  # the remedy that the message names
     assert page.read_text(encoding="utf-8") == text and not (mend.root/"data/docs/a new page.txt").exists()
-    assert (mend.root/"artifacts/curate/documents/train.jsonl").read_bytes() == before
-    assert "Stage 'curate' didn't change" in mend("dvc repro curate")
+    assert (mend.root/"artifacts/ingest/metrics.json").read_bytes() == before
+    assert "Stage 'ingest' didn't change" in mend("dvc repro ingest")
     mend("git checkout -q data.dvc")
 
 
@@ -64,12 +64,12 @@ def test_your_own_folder(mend, tmp_path):
     fails_with(mend, "dvc repro curate", "data/ is not ready", "megabytes of text", "section `assess`")
     params = mend.root/"params.yaml"
     params.write_text(params.read_text(encoding="utf-8").replace("min_megabytes: 0.5 ", "min_megabytes: 0.001 "), encoding="utf-8")
-    mend("dvc repro curate")
+    mend("dvc repro assess")
     mine = mend.root/"data/docs/page 1 é.md"
     mine.write_text("# Machine 1\n\nMended by hand, and not to be lost.\n", encoding="utf-8")
     fails_with(mend, "python -m forge_nb.data.default_company", "data/docs/page 1 é.md was altered", "make adopt")
     assert "Mended by hand" in mine.read_text(encoding="utf-8")
-    mend("python -m forge_nb.core.runner adopt && dvc add -q data && dvc repro curate")
+    mend("python -m forge_nb.core.runner adopt && dvc add -q data && dvc repro ingest")
     mend("rm -rf data")
     fails_with(mend, "python -m forge_nb.data.default_company", "data.dvc records data of yours")
     mend("dvc checkout -q data.dvc")

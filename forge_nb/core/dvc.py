@@ -71,7 +71,7 @@ def list_completed_studies(
     root: Path # root folder of the project
 ) -> list: # stages
     "List the studies that were made here"
-    graph, _ = read_stages(root, existing_only=True)
+    graph = read_stages(root, existing_only=True)
     return [name for name, stage in graph.items() if "wdir" in stage]
 
 # %% ../../nbs/core/20_dvc.ipynb #5fa72008
@@ -79,7 +79,7 @@ def list_stale_stages(
     root: Path # root folder of the project
 ) -> list: # stages, sorted
     "List the stages that DVC would run again"
-    graph, _ = read_stages(root, existing_only=True)
+    graph = read_stages(root, existing_only=True)
     studies = list_completed_studies(root)
     stale = read_status(root) | (read_status(root/"studies", *studies) if studies else set())
     return sorted(stale & set(graph))

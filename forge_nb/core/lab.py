@@ -58,7 +58,7 @@ def prepare_interactive_run(
     from forge_nb.core.runner import read_stage_parameters
     from forge_nb.core.tangle import list_notebooks, page_of_stage, read_notebook
     page = read_notebook(list_notebooks()[page_of_stage(name)])
-    stage, parameters = read_stages(ROOT)[0].get(name, {}), read_stage_parameters(name, page)
+    stage, parameters = read_stages(ROOT).get(name, {}), read_stage_parameters(name, page)
     is_study = "wdir" in stage  # it reads what `sft` and the stages before it made
     require_inputs(ROOT, stage.get("deps", []), "sft" if is_study else name)
     lines, folder = apply_parameters(namespace, parameters), ROOT/"runs"/"lab"/name

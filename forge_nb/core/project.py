@@ -7,8 +7,9 @@ __all__ = ['ROOT', 'OFFLINE_ENVIRONMENT', 'Invalid', 'NotFound', 'RunFailed', 'f
            'remove_path', 'display_path', 'read_text', 'find_conflict_line', 'write_json', 'describe_json_error',
            'read_json', 'write_jsonl', 'read_jsonl', 'write_csv', 'read_csv', 'hash_text', 'hash_file', 'hash_weights',
            'parse_yaml', 'load_params', 'all_params', 'name_parameter', 'parse_dvc_lock', 'rebase_stage_paths',
-           'read_stages', 'pin', 'make_environment', 'run_git', 'describe_machine', 'describe_run', 'log', 'Progress',
-           'make_checkpoint_folder', 'stable_uniform', 'explain_disk_error', 'run_cli']
+           'read_stages', 'read_recorded_stages', 'pin', 'make_environment', 'run_git', 'describe_machine',
+           'describe_run', 'log', 'Progress', 'make_checkpoint_folder', 'stable_uniform', 'explain_disk_error',
+           'run_cli']
 
 # %% ../../nbs/core/00_project.ipynb #7d371df8
 import errno, hashlib, json, os, platform, random, re, shutil, subprocess, sys, time
@@ -288,20 +289,29 @@ def rebase_stage_paths(
 def read_stages(
     root: Path, # root folder of the project
     existing_only: bool = False # whether studies that were not made here are left out
-) -> tuple: # stages of dvc.yaml, stages of dvc.lock
-    "Read dvc.yaml and dvc.lock, those of studies/ behind them, with paths from the root"
-    graph, lock_stages = {}, {}
-    is_made = lambda stage: all((root/out).exists() for out in stage["outs"])
+) -> dict: # stage → its definition
+    "Read dvc.yaml, that of studies/ behind it, with paths from the root"
+    graph, is_made = {}, lambda stage: all((root/out).exists() for out in stage["outs"])
     for folder in ("", "studies"):
         if not (root/folder/"dvc.yaml").exists(): continue
         wdir = dict(wdir=folder) if folder else {}
         for name, definition in load_params(root/folder/"dvc.yaml")["stages"].items():
             stage = rebase_stage_paths(definition, folder) | wdir
             if not folder or not existing_only or is_made(stage): graph[name] = stage
+    return graph
+
+# %% ../../nbs/core/00_project.ipynb #09c9ec4d
+def read_recorded_stages(
+    root: Path, # root folder of the project
+    graph: dict # stages of `read_stages`
+) -> dict: # stage → what dvc.lock records of it
+    "Read dvc.lock, that of studies/ behind it, with paths from the root"
+    recorded = {}
+    for folder in ("", "studies"):
         if not (path := root/folder/"dvc.lock").exists(): continue
         for name, stage in parse_dvc_lock(read_text(path), display_path(path)).items():
-            if name in graph: lock_stages[name] = rebase_stage_paths(stage, folder)
-    return graph, lock_stages
+            if name in graph: recorded[name] = rebase_stage_paths(stage, folder)
+    return recorded
 
 # %% ../../nbs/core/00_project.ipynb #8801cb11
 def pin(

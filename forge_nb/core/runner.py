@@ -287,7 +287,7 @@ def run_stage(
     name: str # stage: the name of its notebook and of its section in params.yaml
 ):
     "Execute a stage's notebook into reports/, with its parameters, and log the run"
-    graph, _ = read_stages(ROOT)
+    graph = read_stages(ROOT)
     stage, module = find_stage(name, graph), page_of_stage(name)
     code, page = check_exports(module), list_notebooks()[module]
     parameters = read_stage_parameters(name, read_notebook(page))

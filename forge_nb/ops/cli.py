@@ -323,7 +323,7 @@ def sweep_verb(
 ):
     "Search over parameters of any stage; each trial is a DVC experiment. The same command again goes on where it was."
     from forge_nb.ops import sweep as page
-    stages = {name: stage for name, stage in read_stages(ROOT)[0].items() if "wdir" not in stage}
+    stages = {name: stage for name, stage in read_stages(ROOT).items() if "wdir" not in stage}
     with hold_verb_lock("sweep"):
         found = page.sweep(axes, load_params(ROOT/"params.yaml"), stages, num_trials=trials, metric=metric,
                            name=name, prune=prune, log=make_line_printer(as_json))

@@ -138,7 +138,7 @@ def cycle(
     initial_scores = scores = read_jsonl(path)
     params = load_params(ROOT/"params.yaml")
     weights, rounds = parse_paraphrase_weights(params["synth"].pop("paraphrase_weights"), kinds), []
-    state_hash, reason = hash_pipeline(read_stages(ROOT)[0], params), f"{num_rounds} rounds were asked for"
+    state_hash, reason = hash_pipeline(read_stages(ROOT), params), f"{num_rounds} rounds were asked for"
     for number in range(1, num_rounds + 1):
         if not (weak_kinds := find_weak_kinds(scores, checkpoint)):
             reason = "no slice is below the average beyond noise"

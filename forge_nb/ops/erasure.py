@@ -18,8 +18,8 @@ from typing import Literal
 
 from ..core.dvc import (build_pipeline, list_artifact_hashes, list_completed_studies, list_stale_stages,
                                parse_data_hash, run_dvc, trace_downstream)
-from ..core.project import (Invalid, NotFound, RunFailed, atomic, read_json, read_stages, remove_path,
-                                   run_git, write_json)
+from ..core.project import (Invalid, NotFound, RunFailed, atomic, read_json, read_recorded_stages, read_stages,
+                                   remove_path, run_git, write_json)
 from .inventory import (NearDuplicate, collect_duplicates, collect_fact_rows, describe_raw_file,
                                     drop_csv_rows, find_unique_ngrams, inventory, list_raw_files, locate_file,
                                     make_target, match_fact_rows, read_csv_text, read_curated, read_texts,
@@ -199,7 +199,8 @@ def start_journal(
 ) -> dict: # journal
     "Write the journal, the last moment at which nothing has been touched"
     import numpy as np
-    graph, lock = read_stages(root, existing_only=True)
+    graph = read_stages(root, existing_only=True)
+    lock = read_recorded_stages(root, graph)
     files = {r.path for r in erasure_plan.removed}
     sources = {d["source"] for d in inventory(root) if d["file"] in files}
     ngrams, shared, mentioned = compare_with_remaining(root, files, sources)
@@ -422,7 +423,8 @@ def forget(
     proof = Proof(**prove_erasure(root, journal), up_to_date=not list_stale_stages(root))
     write_json(journal_path(root), journal)
     check_proof(proof)
-    graph, lock = read_stages(root, existing_only=True)
+    graph = read_stages(root, existing_only=True)
+    lock = read_recorded_stages(root, graph)
     receipt = build_receipt(journal, list_artifact_hashes(graph, lock), read_uncached_files(graph, root), proof,
                             list_remaining_copies(root))
     return write_receipt(root, receipt)
@@ -433,7 +435,8 @@ def list_affected_artifacts(
     erasure_plan: ErasurePlan # files and rows that go
 ) -> tuple: # stages that may run; artifacts that they make
     "List what `dvc repro` may make again after an erasure"
-    graph, lock = read_stages(root, existing_only=True)
+    graph = read_stages(root, existing_only=True)
+    lock = read_recorded_stages(root, graph)
     start = [f"data/{r.path}" for r in erasure_plan.removed]
     start += [f"data/facts/{f.table}" for f in erasure_plan.facts]
     may_run = [s["stage"] for s in trace_downstream(graph, lock, start, follow_metrics=True)]

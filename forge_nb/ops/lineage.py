@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..core.dvc import parse_out_hash, read_cached_rows, trace_downstream
-from ..core.project import read_stages, run_git
+from ..core.project import read_recorded_stages, read_stages, run_git
 from .inventory import (NearDuplicate, collect_duplicates, collect_fact_rows, describe_raw_file,
                                     get_page_name, inventory, resolve_targets)
 from pydantic import BaseModel, Field
@@ -137,7 +137,8 @@ def lineage(
     target: dict # target of `resolve_targets`
 ) -> dict: # facts: table → numbers of rows, reached: outs with stage and files, rows: file → match
     "Follow a document through dvc.yaml, row by row where rows say where they come from"
-    graph, lock = read_stages(root, existing_only=True)
+    graph = read_stages(root, existing_only=True)
+    lock = read_recorded_stages(root, graph)
     sources = {d["source"] for d in target["documents"]} | {target["source"]}
     facts, pages, matches = collect_fact_rows(root, sources), {get_page_name(s) for s in sources}, {}
     tracked_names = sources | {d["id"] for d in target["documents"] if d["id"]}

@@ -151,7 +151,7 @@ def search_traces(
     "Search everything downstream"
     found = dict(ids=0, paths=0, ngrams=0, files=0, bytes=0)
     traces, unreadable = [], []
-    for path in list_output_files(root, read_stages(root)[0]):
+    for path in list_output_files(root, read_stages(root)):
         name, texts = path.relative_to(root).as_posix(), extract_texts(path)
         if texts is None:
             unreadable.append(name)

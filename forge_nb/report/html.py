@@ -99,7 +99,8 @@ blockquote { margin: 0 0 1rem; color: var(--faint); font-size: 1.08rem; }
 .anchor-link { display: none; }
 table { display: block; width: max-content; max-width: 100%; overflow-x: auto; border-collapse: collapse;
   margin: .8rem 0; font-size: .88rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .45rem; border-bottom: 1px solid var(--line); text-align: left !important; vertical-align: top; }
+th, td { padding: .3rem .45rem; border-bottom: 1px solid var(--line); text-align: left !important;
+  vertical-align: top; }
 th { background: var(--box); font-weight: 600; }
 pre { overflow-x: auto; background: var(--box); border: 1px solid var(--line); border-radius: 6px;
   padding: .7rem .8rem; font-size: .82rem; line-height: 1.45; margin: .6rem 0; }
@@ -210,7 +211,7 @@ def find_first_output(
 # %% ../../nbs/report/25_html.ipynb #b6d18ea5
 def list_reports() -> dict: # path of the executed notebook by stage, in running order
     "List the reports that are there, those of studies behind the pipeline's"
-    stages = read_stages(ROOT)[0]
+    stages = read_stages(ROOT)
     paths = {name: ROOT/stage.get("wdir", "")/"reports"/f"{name}.ipynb" for name, stage in stages.items()}
     found = {name: path for name, path in paths.items() if path.exists()}
     folders = [ROOT/"reports", ROOT/"studies"/"reports"]
@@ -278,7 +279,7 @@ def render_index(
 ) -> str: # HTML of the index
     "Render the index of all reports"
     from jinja2 import Template
-    parts, stages = {"Pipeline": [], "Studies": [], "Runs that failed": []}, read_stages(ROOT)[0]
+    parts, stages = {"Pipeline": [], "Studies": [], "Runs that failed": []}, read_stages(ROOT)
     for name, path in reports.items():
         stage = stages.get(name, {})
         part = "Studies" if "wdir" in stage else "Pipeline" if stage else "Runs that failed"

@@ -128,7 +128,7 @@ def render_results() -> str: # docs/RESULTS.md as it should be
     def smollm2(metric, key, **where):
         return citations.cite("results/smollm2.csv", key, ".0%", metric=metric, slice="all", **where)
     effects, open_model = (read_table(ROOT/"results"/name) for name in ("effects.csv", "smollm2.csv"))
-    stages = {name: stage for name, stage in read_stages(ROOT)[0].items() if "wdir" not in stage}
+    stages = {name: stage for name, stage in read_stages(ROOT).items() if "wdir" not in stage}
     return render(
         read_text(ROOT/"docs"/"templates"/"RESULTS.md"), "docs/templates/RESULTS.md", citations, smollm2=smollm2,
         effects=format_effects(effects), open_model=format_effects(open_model[open_model["slice"] == "all"]),

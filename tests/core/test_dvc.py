@@ -80,6 +80,7 @@ def test_studies_are_whole_as_they_stand(little):
 @pytest.mark.parametrize("form", ["dvc exp run -n trial", "dvc exp run --temp -n trial",
                                   pytest.param("dvc exp run --queue -n trial", marks=pytest.mark.slow)])
 def test_experiments_in_every_form(tidy, form):
+    "Proves: an experiment in place, beside the tree or in a queue is shown, compared, applied and branched"
     assert order(tidy) == 4
     tidy(f"{form} -S ngram.order=2")
     if "--queue" in form:
@@ -115,9 +116,9 @@ def test_readme_names_the_narrow_forms():
     assert "dvc exp show --only-changed" in text and "dvc dag --md" in text
 
 
-@pytest.mark.parametrize("kind", ["hardlink", "symlink"])
+@pytest.mark.parametrize("kind", [pytest.param("hardlink", marks=pytest.mark.slow), "symlink"])
 def test_links_that_dvc_makes_are_data(little, tmp_path, kind):
-    "A second clone on a shared cache: the same bytes when all runs again, and the cache left as it was"
+    "Proves: a second clone on a shared cache gives the same bytes when all runs again, and the cache left as it was"
     other = another(little, tmp_path, kind)
     page = other.root/"data/docs/howto/index.txt"
     assert page.is_symlink() if kind == "symlink" else page.stat().st_nlink > 1

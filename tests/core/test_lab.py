@@ -184,7 +184,7 @@ def test_a_study_by_hand_writes_beside_its_artifacts_too(begun):
 def test_forget_searches_what_was_made_by_hand(begun):
     begun("python -c \"from forge_nb.core.lab import prepare_interactive_run as go; go('ngram', {}); open('artifacts/ngram/text', 'w').close()\"")
     code = "from forge_nb.ops.receipt import list_output_files, is_regenerable; from forge_nb.core.project import ROOT, read_stages; " \
-           "print([is_regenerable(n) for p in list_output_files(ROOT, read_stages(ROOT)[0]) if (n := p.relative_to(ROOT).as_posix()) == 'runs/lab/ngram/artifacts/ngram/text'])"
+           "print([is_regenerable(n) for p in list_output_files(ROOT, read_stages(ROOT)) if (n := p.relative_to(ROOT).as_posix()) == 'runs/lab/ngram/artifacts/ngram/text'])"
     assert begun(f'python -c "{code}"').strip() == "[True]"
 
 
@@ -214,7 +214,7 @@ def test_run_all_on_every_stage_of_the_chain(tiny, tmp_path_factory):
         for name in STAGES:
             if name == "continued": continue  # needs `make base`
             run_by_hand(running, name)
-            made = tiny.root/"runs"/"lab"/name/("studies" if "wdir" in read_stages(tiny.root)[0][name] else "")/"artifacts"/name
+            made = tiny.root/"runs"/"lab"/name/("studies" if "wdir" in read_stages(tiny.root)[name] else "")/"artifacts"/name
             assert (made/"metrics.json").exists()
             if (tiny.root/"reports"/f"{name}.ipynb").exists() and files(made) != files(tiny.root/"artifacts"/name): differ.append(name)
     finally: running.close()

@@ -54,8 +54,8 @@ def test_every_bench_bound_that_is_missed_has_a_reason():
 # ---- checkpoints
 
 def test_pipeline_lists_every_checkpoint():
-    check_pipeline(load_checkpoints(ROOT/"config"/"checkpoints.yaml"), read_stages(ROOT)[0]["evaluate"]["deps"])
-    assert "config/checkpoints.yaml" in read_stages(ROOT)[0]["evaluate"]["deps"]
+    check_pipeline(load_checkpoints(ROOT/"config"/"checkpoints.yaml"), read_stages(ROOT)["evaluate"]["deps"])
+    assert "config/checkpoints.yaml" in read_stages(ROOT)["evaluate"]["deps"]
 
 
 def test_a_checkpoint_is_one_entry(tmp_path, monkeypatch):
@@ -118,7 +118,7 @@ def measured(tmp_path):
 def render_card(artifacts, **changed):
     params = load_params(ROOT/"params.yaml")
     params["shared"] |= changed
-    return card_page.card(artifacts, ROOT/"company"/"card.yaml", read_stages(ROOT)[0], params, max_rows=8, out=artifacts/"card")
+    return card_page.card(artifacts, ROOT/"company"/"card.yaml", read_stages(ROOT), params, max_rows=8, out=artifacts/"card")
 
 
 def front_matter(text): return yaml.safe_load(text.split("---\n")[1])
@@ -180,7 +180,7 @@ def written(tmp_path, monkeypatch):
     "The pages of a made project with two reports and one that failed"
     monkeypatch.setattr(html, "ROOT", tmp_path)
     stages = dict(pretrain=dict(desc="a <model>", deps=[]), sft=dict(desc="answers", deps=[]))
-    monkeypatch.setattr(html, "read_stages", lambda root: (stages, {}))
+    monkeypatch.setattr(html, "read_stages", lambda root: stages)
     (tmp_path/"reports").mkdir()
     for name in ("pretrain", "sft", "dpo.failed"): nbformat.write(make_report(name), tmp_path/"reports"/f"{name}.ipynb")
     paths = html.write_html_reports()

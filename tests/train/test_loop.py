@@ -55,8 +55,9 @@ def stopped(running) -> str:
     return "".join(said) + running.communicate(timeout=HANG)[0]
 
 
-@pytest.mark.parametrize("given", [dict(), dict(optimizer="adamw"), dict(num_experts=4), dict(micro_batch_size=2)], ids=str)
+@pytest.mark.parametrize("given", [dict(), dict(num_experts=4), pytest.param(dict(optimizer="adamw"), marks=pytest.mark.slow), pytest.param(dict(micro_batch_size=2), marks=pytest.mark.slow)], ids=str)
 def test_terminated_anywhere_and_resumed_gives_the_same_bits(tiny, tmp_path, given):
+    "Proves: a run that is ended by SIGTERM and called again gives the weights and the curve of one that was not"
     whole, parts = result(start(tiny, tmp_path/"whole", **given)), tmp_path/"parts"
     running = start(tiny, parts, **given)
     said = stopped(running)
@@ -64,7 +65,9 @@ def test_terminated_anywhere_and_resumed_gives_the_same_bits(tiny, tmp_path, giv
     assert result(start(tiny, parts, **given)) == whole
 
 
+@pytest.mark.slow
 def test_killed_anywhere_and_resumed_gives_the_same_bits(tiny, tmp_path):
+    "Proves: a run that is killed several times, also while it writes a checkpoint, gives the weights of one that was not"
     whole, parts, killed = result(start(tiny, tmp_path/"whole", threads=2)), tmp_path/"parts", 0
     for moment in (0., .2, .4, .6):
         running = start(tiny, parts, threads=2, checkpoint_seconds=0.)  # a checkpoint after each step, so that some kill meets one half-written
@@ -93,8 +96,9 @@ def test_two_processes_learn_what_one_learns(tiny, tmp_path, sharding):
     assert one[0] - one[1] > .1, "nothing was learned, so nothing was compared"
 
 
-@pytest.mark.parametrize("before, after", [(1, 2), (2, 1)])
+@pytest.mark.parametrize("before, after", [pytest.param(1, 2, marks=pytest.mark.slow), (2, 1)])
 def test_a_checkpoint_resumes_with_another_count_of_processes(tiny, tmp_path, before, after):
+    "Proves: what one count of processes wrote, another goes on with, to the same loss"
     whole = curve(result(start(tiny, tmp_path/"whole", sharding="fsdp", **halves(1))))
     running = start(tiny, tmp_path/"parts", sharding="fsdp", **halves(before))
     said = stopped(running)
@@ -112,7 +116,9 @@ def test_rows_that_processes_cannot_share(tiny, tmp_path):
     assert running.returncode and "3 rows in a batch cannot be shared evenly by 2 processes" in said, said
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_a_sentence_and_the_run_goes_on(tiny):
+    "Proves: a worker process that is killed ends the stage with one sentence, and the next call goes on from its checkpoint"
     set_to = lambda old, new: (tiny.root/"params.yaml").write_text((tiny.root/"params.yaml").read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
     set_to("num_processes: 1", "num_processes: 2"); set_to("  max_steps: 30", "  max_steps: 300")
     try:
