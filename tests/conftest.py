@@ -62,15 +62,17 @@ def mend(bare):
     bare("git checkout -q . && git clean -fdq && dvc checkout -q --force data.dvc")
 
 
-# Order: files go to workers whole. The one that makes the chain comes first, those that wait for it last.
+# Order: files go to workers whole. The one that makes the chain comes first, then those that take longest, last the
+# short ones, so that all workers end together.
 
-FIRST = "test_chain.py"
+LONGEST = ["test_chain.py", "test_tangle.py", "test_cli.py", "test_dvc.py", "test_faults.py", "test_loop.py"]
 
 
 def pytest_collection_modifyitems(items):
-    "Files whose tests need the chain go to the end, all but the first"
+    "Order files by what they take; of the rest, those that need the chain come later"
     needs = {i.path for i in items if {"chain", "tiny"} & set(i.fixturenames)}
-    items.sort(key=lambda i: (i.path.name != FIRST, i.path in needs))
+    place = {name: n for n, name in enumerate(LONGEST)}
+    items.sort(key=lambda i: (place.get(i.path.name, len(LONGEST)), i.path in needs))
 
 
 # The record of the slow tier: what passed, and the hash of the code that it proves.
@@ -79,9 +81,10 @@ RECORD = ROOT/"results"/"slow.csv"
 FIELDS = ["test", "outcome", "date", "code", "proves"]
 
 
-def code_hash() -> str:
-    "Hash of the package, the pipeline and the tests"
-    files = [*(ROOT/"forge_nb").rglob("*.py"), *(ROOT/"tests").rglob("*.py"), ROOT/"dvc.yaml", ROOT/"params.yaml"]
+def code_hash(test: str) -> str:
+    "Hash of what a test proves: the package and the pipeline, with the test's file and what it shares with others"
+    tests = [ROOT/test.split("::")[0], ROOT/"tests"/"conftest.py", ROOT/"tests"/"copies.py"]
+    files = [*(ROOT/"forge_nb").rglob("*.py"), *tests, ROOT/"dvc.yaml", ROOT/"params.yaml"]
     digest = hashlib.sha256()
     for path in sorted(files): digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
@@ -93,9 +96,6 @@ def read_record() -> dict:
     with open(RECORD, newline="", encoding="utf-8") as f: return {r["test"]: r for r in csv.DictReader(f)}
 
 
-def pytest_configure(config): config.slow = {}
-
-
 def pytest_itemcollected(item):
     item.user_properties.append(("proves", (item.function.__doc__ or "").strip().split("\n")[0]))
     item.user_properties.append(("slow", item.get_closest_marker("slow") is not None))
@@ -104,16 +104,16 @@ def pytest_itemcollected(item):
 def pytest_terminal_summary(terminalreporter, config):
     "After a run of the slow tier, write what passed and failed to results/slow.csv"
     if hasattr(config, "workerinput") or config.option.markexpr != "slow": return
-    record, code, date = read_record(), code_hash(), time.strftime("%Y-%m-%d")
+    record, date = read_record(), time.strftime("%Y-%m-%d")
     for outcome in ("passed", "failed", "error"):
         for report in terminalreporter.stats.get(outcome, []):
             said = dict(getattr(report, "user_properties", []))
             if not said.get("slow"): continue
-            record[report.nodeid] = dict(test=report.nodeid, outcome=outcome, date=date, code=code, proves=said["proves"])
+            record[report.nodeid] = dict(test=report.nodeid, outcome=outcome, date=date, code=code_hash(report.nodeid), proves=said["proves"])
     if not record: return
     RECORD.parent.mkdir(exist_ok=True)
     with open(RECORD, "w", newline="", encoding="utf-8") as f:
         table = csv.DictWriter(f, FIELDS, lineterminator="\n")
         table.writeheader()
         table.writerows(record[k] for k in sorted(record))
-    terminalreporter.write_line(f"results/slow.csv: {len(record)} slow tests on record, those of this run with code {code}")
+    terminalreporter.write_line(f"results/slow.csv: {len(record)} slow tests on record")

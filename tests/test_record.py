@@ -26,7 +26,7 @@ def test_the_record_of_the_slow_tier_says_what_it_proves():
     failed = [test for test, row in record.items() if row["outcome"] != "passed"]
     assert not failed, f"results/slow.csv holds failures: {failed}; mend them, then `make test-slow`"
     never = sorted(known - {test.split("[")[0] for test in record})
-    stale = sorted(test for test, row in record.items() if row["code"] != code_hash())
+    stale = sorted(test for test, row in record.items() if row["code"] != code_hash(test))
     if never or stale: warnings.warn(f"results/slow.csv: {len(stale)} of {len(record)} rows prove other code than this, {len(never)} "
                                      f"slow tests were never recorded ({', '.join(never[:3])} …); `make test-slow` before a release", stacklevel=2)
 
