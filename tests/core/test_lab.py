@@ -6,7 +6,7 @@ from urllib.request import Request, urlopen
 import nbformat
 import pytest
 import websocket
-from copies import ENV, Copy
+from copies import ENV, HANG, Copy
 from forge_nb.core import tangle
 from forge_nb.core.project import read_stages
 
@@ -43,7 +43,7 @@ class Lab:
         cells = [c for c in self.ask(f"/api/contents/{path}")["content"]["cells"] if c["cell_type"] == "code"]
         session = self.ask("/api/sessions", dict(path=path, name=Path(path).name, type="notebook", kernel=dict(name="python3")))
         place, shown = f"ws://{self.at}/api/kernels/{session['kernel']['id']}/channels?session_id={uuid.uuid4().hex}", []
-        socket = websocket.create_connection(place, header=["Authorization: token t"], timeout=900)
+        socket = websocket.create_connection(place, header=["Authorization: token t"], timeout=HANG)
         try:
             for cell in cells:
                 text, error = execute(socket, cell["source"])

@@ -1,11 +1,11 @@
 "Reasoning effort: a served model honours it, a run again gives the same bytes, and bad input is a sentence"
-import hashlib, json, socket, subprocess, sys, time, urllib.error, urllib.request
+import hashlib, json, socket, subprocess, sys, urllib.error, urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from copies import ENV
+from copies import ENV, HANG, wait_for
 
 from forge_nb.studies import effort as page
 from forge_nb.train.model import load_model, save_model
@@ -48,11 +48,12 @@ def server(toy, tmp_path):
     with open(tmp_path/"log", "w", encoding="utf-8") as log: running = subprocess.Popen(line, env=ENV | dict(HF_HOME=str(tmp_path/"home"), OMP_NUM_THREADS="1"), stdout=log, stderr=log)
     def ask(**more):
         body = json.dumps(dict(messages=[dict(role="user", content=SUM)], max_tokens=80) | more).encode()
-        return json.load(urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/v1/chat/completions", body, {"Content-Type": "application/json"}), timeout=60))
+        return json.load(urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/v1/chat/completions", body, {"Content-Type": "application/json"}), timeout=HANG))
+    def healthy():
+        try: return urllib.request.urlopen(f"http://127.0.0.1:{port}/health")
+        except OSError: return None
     try:
-        for _ in range(300):
-            try: urllib.request.urlopen(f"http://127.0.0.1:{port}/health"); break
-            except OSError: assert running.poll() is None, (tmp_path/"log").read_text(encoding="utf-8"); time.sleep(.2)
+        wait_for(healthy, running, pause=.2)
         yield ask
     finally: running.kill(); running.wait()
 

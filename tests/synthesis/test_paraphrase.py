@@ -40,7 +40,7 @@ def good(question, _): return chat(f"Could you tell me: {question}")
 
 
 def ask(url, folder, **how):
-    config = dict(teacher="endpoint", model="", url=url, name="m", key="TEST_TEACHER_KEY", temperature=1., parallel=3, timeout=5.)
+    config = dict(teacher="endpoint", model="", url=url, name="m", key="TEST_TEACHER_KEY", temperature=1., parallel=3, timeout=60.)
     return paraphrase_with_endpoint(JOBS, ParaphraseConfig(**config | how), seed=0, folder=folder)
 
 
