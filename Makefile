@@ -49,7 +49,7 @@ run: data  ## environment, data, the whole pipeline; ends with the results
 studies: data base  ## comparisons and extensions beside the pipeline, a DVC project of their own: studies/dvc.yaml
 	@dvc repro sft && cd studies && dvc repro
 
-test: data  ## every test, whole files at a time on as many cores as there are, four at most
+test: data  ## the tests that CI runs, whole files at a time on as many cores as there are, four at most
 	@OMP_NUM_THREADS=1 python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-slow: data  ## what is too slow for every commit: long random walks, kills, browsers

@@ -28,8 +28,8 @@ def run_timed(
     env = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHONPATH")}
     start = time.monotonic()
     result = subprocess.run(["bash", "-c", command], cwd=cwd, env=env, capture_output=True, encoding="utf-8")
-    said = f"{result.stdout[-3000:]}\n{result.stderr[-3000:]}"
-    if result.returncode: raise SystemExit(f"{said}\nerror: `{command}` failed in {cwd}")
+    streams = f"{result.stdout[-3000:]}\n{result.stderr[-3000:]}"
+    if result.returncode: raise SystemExit(f"{streams}\nerror: `{command}` failed in {cwd}")
     return time.monotonic() - start, result.stdout
 
 # %% ../../nbs/bench/20_bench.ipynb #57d1b203
@@ -276,7 +276,7 @@ def format_baseline(
 def run_baseline(
     clone: Path, # folder of the clone
     *arguments # words for `python -m forge_nb.bench.baselines`
-) -> dict: # what it prints
+) -> dict: # result that the module prints as JSON
     "Run one baseline in a process of its own"
     return run_module(clone, "forge_nb.bench.baselines", *arguments)
 

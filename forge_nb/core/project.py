@@ -42,6 +42,7 @@ def find_root(
 ) -> Path: # absolute folder
     "Find the nearest folder from `start` upwards that holds dvc.yaml and params.yaml"
     for folder in (start.resolve(), *start.resolve().parents):
+        if folder.name == "studies" and (folder.parent/"dvc.yaml").exists(): continue  # a project's part, not a project
         present = [name for name in ("dvc.yaml", "params.yaml") if (folder/name).exists()]
         if len(present) == 2: return folder
         if present == ["dvc.yaml"] and (folder/"nbs").is_dir():
@@ -158,13 +159,12 @@ def read_jsonl(
     path: Path # file to read
 ) -> list: # dicts, in the file's order
     "Read one JSON object a line; a line that is none is named"
-    rows = []
-    with open(path, newline="\n", encoding="utf-8") as f:
-        for n, line in enumerate(f, 1):
-            try: rows.append(json.loads(line))
-            except json.JSONDecodeError as e:
-                fault = describe_json_error(e, "a JSON object", n)
-                raise Invalid(f"{path}, {fault}; mend or remove that line") from None
+    rows, lines = [], read_text(path).removesuffix("\n").split("\n")
+    for n, line in enumerate(lines if lines != [""] else (), 1):
+        try: rows.append(json.loads(line))
+        except json.JSONDecodeError as e:
+            fault = describe_json_error(e, "a JSON object", n)
+            raise Invalid(f"{display_path(path)}, {fault}; mend or remove that line") from None
     return rows
 
 # %% ../../nbs/core/00_project.ipynb #2c850b60
@@ -185,8 +185,8 @@ def read_csv(
     path: Path # file to read
 ) -> list: # dicts of text, one a row
     "Read the rows of a CSV file with a header, as text"
-    import csv
-    with open(path, newline="", encoding="utf-8") as f: return list(csv.DictReader(f))
+    import csv, io
+    return list(csv.DictReader(io.StringIO(read_text(path), newline="")))
 
 # %% ../../nbs/core/00_project.ipynb #5fa7e011
 def hash_text(

@@ -231,8 +231,8 @@ def find_name_fault(
         first = f"let its first code cell be `#| default_exp {place}`"
         return f"says nowhere which module it makes; {first}" if place else ""
     if module in makers:
-        both = f"and {makers[module]} both make forge_nb/{module_file(module)}"
-        return f"{both}; delete one of them, or change its `#| default_exp`"
+        clash = f"and {makers[module]} both make forge_nb/{module_file(module)}"
+        return f"{clash}; delete one of them, or change its `#| default_exp`"
     if not all(map(str.isidentifier, module.split("."))):
         return f"makes the module `{module}`, which Python cannot import; use letters, digits and _"
     if not place:
