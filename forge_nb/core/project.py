@@ -6,10 +6,10 @@
 __all__ = ['ROOT', 'OFFLINE_ENVIRONMENT', 'Invalid', 'NotFound', 'RunFailed', 'find_root', 'check_package', 'atomic',
            'remove_path', 'display_path', 'read_text', 'find_conflict_line', 'write_json', 'describe_json_error',
            'read_json', 'write_jsonl', 'read_jsonl', 'write_csv', 'read_csv', 'hash_text', 'hash_file', 'hash_weights',
-           'parse_yaml', 'load_params', 'all_params', 'name_parameter', 'parse_dvc_lock', 'rebase_stage_paths',
-           'read_stages', 'read_recorded_stages', 'pin', 'make_environment', 'run_git', 'describe_machine',
-           'describe_run', 'log', 'Progress', 'make_checkpoint_folder', 'stable_uniform', 'explain_disk_error',
-           'run_cli']
+           'check_merged', 'parse_yaml', 'load_params', 'all_params', 'name_parameter', 'parse_dvc_lock',
+           'rebase_stage_paths', 'read_stages', 'read_recorded_stages', 'pin', 'make_environment', 'run_git',
+           'describe_machine', 'describe_run', 'log', 'Progress', 'make_checkpoint_folder', 'stable_uniform',
+           'explain_disk_error', 'run_cli']
 
 # %% ../../nbs/core/00_project.ipynb #7d371df8
 import errno, hashlib, json, os, platform, random, re, shutil, subprocess, sys, time
@@ -214,6 +214,16 @@ def hash_weights(
     if len(files) == 1: return hash_file(files[0])
     return hash_text("".join(f"{hash_file(f)}  {f.name}\n" for f in files))
 
+# %% ../../nbs/core/00_project.ipynb #79e294fc
+def check_merged(
+    text: str, # text of a YAML file
+    name: str # file's name, for messages
+):
+    "Stop with one sentence at the conflict marks of a merge"
+    if line := find_conflict_line(text):
+        remedy = ", then `dvc repro`, which writes it anew" if name.endswith("dvc.lock") else ""
+        raise Invalid(f"{name}, line {line}: conflict marks of a merge; keep one side and delete the marks{remedy}")
+
 # %% ../../nbs/core/00_project.ipynb #a2275ee6
 def parse_yaml(
     text: str, # YAML 1.2
@@ -222,9 +232,7 @@ def parse_yaml(
     "Parse YAML with DVC's library; a fault is one sentence with its line"
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
-    if line := find_conflict_line(text):
-        remedy = ", then `dvc repro`, which writes it anew" if name.endswith("dvc.lock") else ""
-        raise Invalid(f"{name}, line {line}: conflict marks of a merge; keep one side and delete the marks{remedy}")
+    check_merged(text, name)
     try: return YAML(typ="safe", pure=True).load(text)
     except MarkedYAMLError as e:
         hint = "YAML is indented with blanks, not tabs" if "'\\t'" in str(e.problem) else "mend the YAML there"
