@@ -92,7 +92,7 @@ def test_bad_rows_are_refused_before_a_model_is_loaded(made, tmp_path, monkeypat
 def test_less_than_a_pass(made, tmp_path, monkeypatch):
     said = tune(made, tmp_path, monkeypatch, num_train_epochs=.3, replay_percent=0.)
     assert said["replay_windows"] == 0 and len(read_json(tmp_path/"mask.json")) == 3
-    with pytest.raises(Invalid, match="`num_train_epochs` is 0.001"): tune(made, tmp_path/"no", monkeypatch, num_train_epochs=.001)
+    with pytest.raises(Invalid, match="`sft.num_train_epochs` is 0.001"): tune(made, tmp_path/"no", monkeypatch, num_train_epochs=.001)
 
 
 def test_forgetting_and_standing_still_fail(made, tmp_path, monkeypatch):
