@@ -474,7 +474,7 @@ class Walk:
 
 def test_a_random_walk_of_edits_leaves_the_package_as_exported(mend, tmp_path):
     walk = Walk(mend, 3)
-    for _ in range(8):
+    for _ in range(5):
         move = walk.step()
         mend("dvc repro -q tangle")
         assert package(mend.root) == exported(mend.root, tmp_path/"x"), move
