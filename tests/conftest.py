@@ -80,7 +80,8 @@ def read_record() -> dict:
 
 
 def pytest_itemcollected(item):
-    item.user_properties.append(("proves", (item.function.__doc__ or "").strip().split("\n")[0]))
+    name = item.function.__name__.removeprefix("test_").replace("_", " ")
+    item.user_properties.append(("proves", (item.function.__doc__ or name).strip().split("\n")[0]))
     item.user_properties.append(("slow", item.get_closest_marker("slow") is not None))
 
 
