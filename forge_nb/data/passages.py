@@ -9,10 +9,9 @@ __all__ = ['STEMMERS', 'VOWEL_SIGNS', 'UNSPACED', 'TOKEN', 'UNSPACED_RUN', 'PART
            'make_passage', 'split_document', 'format_row', 'read_groups', 'find_groups', 'intersect_groups',
            'read_table_passages', 'make_document_passages', 'choose_language', 'Index', 'make_matrix', 'build_index',
            'restrict', 'find_term_ids', 'rank_scores', 'check_query', 'embed_texts', 'fuse_rankings', 'rank_passages',
-           'search', 'hash_passages', 'describe_versions', 'save_index', 'check_manifest', 'load_index', 'hash_folder',
-           'index_bare_folder', 'FoundPassage', 'SearchAnswer', 'answer_query', 'format_search']
+           'search', 'describe_versions', 'save_index', 'check_manifest', 'load_index']
 
-# %% ../../nbs/data/90_passages.ipynb #13c163c3
+# %% ../../nbs/data/90_passages.ipynb #00d8dc81
 import json, re, unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
@@ -21,17 +20,11 @@ from functools import lru_cache
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, Field
-
 from ..core.project import (Invalid, NotFound, atomic, display_path, hash_file, hash_text, read_csv, read_json,
                                    read_jsonl, write_json, write_jsonl)
 from ..core.settings import Texts, load_settings
-from .documents import format_reject
-from .pii import mask_pii
-from .readers import list_sources, read_documents
 
 # %% ../../nbs/data/90_passages.ipynb #ff764c54
 STEMMERS = dict(
@@ -448,23 +441,16 @@ def search(
     found = [rank_passages(index, query, k, groups, vector) for query, vector in zip(queries, vectors)]
     return [[index.passages[n] | dict(score=score) for n, score in ranked] for ranked in found]
 
-# %% ../../nbs/data/90_passages.ipynb #9d1f0a00
-def hash_passages(
-    passages: list # passages
-) -> str: # 16 hex digits
-    "Hash what an index is over: its passages and who may read them"
-    return hash_text("\n".join(json.dumps(passage, ensure_ascii=False) for passage in passages))[:16]
-
 # %% ../../nbs/data/90_passages.ipynb #a4c55dce
 def describe_versions() -> dict: # hash of the analysis, versions of libraries
     "Describe what must be the same when an index is read as when it was written"
     return dict(format=1, analyzer=hash_analyzer(), bm25s=version("bm25s"))
 
-# %% ../../nbs/data/90_passages.ipynb #640c015f
+# %% ../../nbs/data/90_passages.ipynb #f90cf3e3
 def save_index(
     index: Index, # index
     folder: Path # folder to write to, whole or not at all
-):
+) -> str: # hash of the passages and of who may read them
     "Write an index as plain files, with a manifest"
     with atomic(folder) as temporary:
         temporary.mkdir()
@@ -476,9 +462,10 @@ def save_index(
         np.save(temporary/"term_ids.npy", flat, allow_pickle=False)
         if index.vectors is not None: np.save(temporary/"vectors.npy", index.vectors, allow_pickle=False)
         files = {path.name: hash_file(path) for path in sorted(temporary.iterdir())}
-        facts = dict(corpus=hash_passages(index.passages), passages=len(index.passages))
-        model = dict(embedding_model=index.embedding_model)
-        write_json(temporary/"manifest.json", describe_versions() | facts | model | dict(files=files))
+        content = dict(corpus=files["passages.jsonl"][:16], passages=len(index.passages),
+                       embedding_model=index.embedding_model, files=files)
+        write_json(temporary/"manifest.json", describe_versions() | content)
+    return content["corpus"]
 
 # %% ../../nbs/data/90_passages.ipynb #3b8b6bbb
 def check_manifest(
@@ -515,82 +502,3 @@ def load_index(
     vectors = np.load(path, allow_pickle=False) if path.exists() else None
     passages = read_jsonl(folder/"passages.jsonl")
     return Index(passages, term_ids, matrix.vocab_dict, matrix, vectors, manifest["embedding_model"])
-
-# %% ../../nbs/data/90_passages.ipynb #c51ed87d
-def hash_folder(
-    folder: Path, # folder with documents
-    settings: dict # what else decides the index
-) -> str: # 16 hex digits
-    "Hash names, sizes and times of a folder's files"
-    stats = [(source, (folder/source).lstat()) for source in list_sources(folder)]
-    files = [[source, stat.st_size, stat.st_mtime_ns] for source, stat in stats]
-    return hash_text(json.dumps([files, settings, describe_versions()]))[:16]
-
-# %% ../../nbs/data/90_passages.ipynb #3fadd723
-def index_bare_folder(
-    folder: Path, # folder with documents
-    out: Path, # folder that keeps the index
-    pii_kinds: list, # kinds of personal data to mask
-    max_characters: int # characters of a passage, at most
-) -> tuple: # index; rejects, what could not be read
-    "Read, mask and index a folder; an index that is up to date is loaded"
-    state = hash_folder(folder, dict(pii=pii_kinds, max_characters=max_characters))
-    if (out/"state.json").exists() and read_json(out/"state.json") == state:
-        return load_index(out/"index"), read_jsonl(out/"unreadable.jsonl")
-    documents, rejects = [], []
-    for document, reject in read_documents(folder, list_sources(folder), templates={}, strict=False):
-        if reject: rejects.append(reject)
-        else: documents.append(document | dict(text=mask_pii(document["text"], pii_kinds)[0]))
-    language = choose_language(documents)
-    index = build_index(make_document_passages(documents, {}, language, max_characters))
-    save_index(index, out/"index")
-    write_jsonl(out/"unreadable.jsonl", rejects)
-    write_json(out/"state.json", state)
-    return index, rejects
-
-# %% ../../nbs/data/90_passages.ipynb #6de54395
-class FoundPassage(BaseModel, extra="forbid"):
-    "A passage that was found"
-    id: str = Field(description="id that an answer cites")
-    source: str = Field(description="path of the document or table")
-    line: int = Field(description="line of the source in which it begins")
-    title: str = Field(description="where it stands in the source")
-    text: str = Field(description="the passage, whole")
-    score: float = Field(description="how well it fits; compares within this answer alone")
-
-# %% ../../nbs/data/90_passages.ipynb #b10c1ec8
-class SearchAnswer(BaseModel, extra="forbid"):
-    "Passages for a query: the answer of `forge search --json`"
-    verb: Literal["search"] = "search"
-    query: str = Field(description="question or words")
-    passages: list[FoundPassage] = Field(description="best first")
-    unreadable: list[str] = Field([], description="files of a bare folder that could not be read, with the reason")
-
-# %% ../../nbs/data/90_passages.ipynb #734872d3
-def answer_query(
-    index: Index, # index
-    query: str, # question or words
-    k: int, # passages wanted
-    groups: list, # names of the caller's groups
-    rejects: list = () # what could not be read of a bare folder
-) -> SearchAnswer: # answer
-    "Search, and stop where nothing is found"
-    [found] = search(index, [query], k, groups)
-    if not found: raise NotFound(f"no passage holds a word of {query.strip()[:60]!r}; try other words")
-    shown = [{name: passage[name] for name in FoundPassage.model_fields} for passage in found]
-    return SearchAnswer(query=query, passages=shown, unreadable=[*map(format_reject, rejects)])
-
-# %% ../../nbs/data/90_passages.ipynb #d50045fa
-def format_search(
-    answer: SearchAnswer, # answer for programs
-    max_characters: int = 400 # characters of a passage that are shown
-) -> str: # lines for people
-    "Write the passages for people, best first"
-    lines = []
-    for n, passage in enumerate(answer.passages, 1):
-        left = len(passage.text) - max_characters
-        lines += [f"{n}. {passage.title}", f"   {passage.source}, line {passage.line}, passage {passage.id}"]
-        lines += [f"   | {line}" for line in passage.text[:max_characters].splitlines()]
-        if left > 0: lines += [f"   … {left:,} more characters"]
-    if answer.unreadable: lines += ["", f"{len(answer.unreadable)} could not be read:", *answer.unreadable]
-    return "\n".join(lines)
