@@ -300,7 +300,7 @@ def make_matrix(
     matrix.index((term_ids, vocabulary), create_empty_token=False, show_progress=False)
     return matrix
 
-# %% ../../nbs/data/90_passages.ipynb #1c34b757
+# %% ../../nbs/data/90_passages.ipynb #fc91ce40
 def build_index(
     passages: list, # passages, in an order that stays
     base: Index = None # index over the first of them, whose analysis is taken over
@@ -312,7 +312,7 @@ def build_index(
         terms = analyze(passage["title"]) * 2 + analyze(passage["text"])
         term_ids.append([vocabulary.setdefault(term, len(vocabulary)) for term in terms])
     if not vocabulary: raise Invalid(
-        "there is no passage to index; `curate` kept no document with a letter in it, and data/facts has no row")
+        "there is no passage to index: no document holds a letter or a digit, and no table a row; add some")
     return Index(passages, term_ids, vocabulary, make_matrix(term_ids, vocabulary))
 
 # %% ../../nbs/data/90_passages.ipynb #7695cd4a
@@ -355,13 +355,15 @@ def rank_scores(
         found = found[scores[found] >= lowest]
     return found[np.argsort(-scores[found], kind="stable")][:k]
 
-# %% ../../nbs/data/90_passages.ipynb #d3ab122d
+# %% ../../nbs/data/90_passages.ipynb #1a02b934
 def check_query(
     query: str, # question or words
     k: int # passages wanted
 ):
     "Stop with one sentence when there is nothing to search for"
     if k < 1: raise Invalid(f"k is {k}; ask for at least one passage")
+    try: query.encode()
+    except UnicodeEncodeError: raise Invalid("the query is no valid Unicode; write it again as UTF-8") from None
     if not query.strip(): raise Invalid("the query is empty; write a question or a few words")
     if not TOKEN.search(query): raise Invalid(f"the query {query.strip()[:40]!r} holds no letter and no digit; "
                                               "write a question or a few words")
