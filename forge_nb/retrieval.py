@@ -53,24 +53,24 @@ def build_indices(
         train.embedding_model = live.embedding_model = embedding_model
     return dict(train=train, live=live)
 
-# %% ../nbs/18_retrieval.ipynb #89477b43
+# %% ../nbs/18_retrieval.ipynb #47ea4520
 def make_questions(
     known_facts: list, # facts of `load_facts`
     kinds: dict, # kinds of question by name
     num_questions: int # facts of each kind
-) -> list: # dicts: kind, question, answer, table, line, key
+) -> list: # dicts: kind, question, answer, table, row (table and line), key
     "Ask about the first facts of each kind, in every phrasing"
     questions = []
     for name, kind in kinds.items():
         for fact in [fact for fact in known_facts if fact["kind"] == name][:num_questions]:
-            table, _, line = fact["parents"][0].rpartition(":")
+            row = fact["parents"][0]
             key = " ".join(fact["fill"][column] for column in kind.key)
-            asked = dict(kind=name, answer=fact["answer"], table=table, line=int(line), key=key)
+            asked = dict(kind=name, answer=fact["answer"], table=kind.table, row=row, key=key)
             questions += [asked | dict(question=phrasing.format(**fact["fill"]))
                           for phrasing in (*kind.ask, kind.ask_held_out)]
     return questions
 
-# %% ../nbs/18_retrieval.ipynb #635c6bdc
+# %% ../nbs/18_retrieval.ipynb #9f3757cd
 def matches_question(
     passage: dict, # passage that was found
     question: dict # question of `make_questions`
@@ -80,9 +80,8 @@ def matches_question(
         is_page = re.sub(r"^docs/|\.\w+$", "", passage["source"]) == question["answer"]
         shown = passage["title"] + "\n" + passage["text"].replace("``", "")
         return dict(answer=is_page, source=is_page and question["key"] in shown)
-    is_row = Path(passage["source"]).name == question["table"] and passage["line"] == question["line"]
     holds = re.search(rf"(?<!\w){re.escape(question['answer'])}(?!\w)", passage["text"])
-    return dict(answer=bool(holds), source=is_row)
+    return dict(answer=bool(holds), source=question["row"] in passage["parents"])
 
 # %% ../nbs/18_retrieval.ipynb #1c6eeb1f
 DEPTHS = (1, 3, 5, 10)  # passages among which the answer is looked for

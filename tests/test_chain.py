@@ -9,7 +9,7 @@ from forge_nb.tokenizer import train_tokenizer
 from forge_nb.train.architecture import ModelShape, build_model
 
 TUNED = "sft dpo reward rlhf rl distill".split()
-STAGES = ["ingest", "assess", "curate", "synth", "tokenizer", "ngram", "pretrain", *TUNED, "evaluate", "card"]
+STAGES = ["ingest", "assess", "curate", "retrieval", "synth", "tokenizer", "ngram", "pretrain", *TUNED, "evaluate", "card"]
 
 
 def swap(path: Path, old: str, new: str):

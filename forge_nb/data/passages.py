@@ -145,19 +145,21 @@ def join_pieces(
 # %% ../../nbs/data/90_passages.ipynb #000ab456
 EVERYONE = "everyone"  # group to which every reader belongs
 
-# %% ../../nbs/data/90_passages.ipynb #e74bd07c
+# %% ../../nbs/data/90_passages.ipynb #fb1c22b3
 def make_passage(
     source: str, # path of the document or table
     line: int, # line of the source in which it begins
     title: str, # where it stands in the source
     text: str, # what is shown
     language: str, # ISO 639 code, for the stemmer
-    groups: list = None # names of the groups that may read it; None is everyone
+    groups: list = None, # names of the groups that may read it; None is everyone
+    parents: list = () # table and line of a row, as "parts.csv:3"
 ) -> dict: # passage
     "Make a passage with its id"
     passage_id = hash_text(f"{source}\n{text}")[:12]
     groups = [EVERYONE] if groups is None else sorted(groups)
-    return dict(id=passage_id, source=source, line=line, title=title, text=text, language=language, groups=groups)
+    return dict(id=passage_id, source=source, line=line, parents=[*parents], title=title, text=text,
+                language=language, groups=groups)
 
 # %% ../../nbs/data/90_passages.ipynb #fd367bb8
 def split_document(
@@ -222,7 +224,7 @@ def intersect_groups(
     limits = [set(groups) for groups in group_lists if EVERYONE not in groups]
     return sorted(set.intersection(*limits)) if limits else [EVERYONE]
 
-# %% ../../nbs/data/90_passages.ipynb #547b9aa6
+# %% ../../nbs/data/90_passages.ipynb #6b490c96
 def read_table_passages(
     tables: Path, # folder with CSV files
     key_columns: dict, # file name → columns that name a row
@@ -230,17 +232,18 @@ def read_table_passages(
     language: str # ISO 639 code
 ) -> list: # passages, one a row
     "Read every row of every table as a passage"
-    passages = []
+    passages = {}
     for path in sorted(tables.glob("*.csv")):
         source = f"{tables.name}/{path.name}"
         table_groups = find_groups(source, patterns)
         for line, row in enumerate(read_csv(path), 2):
             keys = [row[column] for column in key_columns.get(path.name, []) if row.get(column)]
-            parents = [name for name in (row.get("document") or "").split(";") if name]
-            groups = intersect_groups(table_groups, *(find_groups(parent, patterns) for parent in parents))
-            title = " ".join(keys or [next(iter(row.values())) or ""])
-            passages.append(make_passage(source, line, title, format_row(path.stem, row), language, groups))
-    return passages
+            pages = [name for name in (row.get("document") or "").split(";") if name]
+            groups = intersect_groups(table_groups, *(find_groups(page, patterns) for page in pages))
+            title, text = " ".join(keys or [next(iter(row.values())) or ""]), format_row(path.stem, row)
+            passage = make_passage(source, line, title, text, language, groups, [f"{path.name}:{line}"])
+            passages.setdefault(passage["id"], passage)
+    return list(passages.values())
 
 # %% ../../nbs/data/90_passages.ipynb #67a83eec
 def make_document_passages(

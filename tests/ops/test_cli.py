@@ -42,7 +42,7 @@ def forgotten(asked, tmp_path_factory):
 
 def test_every_verb_explains_itself(bare):
     assert "whereis" in bare(FORGE) and "forget" in bare(f"{FORGE} --help")
-    for verb in ("whereis", "forget", "estimate", "sweep", "cycle", "schema"): assert "Example: forge " + verb in bare(f"{FORGE} {verb} --help")
+    for verb in ("whereis", "forget", "search", "estimate", "sweep", "cycle", "schema"): assert "Example: forge " + verb in bare(f"{FORGE} {verb} --help")
     for verb in ANSWER_MODELS: assert json.loads(bare(f"{FORGE} schema {verb}")) == answer_schema(verb)
 
 
@@ -99,7 +99,7 @@ def test_a_test_document_reached_evaluate_and_no_model(asked):
     page = next(d for d in rows(asked, "artifacts/curate/documents/test.jsonl") if d["source"] not in facts)
     [d] = ask(asked, f"whereis {page['source']}")["documents"]
     assert d["splits"] == {"test": 1} and d["models"] == [] and "no model" in d["summary"] and "held out" in d["summary"]
-    assert {r["stage"] for r in d["reached"]} - {"ingest"} == {"assess", "curate", "ngram", "evaluate"}
+    assert {r["stage"] for r in d["reached"]} - {"ingest"} == {"assess", "curate", "retrieval", "ngram", "evaluate"}
 
 
 def test_a_dropped_document_reached_nothing(asked):
@@ -144,7 +144,7 @@ def test_dry_run_changes_nothing(asked):
     before, status = fingerprints(asked), asked("git status --porcelain")
     answer = ask(asked, f"forget {asked.page} --dry-run")
     assert answer["state"] == "dry-run" and {r["path"] for r in answer["removed"]} == {asked.page, "docs/zz old copy.txt"}
-    assert set(answer["may_run"]) - {"ingest"} == {*"tangle assess curate tokenizer ngram synth pretrain evaluate card".split(), *TUNED}
+    assert set(answer["may_run"]) - {"ingest"} == {*"tangle assess curate retrieval tokenizer ngram synth pretrain evaluate card".split(), *TUNED}
     assert fingerprints(asked) == before and asked("git status --porcelain") == status
     kept = ask(asked, f"forget {asked.page} --dry-run --keep-duplicates")
     assert [r["path"] for r in kept["removed"]] == [asked.page] and kept["kept_duplicates"]
