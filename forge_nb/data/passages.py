@@ -11,19 +11,19 @@ __all__ = ['STEMMERS', 'VOWEL_SIGNS', 'UNSPACED', 'TOKEN', 'UNSPACED_RUN', 'PART
            'restrict', 'find_term_ids', 'rank_scores', 'check_query', 'embed_texts', 'fuse_rankings', 'rank_passages',
            'search', 'describe_versions', 'save_index', 'check_manifest', 'load_index']
 
-# %% ../../nbs/data/90_passages.ipynb #00d8dc81
+# %% ../../nbs/data/90_passages.ipynb #7061dd20
 import json, re, unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from ..core.project import (Invalid, NotFound, atomic, display_path, hash_file, hash_text, read_csv, read_json,
-                                   read_jsonl, write_json, write_jsonl)
+from ..core.project import (Invalid, NotFound, atomic, display_path, hash_file, hash_text, hash_weights,
+                                   read_csv, read_json, read_jsonl, write_json, write_jsonl)
 from ..core.settings import Texts, load_settings
 
 # %% ../../nbs/data/90_passages.ipynb #ff764c54
@@ -275,7 +275,7 @@ def choose_language(
     counts = Counter(d["language"] for d in documents if d["kind"] != "code" and d["language"] in STEMMERS)
     return min(counts, key=lambda language: (-counts[language], language), default="en")
 
-# %% ../../nbs/data/90_passages.ipynb #eb408025
+# %% ../../nbs/data/90_passages.ipynb #bd244dfa
 @dataclass
 class Index:
     "Passages, the terms of each, and the matrix that ranks them"
@@ -287,7 +287,7 @@ class Index:
     embedding_model: str = "" # folder of that model
     by_groups: dict = field(default_factory=dict) # groups → what `restrict` made for them
 
-    @property
+    @cached_property
     def groups(self) -> list: # names
         "List the groups that may read anything here"
         return sorted({group for passage in self.passages for group in passage["groups"]})
@@ -318,13 +318,13 @@ def build_index(
         "there is no passage to index: no document holds a letter or a digit, and no table a row; add some")
     return Index(passages, term_ids, vocabulary, make_matrix(term_ids, vocabulary))
 
-# %% ../../nbs/data/90_passages.ipynb #7695cd4a
+# %% ../../nbs/data/90_passages.ipynb #756c48bf
 def restrict(
     index: Index, # index over all passages
     groups: list # names of the caller's groups
 ) -> tuple: # numbers of the passages that they may read; matrix over those, or None without any; their languages
     "Find what a caller may read, and rank over that alone"
-    allowed = {EVERYONE, *groups}
+    allowed = {EVERYONE, *groups}.intersection(index.groups)  # names that nothing here knows make no entry
     key = tuple(sorted(allowed))
     if key not in index.by_groups:
         numbers = [n for n, passage in enumerate(index.passages) if allowed.intersection(passage["groups"])]
@@ -451,7 +451,7 @@ def describe_versions() -> dict: # hash of the analysis, versions of libraries
     "Describe what must be the same when an index is read as when it was written"
     return dict(format=1, analyzer=hash_analyzer(), bm25s=version("bm25s"))
 
-# %% ../../nbs/data/90_passages.ipynb #f90cf3e3
+# %% ../../nbs/data/90_passages.ipynb #d3cd4cb4
 def save_index(
     index: Index, # index
     folder: Path # folder to write to, whole or not at all
@@ -467,12 +467,13 @@ def save_index(
         np.save(temporary/"term_ids.npy", flat, allow_pickle=False)
         if index.vectors is not None: np.save(temporary/"vectors.npy", index.vectors, allow_pickle=False)
         files = {path.name: hash_file(path) for path in sorted(temporary.iterdir())}
-        content = dict(corpus=files["passages.jsonl"][:16], passages=len(index.passages),
-                       embedding_model=index.embedding_model, files=files)
-        write_json(temporary/"manifest.json", describe_versions() | content)
+        content = dict(corpus=files["passages.jsonl"][:16], passages=len(index.passages), files=files)
+        weights = hash_weights(Path(index.embedding_model)) if index.embedding_model else ""
+        model = dict(embedding_model=index.embedding_model, embedding_weights=weights)
+        write_json(temporary/"manifest.json", describe_versions() | model | content)
     return content["corpus"]
 
-# %% ../../nbs/data/90_passages.ipynb #3b8b6bbb
+# %% ../../nbs/data/90_passages.ipynb #7c3522f8
 def check_manifest(
     folder: Path, # folder of an index
     corpus: str = "" # hash of the passages that are expected; empty: any
@@ -490,6 +491,9 @@ def check_manifest(
         path = folder/name
         if not path.exists() or hash_file(path) != digest: raise Invalid(
             f"{display_path(path)} is not what the manifest beside it names; {remedy}")
+    model = manifest["embedding_model"]
+    if model and not (Path(model).is_dir() and hash_weights(Path(model)) == manifest["embedding_weights"]):
+        raise Invalid(f"{place}: its vectors are from other weights than those in {model}; {remedy}")
     return manifest
 
 # %% ../../nbs/data/90_passages.ipynb #2b720b7f
