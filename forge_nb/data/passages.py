@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['STEMMERS', 'VOWEL_SIGNS', 'UNSPACED', 'TOKEN', 'UNSPACED_RUN', 'PART', 'PROBE', 'UNDERLINED', 'HASH_HEADING',
-           'CODE_BLOCK', 'FENCE', 'EVERYONE', 'PROVENANCE', 'RANK_OFFSET', 'FUSED_CANDIDATES', 'split_name',
-           'split_token', 'make_analyzer', 'hash_analyzer', 'find_section_starts', 'cut_text', 'join_pieces',
-           'make_passage', 'split_document', 'format_row', 'read_groups', 'find_groups', 'intersect_groups',
-           'read_table_passages', 'make_document_passages', 'choose_language', 'Index', 'make_matrix', 'build_index',
-           'restrict', 'find_term_ids', 'rank_scores', 'check_query', 'embed_texts', 'fuse_rankings', 'rank_passages',
-           'search', 'describe_versions', 'save_index', 'check_manifest', 'load_index']
+           'CODE_BLOCK', 'FENCE', 'EVERYONE', 'PROVENANCE', 'K1', 'B', 'TITLE_WEIGHT', 'RANK_OFFSET',
+           'FUSED_CANDIDATES', 'split_name', 'split_token', 'make_analyzer', 'hash_analyzer', 'find_section_starts',
+           'cut_text', 'join_pieces', 'make_passage', 'split_document', 'format_row', 'read_groups', 'find_groups',
+           'intersect_groups', 'read_table_passages', 'make_document_passages', 'choose_language', 'Index',
+           'make_matrix', 'build_index', 'restrict', 'find_term_ids', 'rank_scores', 'check_query', 'embed_texts',
+           'fuse_rankings', 'rank_passages', 'search', 'describe_versions', 'save_index', 'check_manifest',
+           'load_index']
 
 # %% ../../nbs/data/90_passages.ipynb #7061dd20
 import json, re, unicodedata
@@ -292,18 +293,22 @@ class Index:
         "List the groups that may read anything here"
         return sorted({group for passage in self.passages for group in passage["groups"]})
 
-# %% ../../nbs/data/90_passages.ipynb #4d776cba
+# %% ../../nbs/data/90_passages.ipynb #7092bffc
+K1, B = 2.0, 0.9  # of BM25: weight of repeated terms, weight of a passage's length
+TITLE_WEIGHT = 2  # times that the title counts
+
+# %% ../../nbs/data/90_passages.ipynb #e4ce5d93
 def make_matrix(
     term_ids: list, # lists of numbers of terms, one a passage
     vocabulary: dict # term → number
 ): # bm25s.BM25
     "Compute the score of every term in every passage"
     import bm25s
-    matrix = bm25s.BM25()
+    matrix = bm25s.BM25(k1=K1, b=B)
     matrix.index((term_ids, vocabulary), create_empty_token=False, show_progress=False)
     return matrix
 
-# %% ../../nbs/data/90_passages.ipynb #fc91ce40
+# %% ../../nbs/data/90_passages.ipynb #37009504
 def build_index(
     passages: list, # passages, in an order that stays
     base: Index = None # index over the first of them, whose analysis is taken over
@@ -312,7 +317,7 @@ def build_index(
     vocabulary, term_ids = (dict(base.vocabulary), [*base.term_ids]) if base else ({}, [])
     for passage in passages[len(term_ids):]:
         analyze = make_analyzer(passage["language"])
-        terms = analyze(passage["title"]) * 2 + analyze(passage["text"])
+        terms = analyze(passage["title"]) * TITLE_WEIGHT + analyze(passage["text"])
         term_ids.append([vocabulary.setdefault(term, len(vocabulary)) for term in terms])
     if not vocabulary: raise Invalid(
         "there is no passage to index: no document holds a letter or a digit, and no table a row; add some")
@@ -446,10 +451,10 @@ def search(
     found = [rank_passages(index, query, k, groups, vector) for query, vector in zip(queries, vectors)]
     return [[index.passages[n] | dict(score=score) for n, score in ranked] for ranked in found]
 
-# %% ../../nbs/data/90_passages.ipynb #a4c55dce
+# %% ../../nbs/data/90_passages.ipynb #30c87e4b
 def describe_versions() -> dict: # hash of the analysis, versions of libraries
     "Describe what must be the same when an index is read as when it was written"
-    return dict(format=1, analyzer=hash_analyzer(), bm25s=version("bm25s"))
+    return dict(format=1, analyzer=hash_analyzer(), bm25s=version("bm25s"), k1=K1, b=B, title_weight=TITLE_WEIGHT)
 
 # %% ../../nbs/data/90_passages.ipynb #d3cd4cb4
 def save_index(
