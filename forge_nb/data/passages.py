@@ -186,15 +186,16 @@ def split_document(
 # %% ../../nbs/data/90_passages.ipynb #7094e6c9
 PROVENANCE = ("document", "verified")  # columns that say where a row is from
 
-# %% ../../nbs/data/90_passages.ipynb #2ee351ab
+# %% ../../nbs/data/90_passages.ipynb #5768cde3
 def format_row(
     table: str, # name of the table
     values: dict # column → value; empty ones are left out
 ) -> str: # one line
     "Write a row as its table's name, and each column with its value in backticks"
-    texts = {column: " ".join(str(value).split()) for column, value in values.items() if value is not None}
-    shown = [f"{column} {value}" if "`" in value else f"{column} `{value}`"
-             for column, value in texts.items() if value and column not in PROVENANCE]
+    texts = {column: str(value) for column, value in values.items() if value is not None}
+    one_line = lambda text: " ".join(text.split()) if "\n" in text else text  # blanks are part of a value
+    shown = [f"{column} {one_line(text)}" if "`" in text else f"{column} `{one_line(text)}`"
+             for column, text in texts.items() if text and column not in PROVENANCE]
     return f"{table}: {'; '.join(shown)}"
 
 # %% ../../nbs/data/90_passages.ipynb #da8305a7

@@ -317,6 +317,18 @@ def test_terms_and_vectors_agree_in_the_first_place():
     assert page.fuse_rankings([[], [4, 5]], 9) == [(4, 1 / 61), (5, 1 / 62)]
 
 
+def test_every_answer_of_the_default_facts_stands_in_its_row_as_it_is_to_be_written():
+    "Non-breaking blanks and all, in backticks where it holds none itself"
+    from forge_nb.core.project import read_csv
+    from forge_nb.core.settings import QuestionKinds, load_settings
+    rows = {parent: p["text"] for p in read_table_passages(ROOT/"data"/"facts", {}, {}, "en") for parent in p["parents"]}
+    for kind in load_settings(ROOT/"company"/"questions.yaml", QuestionKinds).values():
+        if kind.table == "headings": continue
+        for line, row in enumerate(read_csv(ROOT/"data"/"facts"/kind.table), 2):
+            value, text = row[kind.answer], rows.get(f"{kind.table}:{line}", "")
+            if text and value and "`" not in value and "\n" not in value: assert f"`{value}`" in text
+
+
 def test_the_pipelines_index_is_readable_by_people_and_programs(both, tmp_path):
     save_index(both, tmp_path/"index")
     first = read_jsonl(tmp_path/"index"/"passages.jsonl")[0]
