@@ -8,9 +8,9 @@ __all__ = ['STEMMERS', 'VOWEL_SIGNS', 'UNSPACED', 'TOKEN', 'UNSPACED_RUN', 'PART
            'FUSED_CANDIDATES', 'split_name', 'split_token', 'make_analyzer', 'hash_analyzer', 'find_section_starts',
            'cut_text', 'join_pieces', 'make_passage', 'split_document', 'format_row', 'read_groups', 'find_groups',
            'intersect_groups', 'read_table_passages', 'make_document_passages', 'choose_language', 'Index',
-           'make_matrix', 'build_index', 'restrict', 'find_term_ids', 'rank_scores', 'check_query', 'embed_texts',
-           'fuse_rankings', 'rank_passages', 'search', 'describe_versions', 'save_index', 'check_manifest',
-           'load_index']
+           'make_matrix', 'build_index', 'restrict', 'find_term_ids', 'rank_scores', 'check_query', 'embed_batch',
+           'embed_texts', 'fuse_rankings', 'rank_passages', 'search', 'describe_versions', 'save_index',
+           'check_manifest', 'load_index']
 
 # %% ../../nbs/data/90_passages.ipynb #7061dd20
 import json, re, unicodedata
@@ -94,9 +94,9 @@ def hash_analyzer() -> str: # 16 hex digits
     terms = {language: make_analyzer(language)(PROBE) for language in sorted(STEMMERS)}
     return hash_text(json.dumps(terms, ensure_ascii=False))[:16]
 
-# %% ../../nbs/data/90_passages.ipynb #bdcbbaed
+# %% ../../nbs/data/90_passages.ipynb #039e0131
 UNDERLINED = re.compile(r"^(?:([^\w\s])\1{3,}\n)?(\S[^\n]{0,150})\n(([^\w\s])\4{3,})$", re.M)
-HASH_HEADING = re.compile(r"^#{1,6}[ \t]+(\S[^\n]*?)[# \t]*$", re.M)
+HASH_HEADING = re.compile(r"^#{1,6}[ \t]+(\S[^\n]{0,200}?)[# \t]*$", re.M)
 CODE_BLOCK = re.compile(r"(?<=\n\n)(?![\s#)\]}\"'])[^\n]+")
 FENCE = re.compile(r"^(```|~~~).*?^\1", re.M | re.S)  # code in Markdown, whose comments are no headings
 
@@ -114,19 +114,20 @@ def find_section_starts(
         found += [(m.start(), m[1]) for m in HASH_HEADING.finditer(blanked)]
     return sorted(found)
 
-# %% ../../nbs/data/90_passages.ipynb #fc76c629
+# %% ../../nbs/data/90_passages.ipynb #a56f3773
 def cut_text(
     text: str, # section of a document
     max_characters: int # characters of a piece
 ) -> list: # pieces, which together are the text
     "Cut a text that is too long, where possible between paragraphs"
-    pieces = []
-    while len(text) > max_characters:
-        ends = [text.rfind(mark, max_characters // 2, max_characters) for mark in ("\n\n", "\n", " ")]
-        end = next((end for end in ends if end > 0), max_characters)
-        pieces.append(text[:end])
-        text = text[end:]
-    return [*pieces, text]
+    pieces, start = [], 0
+    while len(text) - start > max_characters:
+        limit = start + max_characters
+        ends = [text.rfind(mark, start + max_characters // 2, limit) for mark in ("\n\n", "\n", " ")]
+        end = next((end for end in ends if end > start), limit)
+        pieces.append(text[start:end])
+        start = end
+    return [*pieces, text[start:]]
 
 # %% ../../nbs/data/90_passages.ipynb #296c39c5
 def join_pieces(
@@ -183,10 +184,7 @@ def split_document(
         line += part.count("\n")
     return parts
 
-# %% ../../nbs/data/90_passages.ipynb #7094e6c9
-PROVENANCE = ("document", "verified")  # columns that say where a row is from
-
-# %% ../../nbs/data/90_passages.ipynb #5768cde3
+# %% ../../nbs/data/90_passages.ipynb #70756317
 def format_row(
     table: str, # name of the table
     values: dict # column → value; empty ones are left out
@@ -195,7 +193,7 @@ def format_row(
     texts = {column: str(value) for column, value in values.items() if value is not None}
     one_line = lambda text: " ".join(text.split()) if "\n" in text else text  # blanks are part of a value
     shown = [f"{column} {one_line(text)}" if "`" in text else f"{column} `{one_line(text)}`"
-             for column, text in texts.items() if text and column not in PROVENANCE]
+             for column, text in texts.items() if text]
     return f"{table}: {'; '.join(shown)}"
 
 # %% ../../nbs/data/90_passages.ipynb #da8305a7
@@ -226,7 +224,10 @@ def intersect_groups(
     limits = [set(groups) for groups in group_lists if EVERYONE not in groups]
     return sorted(set.intersection(*limits)) if limits else [EVERYONE]
 
-# %% ../../nbs/data/90_passages.ipynb #6b490c96
+# %% ../../nbs/data/90_passages.ipynb #85849d3f
+PROVENANCE = ("document", "verified")  # columns of tables of facts that say where a row is from
+
+# %% ../../nbs/data/90_passages.ipynb #b2daef39
 def read_table_passages(
     tables: Path, # folder with CSV files
     key_columns: dict, # file name → columns that name a row
@@ -242,9 +243,13 @@ def read_table_passages(
             keys = [row[column] for column in key_columns.get(path.name, []) if row.get(column)]
             pages = [name for name in (row.get("document") or "").split(";") if name]
             groups = intersect_groups(table_groups, *(find_groups(page, patterns) for page in pages))
-            title, text = " ".join(keys or [next(iter(row.values())) or ""]), format_row(path.stem, row)
+            title = " ".join(keys or [next(iter(row.values())) or ""])
+            text = format_row(path.stem, {column: row[column] for column in row if column not in PROVENANCE})
             passage = make_passage(source, line, title, text, language, groups, [f"{path.name}:{line}"])
-            passages.setdefault(passage["id"], passage)
+            known = passages.setdefault(passage["id"], passage)
+            if known is not passage:
+                known["parents"] += passage["parents"]
+                known["groups"] = sorted({*known["groups"], *groups})
     return list(passages.values())
 
 # %% ../../nbs/data/90_passages.ipynb #67a83eec
@@ -377,29 +382,41 @@ def check_query(
     if not TOKEN.search(query): raise Invalid(f"the query {query.strip()[:40]!r} holds no letter and no digit; "
                                               "write a question or a few words")
 
-# %% ../../nbs/data/90_passages.ipynb #d2cb0be0
+# %% ../../nbs/data/90_passages.ipynb #4852e0ad
+def embed_batch(
+    model, # transformers model
+    tokenizer, # its tokenizer
+    texts: list, # texts
+    max_length: int # tokens of a window
+): # (texts, width) float32 tensor, rows of length one
+    "Embed a few texts, each in as many windows as it needs"
+    import torch
+    windows = tokenizer(texts, padding=True, truncation=True, max_length=max_length, return_tensors="pt",
+                        return_overflowing_tokens=True)
+    owners = windows.pop("overflow_to_sample_mapping")
+    with torch.inference_mode(): hidden = model(**windows).last_hidden_state.float()
+    mask = windows["attention_mask"].unsqueeze(-1).float()
+    sums = torch.zeros(len(texts), hidden.shape[-1]).index_add_(0, owners, (hidden * mask).sum(1))
+    return torch.nn.functional.normalize(sums, dim=-1)
+
+# %% ../../nbs/data/90_passages.ipynb #f9a4d646
 def embed_texts(
     model_folder: str, # folder of a transformers model, on this machine
     texts: list, # texts
     batch_size: int = 32 # texts at a time
 ) -> np.ndarray: # (texts, width) float32, each of length one
     "Turn texts into vectors, by the mean of an embedding model's last hidden states"
-    import torch
     from transformers import AutoModel, AutoTokenizer
     if not Path(model_folder).is_dir(): raise Invalid(
         f"params.yaml: `retrieval.embedding_model` is {model_folder}, which is no folder; name one with a model")
     tokenizer = AutoTokenizer.from_pretrained(model_folder, local_files_only=True)
     model = AutoModel.from_pretrained(model_folder, local_files_only=True).eval()
-    limit = min(tokenizer.model_max_length, model.config.max_position_embeddings)
+    max_length = min(tokenizer.model_max_length, model.config.max_position_embeddings)
     vectors, order = [None] * len(texts), sorted(range(len(texts)), key=lambda n: len(texts[n]))
     for start in range(0, len(order), batch_size):
         numbers = order[start:start + batch_size]
-        batch = tokenizer([texts[n] for n in numbers], padding=True, truncation=True, max_length=limit,
-                          return_tensors="pt")
-        with torch.inference_mode(): hidden = model(**batch).last_hidden_state
-        mask = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
-        means = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1).clamp(min=1), dim=-1)
-        for n, vector in zip(numbers, means.float().numpy()): vectors[n] = vector
+        batch = embed_batch(model, tokenizer, [texts[n] for n in numbers], max_length)
+        for n, vector in zip(numbers, batch.numpy()): vectors[n] = vector
     return np.stack(vectors)
 
 # %% ../../nbs/data/90_passages.ipynb #64f1dfc0

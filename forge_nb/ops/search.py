@@ -6,8 +6,8 @@
 __all__ = ['hash_folder', 'mask_document', 'index_bare_folder', 'FoundPassage', 'SearchAnswer', 'answer_query', 'format_search',
            'print_answers', 'main']
 
-# %% ../../nbs/ops/60_search.ipynb #a004d459
-import json, sys
+# %% ../../nbs/ops/60_search.ipynb #79ba4657
+import json, re, sys
 from pathlib import Path
 from typing import Literal
 
@@ -101,7 +101,7 @@ def answer_query(
     shown = [{name: passage[name] for name in FoundPassage.model_fields} for passage in found]
     return SearchAnswer(query=query, passages=shown)
 
-# %% ../../nbs/ops/60_search.ipynb #576a70a5
+# %% ../../nbs/ops/60_search.ipynb #e5825a62
 def format_search(
     answer: SearchAnswer, # answer for programs
     max_characters: int = 400 # characters of a passage that are shown
@@ -113,7 +113,7 @@ def format_search(
         lines += [f"{n}. {passage.title}", f"   {passage.source}, line {passage.line}, passage {passage.id}"]
         lines += [f"   | {line}" for line in passage.text[:max_characters].splitlines()]
         if left > 0: lines += [f"   … {left:,} more characters"]
-    return "\n".join(lines)
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\ufffd", "\n".join(lines))
 
 # %% ../../nbs/ops/60_search.ipynb #9484dfca
 def print_answers(

@@ -149,6 +149,25 @@ def test_a_row_is_no_wider_open_than_its_document(tmp_path):
     assert {p["title"] for p in search(index, ["pay"], 9, ["hr"])[0]} == {"All", "Kim", "Lee"}
 
 
+def test_a_repeated_row_is_one_passage_with_all_its_parents(tmp_path):
+    (tmp_path/"facts").mkdir()
+    (tmp_path/"facts"/"pay.csv").write_text("name,pay,document\nKim,9000,hr/pay.txt\nKim,9000,docs/a.txt\nLee,1,hr/pay.txt\nLee,1,hr/pay.txt\n", encoding="utf-8")
+    kim, lee = read_table_passages(tmp_path/"facts", {}, GROUPS, "en")
+    assert kim["parents"] == ["pay.csv:2", "pay.csv:3"] and "everyone" in kim["groups"] and lee["groups"] == ["board", "hr"] and len(lee["parents"]) == 2
+
+
+def test_a_column_called_document_is_shown_where_it_is_no_provenance():
+    row = dict(kind="rows", source="list.csv#1", language="", text="x", record=dict(table="list", key={}, values=dict(name="A", document="Lease")))
+    assert make_document_passages([row], {}, "en", 99)[0]["text"] == "list: name `A`; document `Lease`"
+
+
+def test_a_large_document_is_cut_in_linear_time():
+    "Ten megabytes on a line, a line of blanks behind a mark of a heading, ten thousand headings"
+    for text in ("x" * 10_000_000, "# a" + " " * 200_000 + "b", "".join(f"# Title {n}\n\nText {n}.\n\n" for n in range(10_000))):
+        parts = split_document(make_document("a.md", text), 1200)
+        assert sum(len("".join(part.split())) for _, _, part in parts) == len("".join(text.split()))
+
+
 @pytest.mark.parametrize("text, words", [
     ("docs: everyone\n", "`docs` is 'everyone'; it should be a valid list"), ("docs: []\n", "at least 1 item"), ("- docs\n", "valid dictionary"),
     ("docs: [3]\n", "valid string"), ("docs: [hr\n", "line")])

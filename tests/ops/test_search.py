@@ -43,6 +43,12 @@ def test_people_see_what_was_left_out(project, capsys):
     assert code == 0 and out.startswith("1. docs/nuts.txt\n   docs/nuts.txt, line 1, passage ") and "more characters" in out
 
 
+def test_documents_do_not_steer_the_terminal():
+    documents = [dict(id="a", kind="docs", language="en", source="a.txt", text="A bolt \x1b[31m is \x07 red.")]
+    text = page.format_search(page.answer_query(build_index(make_document_passages(documents, {}, "en", 99)), "bolt", 1, []))
+    assert "\x1b" not in text and "\x07" not in text and "A bolt �[31m is � red." in text
+
+
 def test_groups_are_asked_for_by_name(project, capsys):
     assert forge(capsys, "search", "zloty")[0] == 3
     assert json.loads(forge(capsys, "search", "zloty", "--groups", "sales, hr", "--json")[1])["passages"][0]["source"] == "hr/pay.txt"
