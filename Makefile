@@ -52,11 +52,11 @@ search: setup  ## search a folder before any training: FROM=folder, and Q="words
 studies: data base  ## comparisons and extensions beside the pipeline, a DVC project of their own: studies/dvc.yaml
 	@dvc repro sft && cd studies && dvc repro
 
-test: data  ## every test, whole files at a time on as many cores as there are, four at most
+test: data  ## the tests that CI runs, whole files at a time on as many cores as there are, four at most
 	@OMP_NUM_THREADS=1 python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-test-slow: data  ## what is too slow for every commit: long random walks, kills, browsers
-	@OMP_NUM_THREADS=1 python -m pytest -m slow -n auto --maxprocesses 4 --dist loadfile
+test-slow: data  ## what is too slow for every commit, recorded in results/slow.csv
+	@OMP_NUM_THREADS=1 python -m pytest -m slow -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: setup  ## quick checks: export fresh, notebooks clean, lint, lessons run
 	@bash .githooks/pre-commit

@@ -174,12 +174,12 @@ def measure_checks(
 def check_thresholds(
     measured: dict, # check → figure, of `measure_checks`
     *,
-    min_documents: int, # fewer: not ready
-    min_megabytes: float, # less text: not ready
-    max_reject_percent: float, # of files and rows; more: not ready
-    max_duplicate_percent: float, # of documents; more: not ready
-    max_boilerplate_percent: float, # of bytes; more: a reservation
-    min_licence_percent: float # of documents; fewer: a reservation
+    min_documents: int, # documents; fewer: not ready
+    min_megabytes: float, # megabytes of text; less: not ready
+    max_reject_percent: float, # percent of files and rows that cannot be read; more: not ready
+    max_duplicate_percent: float, # percent of documents that repeat another; more: not ready
+    max_boilerplate_percent: float, # percent of bytes in shared lines; more: a reservation
+    min_licence_percent: float # percent of documents with a known licence; fewer: a reservation
 ) -> list: # rows: check, measured, threshold, outcome ('ok', 'reservation' or 'not ready'), remedy
     "Compare what was measured with the thresholds"
     thresholds = [
@@ -292,12 +292,12 @@ def summarize_survey(
 def assess(
     ingested: Path, # folder that `ingest` wrote
     *,
-    min_documents: int, # fewer: not ready
-    min_megabytes: float, # less text: not ready
-    max_reject_percent: float, # of files and rows; more: not ready
-    max_duplicate_percent: float, # of documents; more: not ready
-    max_boilerplate_percent: float, # of bytes; more: a reservation
-    min_licence_percent: float, # of documents; fewer: a reservation
+    min_documents: int, # documents; fewer: not ready
+    min_megabytes: float, # megabytes of text; less: not ready
+    max_reject_percent: float, # percent of files and rows that cannot be read; more: not ready
+    max_duplicate_percent: float, # percent of documents that repeat another; more: not ready
+    max_boilerplate_percent: float, # percent of bytes in shared lines; more: a reservation
+    min_licence_percent: float, # percent of documents with a known licence; fewer: a reservation
     workers: int, # tasks at a time
     executor: str, # local, ray or slurm
     out: Path # folder to write to

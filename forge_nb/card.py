@@ -166,7 +166,7 @@ and a vocabulary of {{ metric("tokenizer", "vocab_size", ",") }} entries.
 - It was fine-tuned on {{ metric("sft", "rows", ",") }} questions with answers (`sft`).
 {% endif %}
 {% if made("dpo") %}
-- It was aligned to the house style on {{ metric("synth", "pairs", ",") }} constructed preference pairs (`dpo`).
+- It was aligned to the house style on {{ metric("dpo", "pairs", ",") }} constructed preference pairs (`dpo`).
 {% endif %}
 {% if made("rlhf") %}
 - It was aligned to the rules of company/policies.yaml by a reward model that is right on

@@ -18,7 +18,8 @@ def pack_windows(
     n: int # bytes in a window, 1 to 8
 ) -> np.ndarray: # (len(data)-n+1,) uint64, one packed window a position
     "Pack every run of `n` bytes in `data` into one integer, first byte highest"
-    if not 1 <= n <= 8: raise Invalid(f"n must be 1 to 8 to fit 64 bits, not {n}")
+    if not 1 <= n <= 8: raise Invalid(
+        f"params.yaml: `ngram.order` is {n}; it must be from 1 to 8, the bytes that fit 64 bits")
     byte_values = np.frombuffer(data, np.uint8).astype(np.uint64)
     num_windows = len(byte_values) - n + 1
     packed = np.zeros(max(num_windows, 0), np.uint64)
@@ -111,6 +112,7 @@ def ngram(
     out: Path # folder to write to
 ) -> dict: # order, bits per byte on test and on validation documents
     "Count the training documents, choose the order, and write the baseline that models must beat"
+    pack_windows(b"", order)  # an order that cannot be counted stops here, before the others are
     splits = {split: read_jsonl(documents/f"{split}.jsonl") for split in ("train", "valid", "test")}
     train, valid, test = ([document["text"] for document in rows] for rows in splits.values())
     tables, curve = measure_orders(train, valid, order)

@@ -41,7 +41,7 @@ def list_corruptions(
     question: str, # question that it answers
     cut: float # share of the answer, from 0 to 1, where it may break off
 ) -> list: # texts
-    "List corrupted copies: value spoiled or doubled, broken off, beginning repeated, question returned"
+    "List corrupted copies: value replaced or doubled, broken off, beginning repeated, question returned"
     replace_value = lambda form: VALUE_PATTERN.sub(lambda m: form.format(m[1]), text, count=1)
     broken_off = text[:1 + int(cut * (len(text) - 2))]
     repeated = text[:len(text) // 3 + 1] * 4

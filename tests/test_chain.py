@@ -107,7 +107,9 @@ def test_second_run_killed_twice_gives_the_same_bytes(tiny, tmp_path_factory):
     for path in (tiny.root/"artifacts").glob("*/*.*"): assert path.read_bytes() == (copy.root/path.relative_to(tiny.root)).read_bytes(), path
 
 
+@pytest.mark.slow
 def test_experiments_compare(tiny):
+    "Proves: an experiment of the whole chain beside the tree is shown, compared and removed, and the tree stays as it is"
     said = tiny("dvc exp run --temp -n shorter -S sft.num_train_epochs=0.5 sft")
     assert tiny.executed(said) == ["tangle", "sft"] and not tiny("git status --porcelain")
     shown = json.loads(tiny("dvc exp show --json"))

@@ -36,8 +36,7 @@ def default_config(
     num_experts: int = 0 # experts in each block; 0 is dense
 ) -> tuple: # ModelShape, PretrainConfig
     "Derive shape and hyperparameters of this project's default run"
-    config = PretrainConfig(depth=depth, context_length=CONTEXT_LENGTH, tokens_per_parameter=.16,
-                            num_experts=num_experts)
+    config = PretrainConfig(depth=depth, context_length=CONTEXT_LENGTH, num_experts=num_experts)
     return derive_config(config, len(tokenizer))
 
 # %% ../../nbs/bench/10_baselines.ipynb #fe96171d
@@ -74,7 +73,7 @@ def make_llama(
 class TrainingRows(torch.utils.data.Dataset):
     "Rows of training tokens in the order of `pretrain`, as many as a run takes"
     def __init__(self,
-        tokens, # (tokens,) uint16, sliced
+        tokens, # (tokens,) uint16 or uint32, sliced
         num_rows: int # rows of the run
     ):
         self.tokens, self.num_rows = tokens, num_rows
@@ -176,7 +175,7 @@ def make_nanochat_runner(
 
 # %% ../../nbs/bench/10_baselines.ipynb #57d1b109
 def cut_batch(
-    tokens, # (tokens,) uint16, sliced
+    tokens, # (tokens,) uint16 or uint32, sliced
     number: int, # number of the step
     batch_size: int # rows in a batch
 ) -> torch.Tensor: # (rows, context + 1) ids
@@ -187,7 +186,7 @@ def cut_batch(
 # %% ../../nbs/bench/10_baselines.ipynb #e440cc9a
 def time_steps(
     runner: dict, # result of `make_own_runner` or `make_nanochat_runner`
-    tokens, # (tokens,) uint16, sliced
+    tokens, # (tokens,) uint16 or uint32, sliced
     num_steps: int # steps to take
 ) -> list: # seconds of each
     "Time steps"
@@ -202,7 +201,7 @@ def time_steps(
 # %% ../../nbs/bench/10_baselines.ipynb #d8fafd7e
 def train_for_seconds(
     runner: dict, # result of `make_own_runner` or `make_nanochat_runner`
-    tokens, # (tokens,) uint16, sliced
+    tokens, # (tokens,) uint16 or uint32, sliced
     seconds: float # time to train
 ) -> tuple: # steps, seconds
     "Take steps until the time is over"

@@ -28,8 +28,8 @@ def run_timed(
     env = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHONPATH")}
     start = time.monotonic()
     result = subprocess.run(["bash", "-c", command], cwd=cwd, env=env, capture_output=True, encoding="utf-8")
-    said = f"{result.stdout[-3000:]}\n{result.stderr[-3000:]}"
-    if result.returncode: raise SystemExit(f"{said}\nerror: `{command}` failed in {cwd}")
+    streams = f"{result.stdout[-3000:]}\n{result.stderr[-3000:]}"
+    if result.returncode: raise SystemExit(f"{streams}\nerror: `{command}` failed in {cwd}")
     return time.monotonic() - start, result.stdout
 
 # %% ../../nbs/bench/20_bench.ipynb #57d1b203
@@ -276,7 +276,7 @@ def format_baseline(
 def run_baseline(
     clone: Path, # folder of the clone
     *arguments # words for `python -m forge_nb.bench.baselines`
-) -> dict: # what it prints
+) -> dict: # result that the module prints as JSON
     "Run one baseline in a process of its own"
     return run_module(clone, "forge_nb.bench.baselines", *arguments)
 
@@ -334,14 +334,14 @@ def measure_pipeline(
     yield "set-up from a bare clone (environment and data)", f"{setup_seconds:.0f} s", "300 s"
     ci_seconds = time_command(".ci/run")
     together = f"{ci_seconds:.0f} s ({setup_seconds + ci_seconds:.0f} s)"
-    yield "`.ci/run` from there (the same, set-up included)", together, "1500 s"
-    yield "default pipeline from nothing", f"{time_command(ACTIVATE + 'dvc repro'):.0f} s", "600 s"
+    yield "`.ci/run` from there (the same, set-up included)", together, "1200 s"
+    yield "default pipeline from nothing", f"{time_command(ACTIVATE + 'dvc repro'):.0f} s", "540 s"
     stages, changed = read_stage_costs(clone/"runs"), run_timed("git status --porcelain", clone)[1].strip()
     yield "peak memory of a stage", f"{max(gib for _, gib in stages.values()):.1f} GiB", "6 GiB"
     differences = f"differs: {', '.join(changed.splitlines())}"
     yield "`git status` after the pipeline", differences if changed else "clean", "clean"
     yield from ((f"stage `{name}`", f"{seconds:.0f} s, {gib:.1f} GiB", "") for name, (seconds, gib) in stages.items())
-    yield "`dvc repro` with nothing to do", f"{time_command(ACTIVATE + 'dvc repro'):.1f} s", "3 s"
+    yield "`dvc repro` with nothing to do", f"{time_command(ACTIVATE + 'dvc repro'):.1f} s", "2 s"
     time_command(ACTIVATE + "make profile P=tiny")
     yield "profile `tiny`", f"{time_command(ACTIVATE + 'dvc repro'):.0f} s", "120 s"
 

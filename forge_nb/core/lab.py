@@ -31,8 +31,9 @@ def require_inputs(
     "Stop with one sentence when something that the stage reads is missing"
     for dep in deps:
         if dep.startswith("build/") or (root/dep).exists(): continue  # a page needs no extract of itself
-        remedy = "`make data`" if dep.split("/")[0] == "data" else f"`dvc repro {target}`"
-        raise Invalid(f"{dep} is missing; {remedy} makes it")
+        remedies = dict(data="`make data` makes it", company=f"`git checkout -- {dep}` brings it back")
+        remedies["config"] = remedies["company"]
+        raise Invalid(f"{dep} is missing; {remedies.get(dep.split('/')[0], f'`dvc repro {target}` makes it')}")
 
 # %% ../../nbs/core/60_lab.ipynb #1542aff0
 def mirror_root(

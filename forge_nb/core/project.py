@@ -6,10 +6,10 @@
 __all__ = ['ROOT', 'OFFLINE_ENVIRONMENT', 'Invalid', 'NotFound', 'RunFailed', 'find_root', 'check_package', 'atomic',
            'remove_path', 'display_path', 'read_text', 'find_conflict_line', 'write_json', 'describe_json_error',
            'read_json', 'write_jsonl', 'read_jsonl', 'write_csv', 'read_csv', 'hash_text', 'hash_file', 'hash_weights',
-           'parse_yaml', 'load_params', 'all_params', 'name_parameter', 'parse_dvc_lock', 'rebase_stage_paths',
-           'read_stages', 'read_recorded_stages', 'pin', 'make_environment', 'run_git', 'describe_machine',
-           'describe_run', 'log', 'Progress', 'make_checkpoint_folder', 'stable_uniform', 'explain_disk_error',
-           'run_cli']
+           'check_merged', 'parse_yaml', 'load_params', 'all_params', 'name_parameter', 'parse_dvc_lock',
+           'rebase_stage_paths', 'read_stages', 'read_recorded_stages', 'pin', 'make_environment', 'run_git',
+           'describe_machine', 'describe_run', 'log', 'Progress', 'make_checkpoint_folder', 'stable_uniform',
+           'explain_disk_error', 'run_cli']
 
 # %% ../../nbs/core/00_project.ipynb #7d371df8
 import errno, hashlib, json, os, platform, random, re, shutil, subprocess, sys, time
@@ -42,6 +42,7 @@ def find_root(
 ) -> Path: # absolute folder
     "Find the nearest folder from `start` upwards that holds dvc.yaml and params.yaml"
     for folder in (start.resolve(), *start.resolve().parents):
+        if folder.name == "studies" and (folder.parent/"dvc.yaml").exists(): continue  # a project's part, not a project
         present = [name for name in ("dvc.yaml", "params.yaml") if (folder/name).exists()]
         if len(present) == 2: return folder
         if present == ["dvc.yaml"] and (folder/"nbs").is_dir():
@@ -158,13 +159,12 @@ def read_jsonl(
     path: Path # file to read
 ) -> list: # dicts, in the file's order
     "Read one JSON object a line; a line that is none is named"
-    rows = []
-    with open(path, newline="\n", encoding="utf-8") as f:
-        for n, line in enumerate(f, 1):
-            try: rows.append(json.loads(line))
-            except json.JSONDecodeError as e:
-                fault = describe_json_error(e, "a JSON object", n)
-                raise Invalid(f"{path}, {fault}; mend or remove that line") from None
+    rows, lines = [], read_text(path).removesuffix("\n").split("\n")
+    for n, line in enumerate(lines if lines != [""] else (), 1):
+        try: rows.append(json.loads(line))
+        except json.JSONDecodeError as e:
+            fault = describe_json_error(e, "a JSON object", n)
+            raise Invalid(f"{display_path(path)}, {fault}; mend or remove that line") from None
     return rows
 
 # %% ../../nbs/core/00_project.ipynb #2c850b60
@@ -185,8 +185,8 @@ def read_csv(
     path: Path # file to read
 ) -> list: # dicts of text, one a row
     "Read the rows of a CSV file with a header, as text"
-    import csv
-    with open(path, newline="", encoding="utf-8") as f: return list(csv.DictReader(f))
+    import csv, io
+    return list(csv.DictReader(io.StringIO(read_text(path), newline="")))
 
 # %% ../../nbs/core/00_project.ipynb #5fa7e011
 def hash_text(
@@ -214,6 +214,16 @@ def hash_weights(
     if len(files) == 1: return hash_file(files[0])
     return hash_text("".join(f"{hash_file(f)}  {f.name}\n" for f in files))
 
+# %% ../../nbs/core/00_project.ipynb #79e294fc
+def check_merged(
+    text: str, # text of a YAML file
+    name: str # file's name, for messages
+):
+    "Stop with one sentence at the conflict marks of a merge"
+    if line := find_conflict_line(text):
+        remedy = ", then `dvc repro`, which writes it anew" if name.endswith("dvc.lock") else ""
+        raise Invalid(f"{name}, line {line}: conflict marks of a merge; keep one side and delete the marks{remedy}")
+
 # %% ../../nbs/core/00_project.ipynb #a2275ee6
 def parse_yaml(
     text: str, # YAML 1.2
@@ -222,9 +232,7 @@ def parse_yaml(
     "Parse YAML with DVC's library; a fault is one sentence with its line"
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
-    if line := find_conflict_line(text):
-        remedy = ", then `dvc repro`, which writes it anew" if name.endswith("dvc.lock") else ""
-        raise Invalid(f"{name}, line {line}: conflict marks of a merge; keep one side and delete the marks{remedy}")
+    check_merged(text, name)
     try: return YAML(typ="safe", pure=True).load(text)
     except MarkedYAMLError as e:
         hint = "YAML is indented with blanks, not tabs" if "'\\t'" in str(e.problem) else "mend the YAML there"

@@ -26,7 +26,7 @@ from tempfile import TemporaryDirectory
 sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema would compile a grammar of addresses, which takes a second
 import nbformat
 from nbformat.v4.rwbase import rejoin_lines
-from .project import (Invalid, ROOT, all_params, atomic, describe_json_error, display_path,
+from .project import (Invalid, ROOT, all_params, atomic, check_merged, describe_json_error, display_path,
                                    find_conflict_line, hash_file, hash_text, read_json, read_stages, read_text,
                                    remove_path, run_cli, run_git, write_json)
 
@@ -231,8 +231,8 @@ def find_name_fault(
         first = f"let its first code cell be `#| default_exp {place}`"
         return f"says nowhere which module it makes; {first}" if place else ""
     if module in makers:
-        both = f"and {makers[module]} both make forge_nb/{module_file(module)}"
-        return f"{both}; delete one of them, or change its `#| default_exp`"
+        clash = f"and {makers[module]} both make forge_nb/{module_file(module)}"
+        return f"{clash}; delete one of them, or change its `#| default_exp`"
     if not all(map(str.isidentifier, module.split("."))):
         return f"makes the module `{module}`, which Python cannot import; use letters, digits and _"
     if not place:
@@ -732,6 +732,8 @@ def tangle(
     check_sections(stages, all_params(ROOT))
     for name, stage in read_stages(ROOT).items():
         if name != "tangle": check_deps(page_of_stage(name), stage, pages)
+    for lock in filter(Path.exists, (ROOT/"dvc.lock", ROOT/"studies"/"dvc.lock")):
+        check_merged(read_text(lock), display_path(lock))
     check_data(ROOT/"data")
     with atomic(ROOT/"build") as folder: write_build(folder, notebooks, modules)
 

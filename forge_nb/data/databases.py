@@ -19,9 +19,9 @@ from .tables import make_row_document, make_row_renderer, to_json_value, value_t
 
 # %% ../../nbs/data/50_databases.ipynb #18b7d3f1
 def unwrap_driver_error(
-    error: Exception # perhaps SQLAlchemy's
-) -> Exception: # the driver's, where there is one
-    "What a database driver said, without the query around it"
+    error: Exception # exception, perhaps SQLAlchemy's
+) -> Exception: # exception of the driver, where there is one
+    "Take the driver's exception out of SQLAlchemy's, which quotes the query"
     return getattr(error, "orig", None) or error
 
 # %% ../../nbs/data/50_databases.ipynb #27eb5c43
@@ -37,8 +37,8 @@ def list_foreign_keys(
 
 # %% ../../nbs/data/50_databases.ipynb #64966199
 def read_database_tables(
-    engine, # SQLAlchemy's
-    source: str, # the database
+    engine, # SQLAlchemy engine
+    source: str, # origin of the documents: file or name of the database
     context: dict # what is known of the file
 ): # (document, None) or (None, reject)
     "A document for each row of each table of a database"
@@ -116,9 +116,9 @@ def read_sqlite_file(
 
 # %% ../../nbs/data/50_databases.ipynb #520610a3
 def list_url_secrets(
-    url: str # as the user wrote it
-) -> list: # the longest first
-    "Everything in a URL that must not be shown, in each spelling"
+    url: str # URL as the user wrote it
+) -> list: # texts, the longest first
+    "List everything in a URL that must not be shown, in each spelling"
     authority = url.partition("://")[2].rpartition("@")[0]
     raw_secrets = {authority.partition(":")[2]}
     for key, value in re.findall(r"[?&]([^=&]*)=([^&]*)", url):
@@ -129,9 +129,9 @@ def list_url_secrets(
 
 # %% ../../nbs/data/50_databases.ipynb #d860854f
 def redact_url_secrets(
-    message: str, # perhaps a driver's
-    url: str # whose secrets it may quote
-) -> str: # the same without them
+    message: str, # message, perhaps a driver's
+    url: str # URL whose secrets the message may quote
+) -> str: # message without them
     "Take the secrets of a URL out of a message"
     for secret in list_url_secrets(url): message = message.replace(secret, "***")
     return re.sub(r"(?i)\b(pwd|password)\s*=\s*[^;\s]+", r"\1=***", message)

@@ -39,18 +39,18 @@ class Unreadable(Invalid):
 
 # %% ../../nbs/data/10_documents.ipynb #be46e854
 def make_reject(
-    source: str, # where
-    problem: Unreadable, # why
-    line: int = None # where the problem itself does not say
+    source: str, # origin of what could not be read
+    problem: Unreadable, # exception of the reader
+    line: int = None # number of the line, for a problem that names none
 ) -> dict: # source, line, field, reason
-    "What is recorded of something that could not be read"
+    "Make the record of something that could not be read"
     return dict(source=source, line=problem.line or line, field=problem.field, reason=str(problem))
 
 # %% ../../nbs/data/10_documents.ipynb #b297d2c7
 def format_reject(
     entry: dict # a reject
 ) -> str: # place and reason
-    "A reject as one sentence for people"
+    "Write a reject as one sentence for people"
     line = f", line {entry['line']}" if entry["line"] else ""
     field = f", field `{entry['field']}`" if entry["field"] else ""
     return f"{entry['source']}{line}{field}: {entry['reason']}"
@@ -59,13 +59,13 @@ def format_reject(
 def shorten_error(
     error # an exception of a library, or its text
 ) -> str: # at most 160 characters, one line
-    "What a library said, short enough for a sentence"
+    "Shorten the message of a library's error to one line"
     message = str(error).strip().split("\n")[0].rstrip(". ")
     return (message or type(error).__name__)[:160]
 
 # %% ../../nbs/data/10_documents.ipynb #3e6b9937
 def normalize_text(
-    text: str # as read
+    text: str # text as it was read
 ) -> str: # NFC, '\n' line ends, no blanks at line ends, one newline at the end
     "Normalise what carries no meaning"
     if not text.isascii(): text = unicodedata.normalize("NFC", text)
@@ -75,9 +75,9 @@ def normalize_text(
 
 # %% ../../nbs/data/10_documents.ipynb #f1728e02
 def hash_content(
-    text: str # cleaned
+    text: str # cleaned text
 ) -> str: # 16 hex digits
-    "Identity of a document: a hash of its text"
+    "Hash a document's text into its id"
     return hash_text(text)[:16]
 
 # %% ../../nbs/data/10_documents.ipynb #8efb0da6
@@ -108,7 +108,7 @@ LANGUAGE_BY_INTERPRETER = {"awk": "awk", "lua": "lua", "make": "make", "node": "
                 "tclsh": "tcl"}
 
 # %% ../../nbs/data/10_documents.ipynb #4426fdde
-# one file inside each; `unpack_one` knows .zst
+# packed files with one file inside; `open_packed_stream` of the page readers opens .zst
 DECOMPRESSORS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": None}
 
 # %% ../../nbs/data/10_documents.ipynb #2864a7eb

@@ -22,9 +22,10 @@ def compute_byte_shares(
 ) -> dict: # letters, digits, punctuation: shares of the bytes that are not blank
     "Measure what a text is made of"
     non_blank = text.encode().translate(None, BLANK_BYTES)
-    n = max(len(non_blank), 1)
-    letters, digits = (n - len(non_blank.translate(None, kind)) for kind in (LETTER_BYTES, DIGIT_BYTES))
-    return dict(letters=letters / n, digits=digits / n, punctuation=(len(non_blank) - letters - digits) / n)
+    size = len(non_blank)
+    letters, digits = (size - len(non_blank.translate(None, kind)) for kind in (LETTER_BYTES, DIGIT_BYTES))
+    counts = dict(letters=letters, digits=digits, punctuation=size - letters - digits)
+    return {kind: count / max(size, 1) for kind, count in counts.items()}
 
 # %% ../../nbs/data/75_quality.ipynb #7106e115
 def measure_repeated_lines(

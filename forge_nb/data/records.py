@@ -40,16 +40,16 @@ def detect_record_shape(
 
 # %% ../../nbs/data/40_records.ipynb #1e91417e
 def describe_json_type(
-    value # from JSON
-) -> str: # with its article
-    "What JSON calls a value"
+    value # value from JSON
+) -> str: # name of its type, with the article
+    "Name the type of a JSON value"
     return {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list",
             dict: "an object"}.get(type(value), type(value).__name__)
 
 # %% ../../nbs/data/40_records.ipynb #e11704ee
 def check_messages(
-    messages, # as read
-    field: str # where they are
+    messages, # value that should be a list of messages
+    field: str # name of the field that holds it
 ):
     "Raise unless these are messages, each with a role and a content"
     if not isinstance(messages, list) or not messages: raise Unreadable(
@@ -99,10 +99,10 @@ def check_record(
 
 # %% ../../nbs/data/40_records.ipynb #5dd347f9
 def chat_to_text(
-    record: dict, # checked
+    record: dict, # record that was checked
     shape: str # key of RECORD_SHAPES
 ) -> str: # a paragraph for each thing said
-    "Who said what in a record"
+    "Write a record as text: who said what"
     paragraphs = []
     for field in RECORD_SHAPES[shape]:
         value = record[field]
@@ -116,9 +116,9 @@ def chat_to_text(
 
 # %% ../../nbs/data/40_records.ipynb #1e990e99
 def reject_duplicate_keys(
-    pairs: list # pairs of an object
-) -> dict: # the same
-    "An object whose keys are all different"
+    pairs: list # pairs (key, value) of a JSON object
+) -> dict: # value by key
+    "Make a dict of an object's pairs, and refuse a key that occurs twice"
     found = dict(pairs)
     if len(found) == len(pairs): return found
     keys = [k for k, _ in pairs]
@@ -127,9 +127,9 @@ def reject_duplicate_keys(
 
 # %% ../../nbs/data/40_records.ipynb #ec0adea7
 def parse_finite_number(
-    digits: str # a number, or NaN and its like
-) -> float: # finite
-    "A number as JSON allows it"
+    digits: str # number as written, or NaN and its like
+) -> float: # finite number
+    "Parse a number, and refuse one that is not finite"
     value = float(digits)
     if math.isfinite(value): return value
     raise Unreadable(f"expected a finite number, found {digits}; write a number or null")
@@ -153,11 +153,11 @@ def find_infinite_number(
 
 # %% ../../nbs/data/40_records.ipynb #6b3c7ca0
 def parse_json(
-    text: str, # holds a value
-    at: int = 0, # where it begins
+    text: str, # text that holds a JSON value
+    at: int = 0, # offset at which the value begins
     require_end: bool = True # whether nothing may follow
-) -> tuple: # value; where it ends
-    "A JSON value, strictly"
+) -> tuple: # value; offset at which it ends
+    "Parse a JSON value strictly"
     line = lambda e: text.count("\n", 0, e.pos) + 1
     try:
         value, end = STRICT_DECODER.raw_decode(text, at)

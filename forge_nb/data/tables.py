@@ -20,11 +20,11 @@ from .text import BYTE_ORDER_MARKS, binary_file_error, guess_encoding, slice_aro
 
 # %% ../../nbs/data/30_tables.ipynb #cf67ccf0
 def make_row_renderer(
-    table: str, # name
-    columns: list, # names
+    table: str, # name of the table
+    columns: list, # names of its columns
     templates: dict # table → format string; '*' for all others
 ): # function: dict of values → text
-    "How the rows of a table become text"
+    "Make the function that writes a row of a table as text"
     template = templates.get(table, templates.get("*"))
     if template is None: return lambda values: "\n".join([table,
                                                           *(f"{k}: {value_to_text(v)}" for k,
@@ -60,7 +60,7 @@ def fill_row_template(
 def value_to_text(
     value # value of a cell
 ) -> str: # text
-    "A value as text: nested ones as JSON"
+    "Write a value as text, a nested one as JSON"
     return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else str(value)
 
 # %% ../../nbs/data/30_tables.ipynb #78042c06
@@ -72,9 +72,9 @@ def read_templates(
 
 # %% ../../nbs/data/30_tables.ipynb #7d9afb32
 def to_json_value(
-    value # as a database, Parquet or JSON gives it
-): # what JSON can hold
-    "A value as JSON can hold it: dates in ISO form, decimals as written, no binary data, no NaN"
+    value # value as a database, Parquet or JSON gives it
+): # value that JSON can hold
+    "Turn a value into one that JSON can hold: dates in ISO form, decimals as written, no binary data, no NaN"
     if value is None or isinstance(value, (bool, int, str)): return value
     if isinstance(value, float): return value if math.isfinite(value) else None
     if isinstance(value, dict): return {str(k): to_json_value(v) for k, v in value.items()}
@@ -84,8 +84,8 @@ def to_json_value(
 
 # %% ../../nbs/data/30_tables.ipynb #72013778
 def make_row_document(
-    source: str, # with the row's number or key
-    table: str, # name
+    source: str, # origin of the row, with its number or key
+    table: str, # name of the table
     values: dict, # column → value
     render_row, # function of `make_row_renderer`
     context: dict, # what is known of the file
@@ -94,7 +94,7 @@ def make_row_document(
     references: list = None, # foreign keys: column, table, to
     encoding: str = None # encoding of the file, where it is not UTF-8
 ) -> dict: # document
-    "A row of a table as a document that keeps its structure"
+    "Make a document of a row of a table; it keeps the row's structure"
     record = dict(table=table, key=key or {}, references=references or [], values=values)
     return make_document(source, "rows", render_row(values), context, record=record, encoding=encoding)
 

@@ -31,9 +31,9 @@ CONTROL_BYTES = bytes(b for b in range(32) if b not in b"\t\n\r\f\b\x1b")
 
 # %% ../../nbs/data/20_text.ipynb #3ebec47b
 def binary_file_error(
-    raw: bytes # the beginning is enough
-) -> Unreadable: # to raise
-    "Say that a file is not the text that was expected, and what it looks like"
+    raw: bytes # content of a file, or its beginning
+) -> Unreadable: # exception, which the caller raises
+    "Make the exception that says that a file is not text, and what it looks like"
     what = next((name for magic, name in MAGIC_BYTES.items() if raw.startswith(magic)), "binary data")
     return Unreadable(
         f"expected text, found {what}; give the file its proper extension, export it as text, or take it out of data/")
@@ -56,10 +56,10 @@ def guess_encoding(
 
 # %% ../../nbs/data/20_text.ipynb #e76e1021
 def slice_around(
-    raw: bytes, # some text
-    at: int # where it is not UTF-8
+    raw: bytes, # text of a file
+    at: int # offset of the first byte that is not UTF-8
 ) -> bytes: # up to 8 KB of whole lines, where they are short
-    "What surrounds a byte, from the beginning of a line: a character of several bytes is not cut"
+    "Take what surrounds a byte, from the beginning of a line, so that no character of several bytes is cut"
     first = max(0, at - 4096)
     return raw[raw.find(b"\n", first, at) + 1 or first:at + 4096]
 
@@ -174,7 +174,7 @@ def lay_out_tag(
 def html_to_text(
     markup: str # a page
 ) -> str: # its text with headings, lists and tables readable
-    "What a page says, without its machinery"
+    "Lay out a web page as text, without scripts, styles and head"
     from lxml import etree, html
     parser = html.HTMLParser(encoding="utf-8", remove_comments=True, remove_pis=True)
     try: root = html.document_fromstring(markup.encode(errors="replace"), parser=parser)

@@ -27,7 +27,7 @@ class Checkpoint(Settings):
 
     @model_validator(mode="after")
     def check_aims(self):
-        "Without aims of its own, a checkpoint aims at all that is compared"
+        "Refuse aims that no comparison measures; without aims, take every compared metric"
         compared = list(dict.fromkeys(m for metrics in self.compared_with.values() for m in metrics))
         if unknown := [m for m in self.aims if m not in compared]:
             raise ValueError(f"`aims` names {unknown[0]}, and no comparison measures it; add it to `compared_with`")
@@ -61,14 +61,14 @@ def load_checkpoints(
 def find_released(
     checkpoints: dict # Checkpoint by name
 ) -> str: # name
-    "The checkpoint that is released"
+    "Find the checkpoint that is released"
     return next(name for name, entry in checkpoints.items() if entry.ships)
 
 # %% ../../nbs/evals/00_checkpoints.ipynb #58b73179
 def list_comparisons(
     checkpoints: dict # Checkpoint by name
 ) -> list: # (checkpoint, checkpoint compared with, metrics)
-    "Every comparison, in the order of training"
+    "List every comparison, in the order of training"
     return [(name, against, metrics) for name, entry in checkpoints.items()
             for against, metrics in entry.compared_with.items()]
 

@@ -208,7 +208,7 @@ class RoundAnswer(BaseModel, extra="forbid"):
     weights: dict[str, float] = Field(description="kind of question → how much more of it")
     paraphrases_per_fact: int = Field(description="number of new phrasings of a fact, times the weight")
     changes: list[SliceChange] = Field(description="changes since the round before, all items first, then by slice")
-    since_start: SliceChange = Field(description="change of all items since the first round")
+    since_start: SliceChange = Field(description="change of all items since the evaluation before the first round")
 
 # %% ../../nbs/ops/50_cycle.ipynb #600bce9f
 class CycleAnswer(BaseModel, extra="forbid"):

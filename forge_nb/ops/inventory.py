@@ -13,7 +13,7 @@ __all__ = ['list_raw_files', 'locate_file', 'read_curated', 'explain_absence', '
 import csv, difflib, io, json, os, re
 from pathlib import Path
 
-from ..core.project import Invalid, NotFound, hash_file
+from ..core.project import Invalid, NotFound, hash_file, load_params
 from pydantic import BaseModel, Field
 
 # %% ../../nbs/ops/00_inventory.ipynb #52876b64
@@ -238,7 +238,8 @@ def find_similar_files(
     sources = {d["source"] for d in chosen}
     texts = {s: text for s, text in read_texts(root) if s in sources}
     others = ((s, text) for s, text in read_texts(root) if s in candidates)
-    similar = find_similar(texts, others)
+    threshold = load_params(root/"params.yaml")["shared"]["dedup_threshold"]
+    similar = find_similar(texts, others, threshold)
     return {s: f"{similarity:.0%} the same as {original}" for s, (original, similarity) in similar.items()}
 
 # %% ../../nbs/ops/00_inventory.ipynb #3abd69ad

@@ -204,10 +204,11 @@ def plot_variant_gains(
 def plot_new_embeddings(
     table: Path # comparisons.csv
 ):
-    "Plot new rows as means of their pieces against rows drawn anew"
+    "Plot new rows as means of their pieces against rows drawn anew, where the vocabulary was extended"
     rows = read_table(table).query("text == 'domain' and against in ('base', 'domain')")
     rows = rows.rename(columns=dict(diff="value"))
     rows = rows[rows["variant"].str.split().str[0].isin(("mean", "random"))]
+    if rows.empty: return
     rows["name"] = rows["variant"] + ", against " + rows["against"]
     fig, [ax] = make_panels(len(rows), width=6)
     plot_intervals(ax, list(rows["name"]), rows)

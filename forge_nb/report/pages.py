@@ -12,11 +12,10 @@ import re, sys
 import pandas as pd
 from ..core.project import Invalid, ROOT, atomic, read_stages, read_text, run_cli
 from ..evals.checkpoints import load_checkpoints
-from ..evals.gates import classify_effect
+from ..evals.gates import classify_effect, find_gains
 from .cite import Citations, read_table, render
 from .findings import (METRIC_NAMES, describe_findings, format_effects, format_table,
                                       format_value, load_findings)
-from ..evals.gates import find_gains
 from .html import write_html_reports
 
 # %% ../../nbs/report/30_pages.ipynb #b7072021

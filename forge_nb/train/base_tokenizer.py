@@ -36,7 +36,7 @@ CHATML_TEMPLATE = """{%- for message in messages -%}
 {%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"""
 
 # %% ../../nbs/train/45_base_tokenizer.ipynb #c5890553
-TURN_TOKENS = ["<|user|>", "<|assistant|>", "<|system|>"]  # for a base without turn tokens
+TURN_TOKENS = ["<|user|>", "<|assistant|>", "<|system|>"]  # for a base without ChatML's turn tokens
 
 # %% ../../nbs/train/45_base_tokenizer.ipynb #9637f156
 PLAIN_TEMPLATE = """{%- for message in messages -%}

@@ -75,8 +75,8 @@ STATE_DICT_OPTIONS = StateDictOptions(flatten_optimizer_state_dict=True)
 # %% ../../nbs/train/30_checkpoint.ipynb #bd9e8dee
 def collect_tensors(
     loss_module, # wrapped module
-    optimizers: list # optimisers
-) -> dict: # name → tensor, of weights and optimiser states
+    optimizers: list # optimizers
+) -> dict: # name → tensor, of weights and optimizer states
     "Collect everything that a run changes"
     weights, states = get_state_dict(loss_module, optimizers, options=STATE_DICT_OPTIONS)
     tied_names = {f"model.{name}" for m in loss_module.modules() for name in getattr(m, "all_tied_weights_keys", {})}
@@ -108,7 +108,7 @@ def check_free_space(
 def save_checkpoint(
     accelerator, # accelerate.Accelerator
     loss_module, # wrapped module
-    optimizers: list, # optimisers
+    optimizers: list, # optimizers
     folder: Path, # folder of this run's checkpoints
     state: dict # plain values: step, losses, curve, samples
 ):
@@ -128,10 +128,10 @@ def save_checkpoint(
 # %% ../../nbs/train/30_checkpoint.ipynb #40986a3e
 def read_tensors(
     loss_module, # wrapped module, changed in place
-    optimizers: list, # optimisers, changed in place
+    optimizers: list, # optimizers, changed in place
     folder: Path # folder of one checkpoint
 ):
-    "Read weights and optimiser states"
+    "Read weights and optimizer states"
     import torch.distributed.checkpoint as dcp
     tensors = collect_tensors(loss_module, optimizers)
     weights, states = get_state_dict(loss_module, optimizers, options=STATE_DICT_OPTIONS)
@@ -149,7 +149,7 @@ def read_tensors(
 def load_checkpoint(
     accelerator, # accelerate.Accelerator
     loss_module, # wrapped module, changed in place
-    optimizers: list, # optimisers, changed in place
+    optimizers: list, # optimizers, changed in place
     folder: Path # folder of this run's checkpoints
 ) -> dict: # state, at step 0 when there is no checkpoint
     "Load the last checkpoint, if there is one"
@@ -157,7 +157,7 @@ def load_checkpoint(
     if not path.exists(): return dict(step=0, losses=[], curve=[], samples=[])
     state = read_json(path)
     if state.pop("layout") != hash_layout(collect_tensors(loss_module, optimizers)):
-        raise Invalid(f"{last}: this checkpoint is of another model or optimiser; delete the folder, "
+        raise Invalid(f"{last}: this checkpoint is of another model or optimizer; delete the folder, "
                       "or set the parameters that it was made with")
     read_tensors(loss_module, optimizers, last)
     log(f"resumed at step {state['step']}")
@@ -167,7 +167,7 @@ def load_checkpoint(
 def checkpoint_with_load(
     accelerator, # accelerate.Accelerator
     loss_module, # wrapped module
-    optimizers: list, # optimisers
+    optimizers: list, # optimizers
     checkpoints: Path, # folder of this run's checkpoints
     state: dict, # state of the run
     routing # RouterMonitor of a mixture, or None

@@ -35,7 +35,7 @@ def count_state_bytes(
     model, # causal language model, laid out or real
     optimizer: str # 'muon' or 'adamw'
 ) -> int: # bytes, of all processes together
-    "Count what weights, gradients and optimiser states take"
+    "Count what weights, gradients and optimizer states take"
     n, c = count_parameters(model), model.config
     if optimizer == "adamw": return n["total"] * (4 + 4 + 2 + 8)
     embedding_parameters = n["active"] - n["matmul"] + c.vocab_size * c.hidden_size
@@ -209,7 +209,7 @@ def measure_token_ratio(
     tokens: Path, # folder with train and valid tokens
     num_sample_tokens: int = 20_000 # tokens of the sample
 ) -> float: # tokens with the one for each token with the other; 1 for the same vocabulary
-    "Measure how many tokens one of these would be with another vocabulary"
+    "Measure how many tokens one of the documents' tokens would be with another tokenizer"
     if tokenizer.get_vocab() == corpus_tokenizer.get_vocab(): return 1.
     row = open_tokens(tokens, "train")[0]
     ids = row[:min(num_sample_tokens, row.get_shape()[0])].tolist()
@@ -445,7 +445,7 @@ def format_run(
     return [f"{a['model']}: {format_count(n['total'])} parameters{active}",
             f"  tokens      {format_count(a['tokens'])}{ratio}",
             f"  operations  {a['flops']:.2g}",
-            f"  memory      {memory['total']:,.1f} GiB, of which {memory['states']:,.1f} weights, gradients, optimiser",
+            f"  memory      {memory['total']:,.1f} GiB, of which {memory['states']:,.1f} weights, gradients, optimizer",
             f"  here        {speed}"]
 
 # %% ../../nbs/train/95_estimate.ipynb #fb277239
@@ -517,7 +517,7 @@ class ModelSize(BaseModel, extra="forbid"):
 # %% ../../nbs/train/95_estimate.ipynb #4cd8d8cd
 class TrainingMemory(BaseModel, extra="forbid"):
     "Memory on one machine"
-    states: float = Field(description="weights, gradients and optimiser, GiB")
+    states: float = Field(description="weights, gradients and optimizer, GiB")
     activations: float = Field(description="activations of a step, GiB")
     total: float = Field(description="all of it with Python, GiB")
 
@@ -565,6 +565,6 @@ class EstimateAnswer(BaseModel, extra="forbid"):
     flops: float = Field(description="number of floating-point operations")
     memory: TrainingMemory = Field(description="memory on one machine")
     this_machine: LocalForecast | None = Field(description="null where the model does not fit here")
-    best: OptimalRun | None = Field(description="null without results/scaling.csv")
+    best: OptimalRun | None = Field(description="null without results/scaling.csv, for a base, for a published shape")
     machines: list[MachineForecast] = Field(description="kinds of GPU")
     predictions: list[PastRun] = Field(description="earlier predictions beside the runs")

@@ -29,7 +29,7 @@ from .sequences import (batch_indices, num_sequences, open_tokens, sequences_by_
 
 # %% ../../nbs/train/35_loop.ipynb #7efbbb76
 def set_learning_rates(
-    optimizers: list, # optimisers whose groups hold `initial_lr`
+    optimizers: list, # optimizers whose groups hold `initial_lr`
     lr_factor: float # factor on the full rates
 ):
     "Set the learning rate of every group"
@@ -59,7 +59,7 @@ def accumulate_gradients(
 def apply_gradients(
     accelerator, # accelerate.Accelerator
     loss_module, # wrapped module
-    optimizers: list # optimisers
+    optimizers: list # optimizers
 ):
     "Cut the gradient to length one and update the weights"
     accelerator.clip_grad_norm_(loss_module.parameters(), 1.)
@@ -69,7 +69,7 @@ def apply_gradients(
 def train_step(
     accelerator, # accelerate.Accelerator
     loss_module, # wrapped module: tokens → mean loss
-    optimizers: list, # optimisers
+    optimizers: list, # optimizers
     x: torch.Tensor, # (rows, context + 1) tokens of this process
     lr_factor: float, # factor on the full rates
     micro_batch_size: int = 0 # rows at a time; 0 is all
@@ -149,7 +149,7 @@ class TrainingRun:
     model: object # causal language model
     tokenizer: object # tokenizer of the model
     loss_module: object # wrapped module: tokens → mean loss
-    optimizers: list # optimisers
+    optimizers: list # optimizers
     checkpoints: Path # folder of this run's checkpoints
     state: dict # plain values: step, losses, curve, samples; loads, of a mixture
     speed: TrainingSpeed # clock of the steps

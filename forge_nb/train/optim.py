@@ -135,7 +135,7 @@ def group_parameters(
 def make_adamw(
     groups: list, # dicts: params, lr
     betas: tuple # share of the past, of directions and of sizes
-) -> torch.optim.AdamW: # optimiser
+) -> torch.optim.AdamW: # optimizer
     "Make an AdamW without weight decay; a model with tied embeddings has no group for the output layer"
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, betas=betas, eps=1e-10, weight_decay=0., fused=True)
@@ -149,7 +149,7 @@ def make_optimizers(
     embedding_lr: float, # learning rate of embeddings, norms and routers, under AdamW
     lm_head_lr: float # learning rate of the output layer, under AdamW
 ) -> list: # Muon and AdamW, or AdamW alone
-    "Make an optimiser for the blocks' matrices and one for the rest; each group remembers its full rate"
+    "Make an optimizer for the blocks' matrices and one for the rest; each group remembers its full rate"
     if optimizer not in ("muon", "adamw"):
         raise Invalid(f"params.yaml: `pretrain.optimizer` is {optimizer!r}; it must be muon or adamw")
     parameters, rates = group_parameters(model), dict(rest=embedding_lr, lm_head=lm_head_lr)

@@ -18,7 +18,7 @@ from ..core.project import Invalid, read_jsonl
 def open_tokens(
     folder: Path, # folder of tokens, `artifacts/tokenizer/tokens`
     split: str # 'train' or 'valid'
-) -> tuple: # tokens, sliced like an array, (tokens,) uint16; documents, dicts with id, source, kind, bytes, tokens
+) -> tuple: # tokens, (tokens,) uint16 or uint32, sliced; documents, dicts with id, source, kind, bytes, tokens
     "Map a split's tokens into memory, and list the documents they came from"
     from safetensors import safe_open
     tokens = safe_open(folder/f"{split}.safetensors", "numpy").get_slice("tokens")
@@ -68,7 +68,7 @@ def batch_indices(
 
 # %% ../../nbs/train/15_sequences.ipynb #c25e308c
 def take_sequences(
-    tokens, # (tokens,) uint16, sliced like an array
+    tokens, # (tokens,) uint16 or uint32, sliced like an array
     indices: list, # numbers of sequences
     context_length: int # tokens that predict
 ) -> torch.Tensor: # (sequences, context + 1) int64
@@ -103,7 +103,7 @@ def document_position_ids(
 
 # %% ../../nbs/train/15_sequences.ipynb #8414e0e2
 def group_by_kind(
-    tokens, # (tokens,) uint16, of the validation split
+    tokens, # (tokens,) uint16 or uint32, of the validation split
     documents: list # documents of that split, in order
 ) -> dict: # kind → ((tokens,) of its documents; bytes a token), sorted by kind
     "Join the tokens of each kind of document"
@@ -118,7 +118,7 @@ def group_by_kind(
 
 # %% ../../nbs/train/15_sequences.ipynb #7abda2dc
 def sequences_by_kind(
-    tokens, # (tokens,) uint16, of the validation split
+    tokens, # (tokens,) uint16 or uint32, of the validation split
     documents: list, # documents of that split, in order
     context_length: int # tokens that predict
 ) -> dict: # kind → (rows, (n, context + 1); bytes a token)

@@ -24,7 +24,7 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at import it warns 
 # %% ../../nbs/train/70_trainer.ipynb #ff5de972
 @dataclass(frozen=True)
 class TrainingConfig:
-    "Settings of optimiser and schedule that all stages share, under the names of transformers"
+    "Settings of optimizer and schedule that all stages share, under the names of transformers"
     seed: int # random seed of data order, dropout and sampling
     learning_rate: float # peak of the learning rate
     batch_size: int # number of rows in a step

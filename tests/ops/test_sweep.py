@@ -9,7 +9,7 @@ from copies import FORGE, ask, refuse, sibling
 def searched(tiny, tmp_path_factory):
     "A search of two trials"
     copy = sibling(tiny, tmp_path_factory.mktemp("sweep")/"project")
-    copy.line = "sweep sft.learning_rate=0.001,0.004 --trials 2 --metric sft:loss_last --name rates"
+    copy.line = "sweep ngram.order=2,3 --trials 2 --metric ngram:bpb --name rates"
     copy.answer = ask(copy, copy.line)
     return copy
 
@@ -39,10 +39,10 @@ def test_a_killed_search_goes_on(tiny, tmp_path):
 
 def test_the_best_trial_can_be_taken_over(searched):
     best = searched.answer["trials"][0]
-    said = searched(f"dvc exp run -S sft.learning_rate={best['sft.learning_rate']} sft")
+    said = searched(f"dvc exp run -S ngram.order={best['ngram.order']} ngram")
     assert set(searched.executed(said)) <= {"tangle"}, "a trial's work is done twice"
-    assert f"learning_rate: {best['sft.learning_rate']}" in (searched.root/"params.yaml").read_text(encoding="utf-8")
-    assert json.loads((searched.root/"artifacts/sft/metrics.json").read_text(encoding="utf-8"))["loss_last"] == best["value"]
+    assert f"order: {best['ngram.order']}" in (searched.root/"params.yaml").read_text(encoding="utf-8")
+    assert json.loads((searched.root/"artifacts/ngram/metrics.json").read_text(encoding="utf-8"))["bpb"] == best["value"]
     searched("git checkout -q . && dvc repro && git diff --exit-code")
 
 

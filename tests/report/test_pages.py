@@ -102,7 +102,7 @@ def measured(tmp_path):
     splits = {split: dict(documents=10, bytes=1000) for split in ("train", "valid", "test")}
     made = dict(
         curate=dict(documents=40, dropped=10, **splits), tokenizer=dict(vocab_size=4096), pretrain=dict(parameters=5_311_232, tokens=595_968),
-        synth=dict(facts=1673, held_out=250, pairs=1000, chance_accuracy=.26), sft=dict(rows=4663), dpo={}, reward=dict(accuracy=.93), rlhf={}, rl=dict(answers=1408))
+        synth=dict(facts=1673, held_out=250, pairs=1000, chance_accuracy=.26), sft=dict(rows=4663), dpo=dict(pairs=600), reward=dict(accuracy=.93), rlhf={}, rl=dict(answers=1408))
     for stage, metrics in made.items(): write_json(artifacts/stage/"metrics.json", metrics)
     write_jsonl(artifacts/"synth"/"eval_set"/"items.jsonl", [dict(question="Which \"level\" has E1?")])
     trivial = dict(right=0., right_diff=.16, right_low=.12, right_high=.2, kpi=.4, kpi_diff=.08, kpi_low=.05, kpi_high=.11)

@@ -92,7 +92,7 @@ def test_bad_rows_are_refused_before_a_model_is_loaded(made, tmp_path, monkeypat
 def test_less_than_a_pass(made, tmp_path, monkeypatch):
     said = tune(made, tmp_path, monkeypatch, num_train_epochs=.3, replay_percent=0.)
     assert said["replay_windows"] == 0 and len(read_json(tmp_path/"mask.json")) == 3
-    with pytest.raises(Invalid, match="`num_train_epochs` is 0.001"): tune(made, tmp_path/"no", monkeypatch, num_train_epochs=.001)
+    with pytest.raises(Invalid, match="`sft.num_train_epochs` is 0.001"): tune(made, tmp_path/"no", monkeypatch, num_train_epochs=.001)
 
 
 def test_forgetting_and_standing_still_fail(made, tmp_path, monkeypatch):
@@ -149,7 +149,9 @@ def test_packed_rows_do_not_see_one_another(made, tmp_path, monkeypatch):
     assert torch.allclose(torch.cat([both[:rows[0].shape[1] - 1], both[rows[0].shape[1]:]]), torch.cat([loss(r) for r in rows]), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_three_ways_compared(made, tmp_path, monkeypatch):
+    "Proves: full, LoRA and QLoRA train and merge, QLoRA takes least memory, and what was run is not run again"
     monkeypatch.setenv("FORGE_CKPT", str(tmp_path/"kept"))
     write_jsonl(tmp_path/"items.jsonl", [dict(question="cat?", answer="hat")] * 4)
     given = dict(num_train_rows=16, lora_r=2, full_lr=1e-2, adapter_lr=1e-2, batch_size=4, replay_percent=20., replay_window=16, num_eval_items=4, max_new_tokens=4, seed=0, threads=1)

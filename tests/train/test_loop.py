@@ -88,8 +88,9 @@ def halves(processes: int) -> dict:
 
 
 # Two processes add up gradients in another order than one; what bfloat16 makes of that stays below a hundredth of a bit, where a wrong average would cost tenths.
-@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+@pytest.mark.parametrize("sharding", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_two_processes_learn_what_one_learns(tiny, tmp_path, sharding):
+    "Proves: two processes, with whole copies of the model or with its parts, reach the loss of one"
     one = curve(result(start(tiny, tmp_path/"one", **halves(1))))
     two = curve(result(start(tiny, tmp_path/"two", sharding=sharding, **halves(2))))
     assert len(one) == len(two) == 2 and all(math.isclose(a, b, abs_tol=.01) for a, b in zip(one, two)), (one, two)
