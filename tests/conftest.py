@@ -4,22 +4,7 @@ import csv, hashlib, json, shutil, time
 import pytest
 
 pytest.register_assert_rewrite("copies")
-from copies import COMMIT, OFFLINE, ROOT, Copy, locked, sibling
-
-
-PAGE = "docs/faq/admin.txt"  # a page of the training split, of which a table of facts speaks
-
-
-def plant_duplicate(copy: Copy) -> dict:
-    "Put a near-duplicate of PAGE into data/, and name PAGE in a row of the table that named another page"
-    text, table = (copy.root/"data"/PAGE).read_text(encoding="utf-8"), copy.root/"data"/"facts"/"objects.csv"
-    (copy.root/"data"/"docs"/"zz old copy.txt").write_text(text.replace(" the ", " a ", 1), encoding="utf-8")
-    first, *rest = table.read_text(encoding="utf-8").splitlines(keepends=True)
-    number = next(n for n, row in enumerate(rest) if ",class," in row and ",docs/" in row)
-    old = next(cell for cell in rest[number].split(",") if cell.startswith("docs/"))
-    rest[number] = rest[number].replace(old, PAGE)
-    table.write_text("".join([first, *rest]), encoding="utf-8")
-    return dict(page=PAGE, text=text, row=number + 2)
+from copies import COMMIT, OFFLINE, ROOT, Copy, locked, make_tiny, sibling
 
 
 @pytest.fixture(scope="session")
@@ -35,9 +20,8 @@ def chain(tmp_path_factory, worker_id) -> Copy:
             shutil.rmtree(folder, ignore_errors=True)
             copy.root.mkdir(parents=True)
             copy.__init__(copy.root)
-            planted = plant_duplicate(copy)
-            copy("python -m forge_nb.core.runner profile tiny && python -m forge_nb.core.runner adopt && dvc add -q data && "
-                 f"{OFFLINE} dvc repro && git add -A && {COMMIT} -m tiny && git tag shipped")
+            planted = make_tiny(copy)
+            copy(f"{OFFLINE} dvc repro && git add -A && {COMMIT} -m tiny && git tag shipped")
             (folder/"planted.json").write_text(json.dumps(planted), encoding="utf-8")
     copy.__dict__ |= json.loads((folder/"planted.json").read_text(encoding="utf-8"))
     return copy
@@ -82,9 +66,8 @@ FIELDS = ["test", "outcome", "date", "code", "proves"]
 
 
 def code_hash(test: str) -> str:
-    "Hash of what a test proves: the package and the pipeline, with the test's file and what it shares with others"
-    tests = [ROOT/test.split("::")[0], ROOT/"tests"/"conftest.py", ROOT/"tests"/"copies.py"]
-    files = [*(ROOT/"forge_nb").rglob("*.py"), *tests, ROOT/"dvc.yaml", ROOT/"params.yaml"]
+    "Hash of what a test proves: the package, the pipeline, and the test's file"
+    files = [*(ROOT/"forge_nb").rglob("*.py"), ROOT/test.split("::")[0], ROOT/"dvc.yaml", ROOT/"params.yaml"]
     digest = hashlib.sha256()
     for path in sorted(files): digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
@@ -97,7 +80,8 @@ def read_record() -> dict:
 
 
 def pytest_itemcollected(item):
-    item.user_properties.append(("proves", (item.function.__doc__ or "").strip().split("\n")[0]))
+    name = item.function.__name__.removeprefix("test_").replace("_", " ")
+    item.user_properties.append(("proves", (item.function.__doc__ or name).strip().split("\n")[0]))
     item.user_properties.append(("slow", item.get_closest_marker("slow") is not None))
 
 

@@ -92,6 +92,28 @@ def sibling(copy: Copy, folder: Path) -> Copy:
     return other
 
 
+PAGE = "docs/faq/admin.txt"  # a page of the training split, of which a table of facts speaks
+
+
+def plant_duplicate(copy: Copy) -> dict:
+    "Put a near-duplicate of PAGE into data/, and name PAGE in a row of the table that named another page"
+    text, table = (copy.root/"data"/PAGE).read_text(encoding="utf-8"), copy.root/"data"/"facts"/"objects.csv"
+    (copy.root/"data"/"docs"/"zz old copy.txt").write_text(text.replace(" the ", " a ", 1), encoding="utf-8")
+    first, *rest = table.read_text(encoding="utf-8").splitlines(keepends=True)
+    number = next(n for n, row in enumerate(rest) if ",class," in row and ",docs/" in row)
+    old = next(cell for cell in rest[number].split(",") if cell.startswith("docs/"))
+    rest[number] = rest[number].replace(old, PAGE)
+    table.write_text("".join([first, *rest]), encoding="utf-8")
+    return dict(page=PAGE, text=text, row=number + 2)
+
+
+def make_tiny(copy: Copy) -> dict:
+    "Take the profile `tiny` and data with a near-duplicate of a page; the page, its text and the row that names it"
+    planted = plant_duplicate(copy)
+    copy("python -m forge_nb.core.runner profile tiny && python -m forge_nb.core.runner adopt && dvc add -q data")
+    return planted
+
+
 FORGE = "python -m forge_nb.ops.cli"
 
 

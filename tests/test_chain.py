@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from copies import Copy
+from copies import Copy, make_tiny
 from forge_nb.train.model import save_model
 from forge_nb.tokenizer import train_tokenizer
 from forge_nb.train.architecture import ModelShape, build_model
@@ -93,8 +93,10 @@ def test_parameter_reruns_its_stage_and_what_follows_and_reverting_restores(tiny
 
 @pytest.mark.slow
 def test_second_run_killed_twice_gives_the_same_bytes(tiny, tmp_path_factory):
+    "Proves: a chain whose training stages are each killed and called again ends with the bytes of one that was not"
     copy = Copy(tmp_path_factory.mktemp("again"))
-    copy("python -m forge_nb.core.runner profile tiny && dvc repro tokenizer ngram")
+    make_tiny(copy)
+    copy("dvc repro tokenizer ngram")
     copy.kill_when("dvc repro pretrain", ".ckpt/pretrain/*/last/state.json")
     copy("dvc repro pretrain")
     assert "resumed at step" in (copy.root/"runs/pretrain.jsonl").read_text(encoding="utf-8")

@@ -215,7 +215,7 @@ def finished(tiny, tmp_path_factory) -> Copy:
 @pytest.mark.slow
 def test_the_whole_chain_is_clean_without_its_studies(finished):
     assert CLEAN in finished("dvc status") and finished("dvc checkout") == ""
-    finished("dvc exp run -q -n one -S card.decimals=2 && git checkout -q . && dvc checkout")
+    finished("dvc exp run -q -n one -S card.max_rows=6 && git checkout -q . && dvc checkout")
     assert CLEAN in finished("dvc status")
     finished("dvc exp apply one")
     assert CLEAN in finished("dvc status") and finished("git diff --exit-code dvc.lock", rc=None)
