@@ -198,12 +198,20 @@ def test_forget_reruns_what_it_touched_and_proves_it(forgotten, asked):
     p = r["proof"]
     assert (p["ids"], p["paths"], p["ngrams"], p["traces"], p["up_to_date"]) == (0, 0, 0, [], True) and p["ngrams_searched"] > 100 and p["files"] > 30
     assert p["before"]["ids"] > 0 and p["before"]["paths"] > 0 and p["before"]["ngrams"] >= p["ngrams_searched"], "the search finds nothing even when it is there"
-    assert all(u.endswith("model.safetensors") for u in p["unreadable"]), p["unreadable"]
+    assert all(u.endswith(("model.safetensors", ".npy")) for u in p["unreadable"]), p["unreadable"]
     assert {"tangle", "curate", "tokenizer", "pretrain", *TUNED, "evaluate"} <= {*r["ran"], *r["restored"]}
     new = {o["path"]: o["md5"] for s in lock(copy).values() for o in s["outs"]}
     for a in r["artifacts"]: assert a["new"] == new[a["path"]] and (a["old"] != a["new"] or a["path"] != "artifacts/dpo/model")
     assert r["data"]["new"] in (copy.root/"data.dvc").read_text(encoding="utf-8") and r["data"]["old"] in asked("cat data.dvc")
     assert r["evaluation"] and any(e["before"] != e["after"] for e in r["evaluation"]) and r["effects"]
+
+
+def test_forget_reaches_the_index(forgotten, asked):
+    for name in ("train", "live"):
+        sources = lambda project: {p["source"] for p in rows(project, f"artifacts/retrieval/{name}/passages.jsonl")}
+        assert asked.page in sources(asked) and asked.page not in sources(forgotten["copy"])
+    found = ask(asked, f"search {shlex.quote(' '.join(asked.text.split()[40:60]))}")["passages"]
+    assert asked.page in {p["source"] for p in found}
 
 
 def test_the_receipt_is_complete_and_holds_no_text(forgotten, asked):
