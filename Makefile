@@ -46,6 +46,9 @@ run: data  ## environment, data, the whole pipeline; ends with the results
 	@dvc repro
 	@python -m forge_nb.report.pages
 
+search: setup  ## search a folder before any training: FROM=folder, and Q="words" to ask once
+	@python -m forge_nb.ops.search "$$FROM" $${Q:+"$$Q"}
+
 studies: data base  ## comparisons and extensions beside the pipeline, a DVC project of their own: studies/dvc.yaml
 	@dvc repro sft && cd studies && dvc repro
 

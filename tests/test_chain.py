@@ -2,6 +2,7 @@
 import json, re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from copies import Copy, make_tiny
 from forge_nb.train.model import save_model
@@ -9,7 +10,7 @@ from forge_nb.tokenizer import train_tokenizer
 from forge_nb.train.architecture import ModelShape, build_model
 
 TUNED = "sft dpo reward rlhf rl distill".split()
-STAGES = ["ingest", "assess", "curate", "synth", "tokenizer", "ngram", "pretrain", *TUNED, "evaluate", "card"]
+STAGES = ["ingest", "assess", "curate", "retrieval", "synth", "tokenizer", "ngram", "pretrain", *TUNED, "evaluate", "card"]
 
 
 def swap(path: Path, old: str, new: str):
@@ -34,7 +35,8 @@ def test_models_load_with_plain_transformers_and_hold_no_pickle(tiny):
     said = tiny(f'python -c "import sys; {code}" ' + " ".join(f"artifacts/{name}/model" for name in names))
     assert said.count("<|user|>x<|assistant|>") == len(names)
     files = [p.name for p in (tiny.root/"artifacts").rglob("*") if p.is_file()]
-    assert "model.safetensors" in files and not [f for f in files if Path(f).suffix not in (".safetensors", ".json", ".jsonl", ".jinja", ".csv", ".yaml", ".md", ".parquet", "")]
+    assert "model.safetensors" in files and not [f for f in files if Path(f).suffix not in (".safetensors", ".npy", ".json", ".jsonl", ".jinja", ".csv", ".yaml", ".md", ".parquet", "")]
+    for path in (tiny.root/"artifacts").rglob("*.npy"): np.load(path, allow_pickle=False)
 
 
 def test_reports_hold_no_times_and_no_errors(tiny):

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['ANSWER_MODELS', 'app', 'DocumentsArgument', 'QueryOption', 'HistoryOption', 'JsonOption', 'DryRunOption', 'YesOption',
-           'KeepOption', 'UndoOption', 'UrlArgument', 'FileNameOption', 'ProfileOption', 'ModelOption', 'TokensOption',
-           'GpusOption', 'SecondsOption', 'PlotOption', 'AxesArgument', 'TrialsOption', 'TrialMetricOption',
-           'SearchNameOption', 'PruneOption', 'RoundsOption', 'ParaphrasesOption', 'CheckpointOption',
-           'ItemMetricOption', 'CycleNameOption', 'VerbArgument', 'INTERRUPTED_MESSAGE', 'Failure', 'print_error',
-           'answer_schema', 'show_help', 'print_answer', 'make_line_printer', 'hold_verb_lock', 'require_request',
-           'whereis_verb', 'check_pending_request', 'confirm_erasure', 'dry_run_erasure', 'begin_erasure',
-           'forget_verb', 'SnapshotAnswer', 'format_snapshot', 'snapshot_verb', 'plot_estimate', 'estimate_verb',
-           'sweep_verb', 'cycle_verb', 'schema_verb', 'main']
+           'KeepOption', 'UndoOption', 'UrlArgument', 'FileNameOption', 'SearchArgument', 'KOption', 'GroupsOption',
+           'ProfileOption', 'ModelOption', 'TokensOption', 'GpusOption', 'SecondsOption', 'PlotOption', 'AxesArgument',
+           'TrialsOption', 'TrialMetricOption', 'SearchNameOption', 'PruneOption', 'RoundsOption', 'ParaphrasesOption',
+           'CheckpointOption', 'ItemMetricOption', 'CycleNameOption', 'VerbArgument', 'INTERRUPTED_MESSAGE', 'Failure',
+           'print_error', 'answer_schema', 'show_help', 'print_answer', 'make_line_printer', 'hold_verb_lock',
+           'require_request', 'whereis_verb', 'check_pending_request', 'confirm_erasure', 'dry_run_erasure',
+           'begin_erasure', 'forget_verb', 'SnapshotAnswer', 'format_snapshot', 'snapshot_verb', 'search_verb',
+           'plot_estimate', 'estimate_verb', 'sweep_verb', 'cycle_verb', 'schema_verb', 'main']
 
 # %% ../../nbs/ops/90_cli.ipynb #1036a386
 import json, os, re, sys
@@ -54,6 +54,7 @@ except ValueError as e: sys.exit(print_error(e, 2, "--json" in sys.argv))
 # %% ../../nbs/ops/90_cli.ipynb #1030166a
 ANSWER_MODELS = dict(
     whereis="forge_nb.ops.lineage:WhereisAnswer", forget="forge_nb.ops.erasure:ForgetAnswer",
+    search="forge_nb.ops.search:SearchAnswer",
     snapshot="forge_nb.ops.cli:SnapshotAnswer", estimate="forge_nb.train.estimate:EstimateAnswer",
     sweep="forge_nb.ops.sweep:SweepAnswer", cycle="forge_nb.ops.cycle:CycleAnswer")  # verb → model
 
@@ -253,6 +254,28 @@ def snapshot_verb(
     run_dvc(ROOT, "add", "--quiet", "data")
     answer = SnapshotAnswer(file=f"data/{name}.sqlite", tables=tables)
     print_answer(answer, format_snapshot(answer), as_json)
+
+# %% ../../nbs/ops/90_cli.ipynb #7a39b8fa
+SearchArgument = Annotated[str, typer.Argument(metavar="QUERY", help="A question, or a few words.")]
+KOption = Annotated[int, typer.Option("--k", help="Passages, at most.")]
+GroupsOption = Annotated[str, typer.Option(
+    metavar="NAMES", help="Groups that you belong to, with commas; without it, what everyone may read.")]
+
+# %% ../../nbs/ops/90_cli.ipynb #94b78729
+@app.command("search", epilog='Example: forge search "What is the default value of DEBUG?" --k 3')
+def search_verb(
+    query: SearchArgument, # question or words
+    k: KOption = 5, # number of passages
+    groups: GroupsOption = "", # names of the caller's groups
+    as_json: JsonOption = False # whether a program is listening
+):
+    "Which passages of documents and tables answer a question, among those that you may read?"
+    from forge_nb.data.passages import check_query, load_index
+    from forge_nb.ops.search import answer_query, format_search
+    check_query(query, k)
+    index = load_index(ROOT/"artifacts"/"retrieval"/"live")
+    answer = answer_query(index, query, k, [name.strip() for name in groups.split(",") if name.strip()])
+    print_answer(answer, format_search(answer), as_json)
 
 # %% ../../nbs/ops/90_cli.ipynb #d23556b1
 ProfileOption = Annotated[str, typer.Option(

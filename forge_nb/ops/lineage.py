@@ -91,7 +91,7 @@ def classify_row(
     row: dict # row of an artifact
 ) -> str: # 'training', 'eval_set', 'documents' or 'rows'
     "Say what a row is for"
-    if "parents" not in row: return "documents" if "source" in row else "rows"
+    if "parents" not in row or "groups" in row: return "documents" if "source" in row else "rows"  # a passage has both
     return "eval_set" if "choices" in row else "training"
 
 # %% ../../nbs/ops/10_lineage.ipynb #971af689
@@ -126,6 +126,7 @@ def find_holders(
     if not path.exists(): return {out: None}
     for file in [path] if path.is_file() else sorted(path.rglob("*")):
         if file.is_dir(): continue
+        if file.name != "passages.jsonl" and (file.parent/"passages.jsonl").exists(): continue
         rows = read_artifact_rows(file)
         match = None if rows is None else rows_naming(rows, tracked_names, pages)
         if match is None or match["rows"]: holders[file.relative_to(root).as_posix()] = match

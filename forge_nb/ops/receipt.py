@@ -242,7 +242,7 @@ class Proof(TraceCounts):
     files: int = Field(description="number of files searched")
     bytes: int = Field(description="size of the files searched")
     traces: list[FileTraces] = Field(description="files with a trace")
-    unreadable: list[str] = Field(description="files that are not text: weights")
+    unreadable: list[str] = Field(description="files that are not text: weights, numbers of an index")
     up_to_date: bool = Field(description="whether DVC finds every artifact in step with the data")
 
 # %% ../../nbs/ops/20_receipt.ipynb #7c5cbcfd

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UNDERLINE', 'plot_sources', 'plot_lengths', 'show_table', 'show_dropped', 'plot_outcomes', 'plot_ngram_orders',
            'plot_panel', 'plot_curve', 'plot_phases', 'plot_pretraining', 'show_samples', 'show_answers',
-           'show_loss_mask', 'plot_acceptance']
+           'show_loss_mask', 'plot_acceptance', 'plot_recall']
 
 # %% ../../nbs/report/20_figures.ipynb #20d6a076
 import re
@@ -211,5 +211,21 @@ def plot_acceptance(
         ax.text(101, y, f"{row.percent:.0f} % of {row.rows}", va="center", fontsize=8)
     ax.set(xlim=(0, 100), xlabel="% of rows that were proposed", ylabel="")
     ax.tick_params(axis="y", labelsize=8)
+    ax.legend(frameon=False, fontsize=8, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
+    plt.show()
+
+# %% ../../nbs/report/20_figures.ipynb #969ac240
+def plot_recall(
+    path: Path # recall.csv of `retrieval`
+):
+    "Plot the percentage of questions whose answer and source are among the first passages, by kind"
+    rows = read_table(path)[::-1]
+    depths = [int(column.partition("@")[2]) for column in rows if column.startswith("answer@")]
+    fig, ax = plt.subplots(figsize=(8, .9 + .3 * len(rows)), layout="constrained")
+    names = rows["kind"] + " (" + rows["questions"].astype(str) + ")"
+    for n, depth in enumerate(depths):
+        ax.scatter(rows[f"answer@{depth}"], names, 40, color=f"C{n}", label=f"among the first {depth}")
+        ax.scatter(rows[f"source@{depth}"], names, 90, facecolors="none", edgecolors=f"C{n}")
+    ax.set(xlabel="% of questions", ylabel="")
     ax.legend(frameon=False, fontsize=8, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
     plt.show()

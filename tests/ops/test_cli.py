@@ -42,7 +42,7 @@ def forgotten(asked, tmp_path_factory):
 
 def test_every_verb_explains_itself(bare):
     assert "whereis" in bare(FORGE) and "forget" in bare(f"{FORGE} --help")
-    for verb in ("whereis", "forget", "estimate", "sweep", "cycle", "schema"): assert "Example: forge " + verb in bare(f"{FORGE} {verb} --help")
+    for verb in ("whereis", "forget", "search", "estimate", "sweep", "cycle", "schema"): assert "Example: forge " + verb in bare(f"{FORGE} {verb} --help")
     for verb in ANSWER_MODELS: assert json.loads(bare(f"{FORGE} schema {verb}")) == answer_schema(verb)
 
 
@@ -99,7 +99,7 @@ def test_a_test_document_reached_evaluate_and_no_model(asked):
     page = next(d for d in rows(asked, "artifacts/curate/documents/test.jsonl") if d["source"] not in facts)
     [d] = ask(asked, f"whereis {page['source']}")["documents"]
     assert d["splits"] == {"test": 1} and d["models"] == [] and "no model" in d["summary"] and "held out" in d["summary"]
-    assert {r["stage"] for r in d["reached"]} - {"ingest"} == {"assess", "curate", "ngram", "evaluate"}
+    assert {r["stage"] for r in d["reached"]} - {"ingest"} == {"assess", "curate", "retrieval", "ngram", "evaluate"}
 
 
 def test_a_dropped_document_reached_nothing(asked):
@@ -144,7 +144,7 @@ def test_dry_run_changes_nothing(asked):
     before, status = fingerprints(asked), asked("git status --porcelain")
     answer = ask(asked, f"forget {asked.page} --dry-run")
     assert answer["state"] == "dry-run" and {r["path"] for r in answer["removed"]} == {asked.page, "docs/zz old copy.txt"}
-    assert set(answer["may_run"]) - {"ingest"} == {*"tangle assess curate tokenizer ngram synth pretrain evaluate card".split(), *TUNED}
+    assert set(answer["may_run"]) - {"ingest"} == {*"tangle assess curate retrieval tokenizer ngram synth pretrain evaluate card".split(), *TUNED}
     assert fingerprints(asked) == before and asked("git status --porcelain") == status
     kept = ask(asked, f"forget {asked.page} --dry-run --keep-duplicates")
     assert [r["path"] for r in kept["removed"]] == [asked.page] and kept["kept_duplicates"]
@@ -198,12 +198,20 @@ def test_forget_reruns_what_it_touched_and_proves_it(forgotten, asked):
     p = r["proof"]
     assert (p["ids"], p["paths"], p["ngrams"], p["traces"], p["up_to_date"]) == (0, 0, 0, [], True) and p["ngrams_searched"] > 100 and p["files"] > 30
     assert p["before"]["ids"] > 0 and p["before"]["paths"] > 0 and p["before"]["ngrams"] >= p["ngrams_searched"], "the search finds nothing even when it is there"
-    assert all(u.endswith("model.safetensors") for u in p["unreadable"]), p["unreadable"]
+    assert all(u.endswith(("model.safetensors", ".npy")) for u in p["unreadable"]), p["unreadable"]
     assert {"tangle", "curate", "tokenizer", "pretrain", *TUNED, "evaluate"} <= {*r["ran"], *r["restored"]}
     new = {o["path"]: o["md5"] for s in lock(copy).values() for o in s["outs"]}
     for a in r["artifacts"]: assert a["new"] == new[a["path"]] and (a["old"] != a["new"] or a["path"] != "artifacts/dpo/model")
     assert r["data"]["new"] in (copy.root/"data.dvc").read_text(encoding="utf-8") and r["data"]["old"] in asked("cat data.dvc")
     assert r["evaluation"] and any(e["before"] != e["after"] for e in r["evaluation"]) and r["effects"]
+
+
+def test_forget_reaches_the_index(forgotten, asked):
+    for name in ("train", "live"):
+        sources = lambda project: {p["source"] for p in rows(project, f"artifacts/retrieval/{name}/passages.jsonl")}
+        assert asked.page in sources(asked) and asked.page not in sources(forgotten["copy"])
+    found = ask(asked, f"search {shlex.quote(' '.join(asked.text.split()[40:60]))}")["passages"]
+    assert asked.page in {p["source"] for p in found}
 
 
 def test_the_receipt_is_complete_and_holds_no_text(forgotten, asked):
