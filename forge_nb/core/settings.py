@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Text', 'Texts', 'QuestionKinds', 'Policies', 'Paraphrases', 'Templates', 'Settings', 'find_model', 'describe_fault',
-           'validate', 'load_settings', 'QuestionKind', 'Policy', 'Voice', 'Style']
+           'validate', 'load_settings', 'refuse_shared', 'QuestionKind', 'Policy', 'Voice', 'Style']
 
 # %% ../../nbs/core/50_settings.ipynb #0a1c5e04
 import difflib, re
@@ -75,19 +75,34 @@ def load_settings(
 Text = Annotated[str, Field(min_length=1)]
 Texts = Annotated[list[Text], Field(min_length=1)]
 
+# %% ../../nbs/core/50_settings.ipynb #2c0df7dd
+def refuse_shared(
+    settings: Settings, # model with two lists of texts
+    trained: str, # name of the list for training
+    held_out: str # name of the list for the measurement alone
+) -> Settings: # model, unchanged
+    "Stop when a text is both trained and held out"
+    shared = sorted(set(getattr(settings, trained)) & set(getattr(settings, held_out)))
+    if shared: raise ValueError(f"{shared[0]!r} is both trained and held out")
+    return settings
+
 # %% ../../nbs/core/50_settings.ipynb #5dcbb416
 class QuestionKind(Settings):
     "A kind of question about a table"
     table: Text # file below data/facts, or `headings`
     key: Texts # columns that name a fact
     answer: Text # column that holds the answer
+    answer_names: list[Text] = [] # usual words for that column beside its header
     source: Text # page that answers name, with columns in braces
     ask: Texts # phrasings for training, with columns in braces
-    ask_held_out: Text # phrasing that no training row has
+    ask_held_out: Texts # phrasings that no training row has
     state: Text # plain sentence of the answer, with {answer}
     where: dict[str, list[Any]] = {} # values by column that a row must have
     compare: str = "" # question about two facts, with {a[column]} and {b[column]}
     facts: int = Field(0, ge=0) # most facts of this kind, 0 is all
+
+    @model_validator(mode="after")
+    def check_held_out(self): return refuse_shared(self, "ask", "ask_held_out")
 
 # %% ../../nbs/core/50_settings.ipynb #6d4bd92f
 QuestionKinds = dict[str, QuestionKind]
@@ -111,10 +126,7 @@ class Policy(Settings):
         return prompts
 
     @model_validator(mode="after")
-    def check_held_out(self):
-        shared = sorted(set(self.adversarial_prompts) & set(self.adversarial_prompts_held_out))
-        if shared: raise ValueError(f"{shared[0]!r} is both trained and held out")
-        return self
+    def check_held_out(self): return refuse_shared(self, "adversarial_prompts", "adversarial_prompts_held_out")
 
 # %% ../../nbs/core/50_settings.ipynb #7bad6506
 Policies = dict[str, Policy]

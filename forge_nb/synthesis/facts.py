@@ -50,8 +50,8 @@ def check_templates(
     "Stop when a phrasing names a column that is not there, or an answer is not house style"
     fill = fact["fill"]
     columns = fill | dict(answer="")
-    cases = [("ask", text, columns) for text in kind.ask]
-    cases += [(field, getattr(kind, field), columns) for field in ("ask_held_out", "state", "source")]
+    cases = [(field, text, columns) for field in ("ask", "ask_held_out") for text in getattr(kind, field)]
+    cases += [(field, getattr(kind, field), columns) for field in ("state", "source")]
     cases += [("compare", kind.compare, dict(a=fill, b=fill))]
     for field, template, values in cases:
         try: template.format(**values)
