@@ -93,7 +93,6 @@ class QuestionKind(Settings):
     key: Texts # columns that name a fact
     answer: Text # column that holds the answer
     answer_names: list[Text] = [] # usual words for that column beside its header
-    source: Text # page that answers name, with columns in braces
     ask: Texts # phrasings for training, with columns in braces
     ask_held_out: Texts # phrasings that no training row has
     state: Text # plain sentence of the answer, with {answer}

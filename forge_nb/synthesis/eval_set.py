@@ -67,7 +67,7 @@ def make_eval_item(
     kind_facts: list, # facts of its kind
     kind: QuestionKind, # kind of the fact
     turn: int = 0 # number of phrasings in which the fact is asked already
-) -> dict | None: # item: id, part, kind, fact, parents, verified, question, answer, page, names_column, choices, gold
+) -> dict | None: # item: id, part, kind, fact, parents, verified, question, answer, names_column, choices, gold
     "Make the question about one fact, with choices"
     name, answer, fill = fact["id"], fact["answer"], fact["fill"]
     wrong = pick_distractors(fact, kind_facts, 3)
@@ -77,7 +77,7 @@ def make_eval_item(
     choices = sorted([answer, *wrong], key=lambda choice: stable_uniform(name, "order", choice))
     origin = dict(id=f"{part}:{name}" + f"#{turn}" * (turn > 0), part=part, kind=fact["kind"], fact=name)
     origin |= dict(parents=fact["parents"], verified=fact["verified"])
-    asked = dict(question=template.format(**fill), answer=answer, page=kind.source.format(**fill))
+    asked = dict(question=template.format(**fill), answer=answer)
     asked |= dict(names_column=names_column(template, kind))
     return origin | asked | dict(choices=choices, gold=choices.index(answer))
 
