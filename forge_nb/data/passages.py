@@ -389,7 +389,8 @@ def restrict(
     return index.by_groups[key]
 
 # %% ../../nbs/data/90_passages.ipynb #8df9fc82
-QUESTION_WORDS = "what which who whom whose where when why how do does did can could should would may might me my you".split()
+QUESTION_WORDS = ("what which who whom whose where when why how do does did can could should would may might "
+                  "me my you").split()
 
 # %% ../../nbs/data/90_passages.ipynb #e711b384
 @lru_cache(maxsize=None)

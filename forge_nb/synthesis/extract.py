@@ -7,8 +7,8 @@ __all__ = ['ROLE', 'LINK', 'SUBSTITUTION', 'EMPHASIS', 'LABELS', 'UNSEEN', 'BULL
            'PROSE', 'DIRECTIVE', 'FENCED_CODE', 'SENTENCE_END', 'STATEMENT', 'MAX_ANSWER', 'MAX_SENTENCE',
            'EXTRACT_PROMPT', 'MIN_SHARED_WORDS', 'show_role', 'show_markup', 'Block', 'split_blocks', 'Unit', 'Level',
            'find_subject', 'read_directive', 'read_prose', 'split_prose_units', 'split_code_units', 'split_units',
-           'holds_word', 'is_answerable', 'make_extract', 'match_unit', 'find_extracts', 'is_held_out', 'ask_extract',
-           'make_extractive_questions', 'verify_proposal', 'make_extract_body', 'propose_with_endpoint']
+           'holds_word', 'is_answerable', 'make_extract', 'match_unit', 'find_extracts', 'keep_single', 'is_held_out',
+           'ask_extract', 'make_extractive_questions', 'verify_proposal', 'make_extract_body', 'propose_with_endpoint']
 
 # %% ../../nbs/synthesis/35_extract.ipynb #35e00004
 import re
@@ -235,6 +235,7 @@ def holds_word(
     ignore_case: bool = False # whether capitals do not matter
 ) -> bool: # True where the words stand in the text and not within longer ones
     "Say whether a text holds words as a whole"
+    if word.casefold() not in text.casefold(): return False  # most do not, and this is the quicker search
     flags = re.I if ignore_case else 0
     return bool(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, flags))
 
@@ -284,16 +285,21 @@ def match_unit(
 # %% ../../nbs/synthesis/35_extract.ipynb #35e00072
 def find_extracts(
     passages: list, # passages of documents; rows of tables are passed over
-    kinds: dict, # kinds of extract by name
-    excluded: set = frozenset() # names that no question may be about
-) -> list: # extracts with `id`, in the order of the passages
-    "Find what can be asked of documents, and has one answer in one passage"
+    kinds: dict # kinds of extract by name
+) -> list: # extracts, in the order of the passages
+    "Find what can be asked of documents"
     kinds_by_form = {form: {n: k for n, k in kinds.items() if form in k.patterns} for form in UNIT_FORMS}
+    units = ((unit, passage) for passage in passages for unit in split_units(passage))
+    return [extract for unit, passage in units for extract in match_unit(unit, passage, kinds_by_form[unit.form])]
+
+# %% ../../nbs/synthesis/35_extract.ipynb #9599f08f
+def keep_single(
+    extracts: list, # extracts of all passages that the same reader may find
+    excluded: set = frozenset() # names that no question may be about
+) -> list: # extracts with `id`
+    "Keep what has one answer, in one passage"
     found = defaultdict(list)
-    for passage in passages:
-        for unit in split_units(passage):
-            for extract in match_unit(unit, passage, kinds_by_form[unit.form]):
-                found[extract["kind"], *extract["fill"].values()].append(extract)
+    for extract in extracts: found[extract["kind"], *extract["fill"].values()].append(extract)
     names = lambda fill: {part for value in fill.values() for part in (value, value.rpartition(".")[2])}
     single = [same[0] for same in found.values() if len(same) == 1]
     kept = [extract for extract in single if excluded.isdisjoint(names(extract["fill"]))]
@@ -322,17 +328,16 @@ def ask_extract(
 
 # %% ../../nbs/synthesis/35_extract.ipynb #35e00085
 def make_extractive_questions(
-    passages: list, # passages of documents
+    extracts: list, # extracts of `keep_single`
     kinds: dict, # kinds of extract by name
     *,
     held_out_sources: set, # paths of the documents of the validation and test split
     held_out_percent: float = 0., # share of the other documents that only the evaluation set asks about, in percent
-    excluded: set = frozenset(), # names that no question may be about
     num_phrasings: int = 1 # phrasings of an extract
 ) -> tuple: # questions for training, and for the evaluation set, in an order fixed by their ids
     "Make questions that passages answer word for word"
     parts = ([], [])
-    for extract in sorted(find_extracts(passages, kinds, excluded), key=lambda e: stable_uniform(e["id"])):
+    for extract in sorted(extracts, key=lambda e: stable_uniform(e["id"])):
         held_out = is_held_out(extract["source"], held_out_sources, held_out_percent)
         kind = kinds[extract["kind"]]
         parts[held_out].extend(ask_extract(extract, kind.ask_held_out if held_out else kind.ask, num_phrasings))

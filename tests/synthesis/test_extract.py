@@ -9,7 +9,7 @@ from forge_nb.core.project import read_csv
 from forge_nb.core.settings import ColumnPhrasings, ExtractKinds, QuestionKinds, load_settings
 from forge_nb.data.passages import make_document_passages
 from forge_nb.synthesis.columns import make_column_questions
-from forge_nb.synthesis.extract import find_extracts, make_extractive_questions
+from forge_nb.synthesis.extract import find_extracts, keep_single, make_extractive_questions
 
 KINDS = load_settings(ROOT/"company"/"extracts.yaml", ExtractKinds)
 PAGES = ["docs/ref/forms/fields.txt", "docs/ref/settings.txt", "docs/releases/5.2.3.txt", "docs/releases/4.2.txt", "docs/topics/http/sessions.txt",
@@ -25,8 +25,8 @@ def passages(): return make_document_passages([document(page) for page in PAGES]
 
 
 def test_each_is_answered_by_its_passage_alone(passages):
-    by_id, extracts = {passage["id"]: passage for passage in passages}, find_extracts(passages, KINDS)
-    questions = [q for part in make_extractive_questions(passages, KINDS, held_out_sources=set(PAGES[:2]), num_phrasings=99) for q in part]
+    by_id, extracts = {passage["id"]: passage for passage in passages}, keep_single(find_extracts(passages, KINDS))
+    questions = [q for part in make_extractive_questions(keep_single(find_extracts(passages, KINDS)), KINDS, held_out_sources=set(PAGES[:2]), num_phrasings=99) for q in part]
     assert len({extract["kind"] for extract in extracts}) >= 12 and len(extracts) > 300
     assert len({q["id"] for q in questions}) == len(questions) == sum(
         len(KINDS[e["kind"]].ask_held_out if e["source"] in PAGES[:2] else KINDS[e["kind"]].ask) for e in extracts)
@@ -40,7 +40,7 @@ def test_each_is_answered_by_its_passage_alone(passages):
 
 
 def test_a_document_keeps_its_side(passages):
-    split = lambda some, **how: [{q["source"] for q in part} for part in make_extractive_questions(some, KINDS, held_out_sources={PAGES[0]}, **how)]
+    split = lambda some, **how: [{q["source"] for q in part} for part in make_extractive_questions(keep_single(find_extracts(some, KINDS)), KINDS, held_out_sources={PAGES[0]}, **how)]
     training, held_out = split(passages, held_out_percent=40.)
     assert not training & held_out and PAGES[0] in held_out and len(held_out) > 1 and len(training) > 1
     fewer, fewer_held_out = split([p for p in passages if p["source"] != PAGES[4]], held_out_percent=40.)
@@ -48,14 +48,14 @@ def test_a_document_keeps_its_side(passages):
 
 
 def test_phrasings_of_the_two_sides_are_not_shared(passages):
-    training, held_out = make_extractive_questions(passages, KINDS, held_out_sources={PAGES[0]}, num_phrasings=99)
+    training, held_out = make_extractive_questions(keep_single(find_extracts(passages, KINDS)), KINDS, held_out_sources={PAGES[0]}, num_phrasings=99)
     assert training and held_out and {q["source"] for q in held_out} == {PAGES[0]}
     assert not {(q["kind"], q["question"]) for q in training} & {(q["kind"], q["question"]) for q in held_out}
 
 
 def test_excluded_names_are_not_asked_about(passages):
-    everything, names = find_extracts(passages, KINDS), {"SESSION_COOKIE_AGE", "CharField", "widget"}
-    left = find_extracts(passages, KINDS, names)
+    everything, names = keep_single(find_extracts(passages, KINDS)), {"SESSION_COOKIE_AGE", "CharField", "widget"}
+    left = keep_single(find_extracts(passages, KINDS), names)
     parts = lambda e: {part for value in e["fill"].values() for part in (value, value.rpartition(".")[2])}
     assert 0 < len(left) < len(everything) and not any(names & parts(e) for e in left)
 
@@ -65,7 +65,7 @@ def test_another_text_of_a_company_without_tables():
     text = ("# Pump P7\n\nThe pump must be serviced every 1200 hours by somebody who is trained for it.\n\n```\nvalve = `closed`\n```\n\n"
             "## Alarm\n\n* `E17`: The oil pressure fell below the limit for a minute\n\nIf the red lamp is on, press the button `RESET` for three seconds.\n")
     passages = make_document_passages([dict(kind="docs", language="en", source="docs/pump.md", text=text)], {}, "en", 1200)
-    assert {(e["kind"], e["answer"]) for e in find_extracts(passages, KINDS)} == {("gap_number", "1200"), ("described", "E17"), ("gap_name", "RESET")}
+    assert {(e["kind"], e["answer"]) for e in keep_single(find_extracts(passages, KINDS))} == {("gap_number", "1200"), ("described", "E17"), ("gap_name", "RESET")}
 
 
 def test_columns_of_held_out_rows_are_not_asked():
