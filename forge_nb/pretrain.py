@@ -98,6 +98,8 @@ def pretrain(
     depth: int, # layers of a model from scratch
     tokens_per_parameter: float, # length of a run from scratch
     context_length: int, # tokens in a row
+    tie_word_embeddings: bool, # whether one table reads and writes tokens
+    lookup_heads: int, # heads of the induction circuit at the start; 0 is the usual start
     optimizer: str, # 'muon' or 'adamw'
     batch_size: int, # rows of an update, over all processes
     max_steps: int, # updates in all
@@ -123,6 +125,7 @@ def pretrain(
     "Build a model or take the base, train it on packed rows, save it with its curve and samples"
     config = PretrainConfig(
         base=base, depth=depth, tokens_per_parameter=tokens_per_parameter, context_length=context_length,
+        tie_word_embeddings=tie_word_embeddings, lookup_heads=lookup_heads,
         optimizer=optimizer, batch_size=batch_size, max_steps=max_steps,
         matrix_lr=matrix_lr, embedding_lr=embedding_lr, lm_head_lr=lm_head_lr,
         warmup_steps=warmup_steps, warmdown_ratio=warmdown_ratio, z_loss_weight=z_loss_weight,

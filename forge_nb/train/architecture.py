@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PretrainConfig', 'fill_zeros', 'ModelShape', 'derive_shape', 'derive_config', 'choose_attention', 'has_fused_loss',
-           'mixed_precision', 'check_experts', 'choose_model_type', 'build_model', 'init_weights', 'model_from_config',
+           'mixed_precision', 'check_experts', 'choose_model_type', 'build_model', 'model_from_config',
            'count_parameters', 'flops_per_token', 'measure_peak_flops']
 
 # %% ../../nbs/train/20_architecture.ipynb #8b4bc8d2
@@ -14,6 +14,7 @@ from importlib.util import find_spec
 
 import torch
 from ..core.project import Invalid
+from .lookup import init_lookup, init_weights
 
 # %% ../../nbs/train/20_architecture.ipynb #aec98208
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,8 @@ class PretrainConfig:
     depth: int = 4 # layers of a model from scratch
     tokens_per_parameter: float = .14 # length of a run from scratch, tokens for each parameter that multiplies
     context_length: int = 256 # tokens in a row
+    tie_word_embeddings: bool = True # whether one table reads and writes tokens
+    lookup_heads: int = 2 # heads of the induction circuit that the weights start with; 0 is the usual start
     optimizer: str = "muon" # 'muon' or 'adamw'
     batch_size: int = 0 # rows of an update, over all processes
     max_steps: int = 0 # updates in all
@@ -64,6 +67,8 @@ class ModelShape:
     hidden_size: int # channels of the residual stream, a multiple of 64
     intermediate_size: int # channels of a feed-forward layer; in a mixture, of all experts that a token meets
     context_length: int # tokens of the longest input that is trained
+    tie_word_embeddings: bool = False # whether one table reads and writes tokens
+    lookup_heads: int = 0 # heads of the induction circuit that the weights start with; 0 is the usual start
     num_experts: int = 0 # experts in each block; 0 is dense
     num_experts_per_tok: int = 2 # experts that a token gets, a shared one included
     shared_expert: bool = False # whether one of them is the same for all tokens
@@ -80,6 +85,8 @@ def derive_shape(
         hidden_size=hidden_size,
         intermediate_size=round(hidden_size * 2.75 / 32) * 32,
         context_length=config.context_length,
+        tie_word_embeddings=config.tie_word_embeddings,
+        lookup_heads=config.lookup_heads,
         num_experts=config.num_experts,
         num_experts_per_tok=config.num_experts_per_tok,
         shared_expert=config.shared_expert)
@@ -100,7 +107,7 @@ def derive_config(
         config,
         batch_size=max(1, round(batch_tokens / context_length)),
         matrix_lr=.02,
-        embedding_lr=round(.1 * width_factor, 4),
+        embedding_lr=round((.02 if config.tie_word_embeddings else .1) * width_factor, 4),
         lm_head_lr=round(.004 * width_factor, 5))
     max_steps = max(1, round(train_tokens / config.batch_size / context_length))
     return shape, fill_zeros(config, max_steps=max_steps)
@@ -168,27 +175,16 @@ def build_model(
         num_key_value_heads=num_heads,
         head_dim=64,
         max_position_embeddings=4 * shape.context_length,
-        tie_word_embeddings=False,
+        rope_parameters=dict(rope_type="default", rope_theta=1e6),
+        tie_word_embeddings=shape.tie_word_embeddings,
         use_cache=True,
         dtype="float32",
         **token_ids,
         **fields)
     model = AutoModelForCausalLM.from_config(config, attn_implementation=choose_attention(shape.context_length))
     init_weights(model)
+    if shape.lookup_heads: init_lookup(model, shape.context_length, heads=shape.lookup_heads)
     return model
-
-# %% ../../nbs/train/20_architecture.ipynb #42793134
-def init_weights(
-    model # causal language model, changed in place
-):
-    "Set the initial weights"
-    init = torch.nn.init
-    for name, p in model.named_parameters():
-        if name.endswith(("o_proj.weight", "down_proj.weight", "down_proj")): init.zeros_(p)
-        elif "embed_tokens" in name: init.normal_(p, std=.7)
-        elif "lm_head" in name: init.normal_(p, std=.001)
-        elif name.endswith((".gate.weight", ".wg.weight")): init.normal_(p, std=.02)
-        elif p.ndim >= 2: init.normal_(p, std=.6 * p.shape[-1] ** -.5)
 
 # %% ../../nbs/train/20_architecture.ipynb #db898b12
 def model_from_config(
