@@ -52,13 +52,12 @@ def init_previous_token_head(
     shared: torch.Tensor, # (width,) direction that all embeddings share
     read: torch.Tensor, # (width, head) directions that the head reads
     written: torch.Tensor, # (width, head) directions that it writes to
-    angles: torch.Tensor # (pairs,) radians a token of the fast pairs
+    frequencies: torch.Tensor # (pairs,) radians a token, 0 for pairs that are left out
 ):
     "Let a head copy from one token back, in a fixed rotation"
-    query, key = torch.zeros(2, read.shape[1], device=read.device)
-    half, fast = len(key) // 2, len(angles)
-    key[:fast] = 1.
-    query[:fast], query[half:half + fast] = angles.cos(), -angles.sin()
+    is_used = (frequencies > 0).float()
+    key = torch.cat([is_used, torch.zeros_like(is_used)])
+    query = torch.cat([is_used * frequencies.cos(), -frequencies.sin()])
     attention.q_proj.weight[rows] = torch.outer(query, shared)
     attention.k_proj.weight[rows] = torch.outer(key, shared)
     attention.v_proj.weight[rows] = read.T
@@ -114,11 +113,11 @@ def init_lookup(
     make_square = lambda: torch.nn.init.orthogonal_(torch.empty(width, width, device=embedding.device))
     rotation, directions = make_square(), make_square()
     scale, frequencies = strength * embedding.norm(dim=1).mean() / size**.5, model.model.rotary_emb.inv_freq
-    angles, is_slow = frequencies[frequencies > .04], (frequencies * context_length < 1.5).repeat(2)
+    fast, is_slow = frequencies * (frequencies > .04), (frequencies * context_length < 1.5).repeat(2)
     for head in range(heads):
         rows, read = slice(size * head, size * (head + 1)), directions[:, size * head:size * (head + 1)]
         written = scale * rotation @ read
-        init_previous_token_head(first, rows, shared=shared, read=read, written=written, angles=angles)
+        init_previous_token_head(first, rows, shared=shared, read=read, written=written, frequencies=fast)
         init_induction_head(second, rows, shared=shared, read=read, rotation=rotation, is_slow=is_slow)
     gains = [p for attention in (first, second) for p in attention.parameters() if p.ndim == 1]
     for gain in gains: gain.fill_(sharpness)
