@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 from .project import (Invalid, ROOT, all_params, atomic, describe_machine, describe_run, display_path,
                                    explain_disk_error, hash_file, hash_text, load_params, log, make_environment,
-                                   read_stages, read_text, remove_path, run_cli)
+                                   parse_yaml, read_stages, read_text, remove_path, run_cli)
 from .tangle import (accept_data, check_exports, check_parameters, extract_build_source,
                                   list_notebooks, page_of_stage, parse_parameters_cell, read_notebook)
 import nbformat  # after tangle, which keeps a grammar from being compiled that takes a second
@@ -294,8 +294,9 @@ def check_budget(
 ):
     "Leave with the exit code of the budget when the stage would exceed it"
     path = ROOT/"config"/"prices.yaml"
-    budget = load_params(path).get("budget") if path.exists() else None
-    if not isinstance(budget, dict) or not any(budget.values()): return
+    prices = parse_yaml(read_text(path), "config/prices.yaml") if path.exists() else {}
+    budget = prices.get("budget", {}) if isinstance(prices, dict) else prices
+    if not budget or isinstance(budget, dict) and not any(budget.values()): return
     asked = subprocess.run([sys.executable, "-m", "forge_nb.train.budget", name], cwd=ROOT)
     if asked.returncode: sys.exit(asked.returncode)
 

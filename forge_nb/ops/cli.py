@@ -43,7 +43,7 @@ def print_error(
 # %% ../../nbs/ops/90_cli.ipynb #7cafeddf
 try:
     from forge_nb.core.dvc import list_stale_stages, run_dvc
-    from forge_nb.core.project import (Invalid, NotFound, ROOT, RunFailed, explain_disk_error, load_params,
+    from forge_nb.core.project import (Invalid, NotFound, ROOT, RunFailed, all_params, explain_disk_error, load_params,
                                        read_csv, read_stages)
     from forge_nb.ops.erasure import (build_dry_run, check_data_recorded, forget, format_undo, plan_erasure,
                                       read_journal, start_journal, undo_pending)
@@ -325,7 +325,7 @@ def estimate_verb(
     from forge_nb.core.runner import merge_profile
     from forge_nb.train import estimate as page
     from forge_nb.train.prices import load_prices
-    params, hardware = load_params(ROOT/"params.yaml"), load_params(ROOT/"config/hardware.yaml")
+    params, hardware = all_params(ROOT), load_params(ROOT/"config/hardware.yaml")
     if profile: params = merge_profile(params, profile)
     base, name = None, params["shared"]["base"]
     if model == "own" and name != "scratch":

@@ -366,7 +366,7 @@ def record_forecast(
         rows.append(row | dict(parameters=parameters, gib=answer["this_machine"]["gib"] if is_pretrain else None))
     record_predictions(history, rows)
 
-# %% ../../nbs/train/95_estimate.ipynb #ab77b9ac
+# %% ../../nbs/train/95_estimate.ipynb #746ec4dd
 def estimate_stages(
     params: dict, # parameters of params.yaml
     run: PlannedRun, # pretraining of params.yaml
@@ -375,7 +375,7 @@ def estimate_stages(
 ) -> tuple: # forecasts of all stages; sizes; rates
     "Predict every stage of the pipeline on this machine"
     stages = [name for name, stage in read_stages(ROOT).items() if "wdir" not in stage and name != "tangle"]
-    config = build_on_meta(run.model_init).config
+    config = build_on_meta(run.model_init).config.get_text_config()
     teacher = {field: getattr(config, field) for field in ("hidden_size", "num_hidden_layers", "vocab_size")}
     checkpoints = load_params(ROOT/"config"/"checkpoints.yaml")["checkpoints"]
     sizes = measure_sizes(ROOT/"artifacts") | dict(teacher=teacher, checkpoints=checkpoints)

@@ -7,13 +7,13 @@ __all__ = ['HOURS', 'RULES_TOKENS', 'ADAPTER_SHARE', 'PREPARING', 'PRETRAINING',
            'Machine', 'Budget', 'Prices', 'load_prices', 'price_hour', 'Question', 'estimate_serving', 'price_question',
            'compare_machine', 'compare_own_and_rent', 'plot_own_and_rent', 'add_seconds', 'plan_paths', 'price_paths']
 
-# %% ../../nbs/train/93_prices.ipynb #ce31c820
+# %% ../../nbs/train/93_prices.ipynb #6096f1d0
 import math
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from ..core.settings import Settings, load_settings
 
 # %% ../../nbs/train/93_prices.ipynb #272fa4aa
@@ -49,7 +49,7 @@ class Budget(Settings):
     minutes: float = Field(0., ge=0) # minutes of one run
     money: float = Field(0., ge=0) # money of one run
 
-# %% ../../nbs/train/93_prices.ipynb #0e9b5871
+# %% ../../nbs/train/93_prices.ipynb #80c0923f
 class Prices(Settings):
     "Content of config/prices.yaml"
     currency: str # currency of all prices
@@ -59,6 +59,14 @@ class Prices(Settings):
     gpus: dict[str, Price] = {} # hour of one GPU, by its name in config/hardware.yaml
     apis: dict[str, ApiPrice] = {} # model of each price class
     tuning: TuningPrice | None = None # million tokens of tuning
+
+    @model_validator(mode="after")
+    def check_api(self):
+        "Refuse a price of tuning whose class of answers has no price"
+        if self.tuning and self.tuning.api not in self.apis:
+            raise ValueError(f"`tuning.api` is {self.tuning.api}, and `apis` has no such entry; add it, or name one of "
+                             f"{', '.join(self.apis) or 'none'}")
+        return self
 
 # %% ../../nbs/train/93_prices.ipynb #5e59737f
 def load_prices(
