@@ -6,10 +6,10 @@
 __all__ = ['ANSWER_MODELS', 'app', 'DocumentsArgument', 'QueryOption', 'HistoryOption', 'JsonOption', 'DryRunOption', 'YesOption',
            'KeepOption', 'UndoOption', 'UrlArgument', 'FileNameOption', 'SearchArgument', 'KOption', 'GroupsOption',
            'ProfileOption', 'ModelOption', 'TokensOption', 'GpusOption', 'SecondsOption', 'PlotOption', 'VolumeOption',
-           'CyclesOption', 'AxesArgument', 'TrialsOption', 'TrialMetricOption', 'SearchNameOption', 'PruneOption',
-           'RoundsOption', 'ParaphrasesOption', 'CheckpointOption', 'ItemMetricOption', 'CycleNameOption',
-           'VerbArgument', 'INTERRUPTED_MESSAGE', 'Failure', 'print_error', 'answer_schema', 'show_help',
-           'print_answer', 'make_line_printer', 'hold_verb_lock', 'require_request', 'whereis_verb',
+           'RecordOption', 'CyclesOption', 'AxesArgument', 'TrialsOption', 'TrialMetricOption', 'SearchNameOption',
+           'PruneOption', 'RoundsOption', 'ParaphrasesOption', 'CheckpointOption', 'ItemMetricOption',
+           'CycleNameOption', 'VerbArgument', 'INTERRUPTED_MESSAGE', 'Failure', 'print_error', 'answer_schema',
+           'show_help', 'print_answer', 'make_line_printer', 'hold_verb_lock', 'require_request', 'whereis_verb',
            'check_pending_request', 'confirm_erasure', 'dry_run_erasure', 'begin_erasure', 'forget_verb',
            'SnapshotAnswer', 'format_snapshot', 'snapshot_verb', 'search_verb', 'plot_estimate', 'estimate_verb',
            'sweep_verb', 'cycle_verb', 'schema_verb', 'main']
@@ -44,7 +44,7 @@ def print_error(
 try:
     from forge_nb.core.dvc import list_stale_stages, run_dvc
     from forge_nb.core.project import (Invalid, NotFound, ROOT, RunFailed, all_params, explain_disk_error, load_params,
-                                       read_csv, read_stages)
+                                       read_csv, read_stages, write_csv)
     from forge_nb.ops.erasure import (build_dry_run, check_data_recorded, forget, format_undo, plan_erasure,
                                       read_journal, start_journal, undo_pending)
     from forge_nb.ops.inventory import relative_to_data
@@ -290,6 +290,8 @@ SecondsOption = Annotated[float, typer.Option(help="Of trying on this machine.")
 PlotOption = Annotated[str, typer.Option(
     metavar="PNG", help="Draw the scaling law into this file; predictions against runs, and own or rent, beside it.")]
 VolumeOption = Annotated[float, typer.Option(help="Questions in a month, for serving, own or rent and the six paths.")]
+RecordOption = Annotated[bool, typer.Option(
+    "--record", help="Write the six paths to results/costs.csv, from which `decide` takes them.")]
 CyclesOption = Annotated[int, typer.Option(help="Refinement cycles after the first run.")]
 
 # %% ../../nbs/ops/90_cli.ipynb #683db610
@@ -318,6 +320,7 @@ def estimate_verb(
     seconds: SecondsOption = 10., # time to try, seconds
     volume: VolumeOption = 10_000., # number of questions in a month
     cycles: CyclesOption = 0, # number of refinement cycles
+    record: RecordOption = False, # whether the six paths are written to results/costs.csv
     plot: PlotOption = "", # PNG file of the scaling law
     as_json: JsonOption = False # whether a program is listening
 ):
@@ -334,6 +337,10 @@ def estimate_verb(
     found = page.estimate_project(params, hardware, prices, model=model, tokens=int(tokens), min_gpus=gpus,
                                   seconds=seconds, base=base, volume=volume, num_cycles=cycles)
     print_answer(page.EstimateAnswer(**found), page.format_estimate(found), as_json)
+    if record and not found["costs"]:
+        raise Invalid("--record: no path can be priced for a published shape, or before rows are there; "
+                      "`dvc repro synth` makes them")
+    if record: write_csv(ROOT/"results"/"costs.csv", found["costs"])
     if plot: plot_estimate(found, Path(plot))
 
 # %% ../../nbs/ops/90_cli.ipynb #96cc7efe

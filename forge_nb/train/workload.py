@@ -8,13 +8,12 @@ __all__ = ['TEMPLATE_TOKENS', 'ROW_FIELDS', 'TEXT_PASSES', 'PADDING', 'NUM_PREFL
            'count_sampling', 'add_answers', 'count_rlhf', 'count_rl', 'compare_widths', 'count_distill',
            'count_checkpoint', 'count_evaluate', 'count_work']
 
-# %% ../../nbs/train/91_workload.ipynb #b7d99dd3
-import json, math
+# %% ../../nbs/train/91_workload.ipynb #bc49f5fc
+import math
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 
-from ..core.project import Invalid, read_json
+from ..core.project import Invalid, read_json, read_jsonl
 
 # %% ../../nbs/train/91_workload.ipynb #8b78618a
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +45,7 @@ def collect_text(
     if isinstance(value, dict): return collect_text(value.get("content") or value.get("text") or "")
     return " ".join(map(collect_text, value))
 
-# %% ../../nbs/train/91_workload.ipynb #82100333
+# %% ../../nbs/train/91_workload.ipynb #17386399
 def measure_rows(
     path: Path, # file of rows, JSON lines
     fields: tuple, # fields that make up what a model reads
@@ -54,11 +53,11 @@ def measure_rows(
 ) -> tuple: # rows; mean tokens of a row
     "Measure how many rows a file has, and how long they are"
     if not path.exists(): return 0, 0.
-    with open(path, encoding="utf-8") as f: count = sum(1 for _ in f)
-    with open(path, encoding="utf-8") as f: sample = [json.loads(line) for line in islice(f, 0, None, count // 200 + 1)]
+    rows = [row for row in read_jsonl(path) if row.get("in_sample", True)]
+    sample = rows[::len(rows) // 200 + 1]
     texts = [collect_text([row.get(field, "") for field in fields]) for row in sample]
     lengths = [len(encoded.ids) for encoded in tokenizer.encode_batch(texts, add_special_tokens=False)]
-    return count, sum(lengths) / max(1, count and len(lengths)) + TEMPLATE_TOKENS
+    return len(rows), sum(lengths) / max(1, len(lengths)) + TEMPLATE_TOKENS
 
 # %% ../../nbs/train/91_workload.ipynb #50f63a8e
 ROW_FIELDS = dict(
