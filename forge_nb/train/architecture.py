@@ -49,7 +49,6 @@ class PretrainConfig(ModelConfig):
     launcher: str = "" # command that starts them, when there are several
     sharding: str = "ddp" # 'ddp' or 'fsdp'
     num_evals: int = 3 # held-out measurements
-    max_minutes: float = 0. # minutes beyond which a run is not started; 0 is no limit
     seed: int = 0 # random seed of initial weights and data order
 
     @property
