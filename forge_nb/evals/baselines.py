@@ -131,9 +131,9 @@ def find_rows(
 ) -> tuple: # file name and rows with the longest key that stands in the question; '' and none
     "Find the rows that a question names"
     best, found = 0, ("", [])
-    for (name, first), rows in index.items():
-        if not holds_words(question, first): continue
-        for row in rows:
+    named = [key for key in index if key[1] in question]
+    for name, first in named:
+        for row in index[name, first]:
             values = [row[key] for key in tables[name][0]]
             size = sum(map(len, values))
             if size < best or not all(holds_words(question, value) for value in values): continue
