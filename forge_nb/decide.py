@@ -13,7 +13,7 @@ from pathlib import Path
 from .core.project import Invalid, log, read_csv, read_jsonl, write_csv, write_json, write_jsonl
 from .core.settings import Case, QuestionKinds, Style, load_settings
 from .data.passages import load_index, search
-from .data.versions import describe_change, measure_changes
+from .data.versions import describe_change_rate, measure_changes
 from .evals.baselines import (DEPTHS, answer_without_model, ask_base, list_known_answers, make_base_prompts,
                                       read_tables, score_arm, score_found, score_shown_violations, show_passage)
 from .evals.paths import gather_evidence, recommend
@@ -158,7 +158,7 @@ def add_changes(
     num_versions: int # versions on record
 ) -> list: # rows with `changes`
     "Say of each prediction how often its source changes"
-    words = lambda row: describe_change(changes.get(row["source"]), num_versions) if row["source"] else ""
+    words = lambda row: describe_change_rate(changes.get(row["source"]), num_versions) if row["source"] else ""
     return [row | dict(changes=words(row)) for row in predictions]
 
 # %% ../nbs/22_decide.ipynb #d22a001d

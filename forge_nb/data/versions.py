@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MIN_DAYS', 'list_data_versions', 'read_cached_files', 'count_kept_rows', 'compare_versions', 'record_versions',
-           'measure_changes', 'describe_change', 'main']
+           'measure_changes', 'describe_change_rate', 'main']
 
 # %% ../../nbs/data/95_versions.ipynb #d95a0004
 import csv, io, json
@@ -117,7 +117,7 @@ def measure_changes(
     return changes
 
 # %% ../../nbs/data/95_versions.ipynb #d95a0016
-def describe_change(
+def describe_change_rate(
     change: dict | None, # entry of `measure_changes`; None where no versions were compared
     num_versions: int # versions on record
 ) -> str: # words
