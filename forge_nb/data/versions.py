@@ -79,20 +79,17 @@ def record_versions(
     read_text # function: hash of a file → its text, or None
 ) -> list: # rows: version, date, source, before, kept; the numbers as texts
     "Add to the record what a version has in common with the one before it"
-    recorded, rows = defaultdict(list), []
-    for row in read_csv(path) if path.exists() else []: recorded[row["version"]].append(row)
-    previous = None
+    rows = read_csv(path) if path.exists() else []
+    known = dict.fromkeys(row["version"] for row in rows)
     for digest, day in versions:
-        version = digest[:12]
-        if version not in recorded:
-            files = [read_files(d) for d in (previous, digest)] if previous else [None]
-            compared = [] if None in files else compare_versions(*files, read_text)
-            recorded[version] = [dict(version=version, date=day) | row
-                                 for row in compared or [dict(source="", before="", kept="")]]
-        rows, previous = rows + recorded.pop(version), digest
-    rows += [row for left in recorded.values() for row in left]
+        if digest in known: continue
+        files = [read_files(version) for version in (*list(known)[-1:], digest)]
+        compared = [] if None in files or not known else compare_versions(*files, read_text)
+        for row in compared or [dict(source="", before="", kept="")]:
+            rows.append({name: str(value) for name, value in (dict(version=digest, date=day) | row).items()})
+        known[digest] = None
     if rows: write_csv(path, rows)
-    return [{name: str(value) for name, value in row.items()} for row in rows]
+    return rows
 
 # %% ../../nbs/data/95_versions.ipynb #d95a0013
 MIN_DAYS = 7  # days between versions from which a rate is a rate
@@ -109,7 +106,8 @@ def measure_changes(
         if row["source"] and int(row["before"]): compared[row["source"]].append(row)
     changes = {}
     for source, found in compared.items():
-        spans = [(days[row["version"]] - days[order[order.index(row["version"]) - 1]]).days for row in found]
+        before = lambda version: order[order.index(version) - 1]
+        spans = [max(0, (days[row["version"]] - days[before(row["version"])]).days) for row in found]
         gone = sum(1 - int(row["kept"]) / int(row["before"]) for row in found)
         is_known = sum(spans) >= MIN_DAYS
         percent = round(100 * gone / sum(spans) * 30, 1) if is_known else None
