@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GUESSES', 'LOOKUPS', 'FORM_METRICS', 'FORM_ARMS', 'MIN_ITEMS', 'RARELY', 'MOSTLY', 'REASONS', 'read_scores',
            'pick_best_arm', 'compare_items', 'find_change_source', 'choose_way', 'predict_slice', 'is_silent',
-           'predict_form', 'explain_prediction', 'predict', 'judge_prediction', 'confirm_predictions']
+           'predict_form', 'explain_prediction', 'order_slices', 'predict', 'judge_prediction', 'confirm_predictions']
 
 # %% ../../nbs/evals/30_predictions.ipynb #e30a0004
 from collections import Counter
@@ -146,7 +146,7 @@ REASONS = {
     "both": "the answer is within reach in {reach}, a guess has {guess}, but showing what is found has {lookup}: "
             "it has to be read",
     "train": "nothing to look up is right more than {reach}, and a guess has {guess}: it is a matter of behaviour",
-    "neither": "a guess has {guess}, and what can be looked up has no more than {reach}",
+    "neither": "a guess has {guess} already, and {reach} are within reach: no difference that matters",
     "open": "{n} questions are too few"}
 
 # %% ../../nbs/evals/30_predictions.ipynb #e30a001b
@@ -157,12 +157,21 @@ def explain_prediction(
     "Say what a prediction rests on"
     shares = {name: f"{100 * row[name]:.0f} %" for name in ("guess", "lookup", "reach")}
     if row["decision"] == "open": return REASONS["open"].format(**row)
-    if row["metric"] != "exact_match" or row["slice"].startswith("absent"):
+    if row["metric"] != "exact_match" or row["slice"] == "absent":
         return (f"{FORM_METRICS[row['metric']]}: right in {shares['lookup']} of the answers by the best arm that "
                 "writes as it finds")
     if is_volatile and row["reach"] < RARELY and row["decision"] == "look up":
         return f"found in {shares['reach']} only, and the source changes too fast for weights: add the documents"
     return REASONS[row["decision"]].format(**row | shares)
+
+# %% ../../nbs/evals/30_predictions.ipynb #e30a002b
+def order_slices(
+    names: list, # names of slices
+    left_out: tuple = () # beginnings of names that are left out
+) -> list: # names
+    "Order slices: all, parts, wordings, kinds"
+    kept = [name for name in dict.fromkeys(names) if not name.startswith(left_out)]
+    return sorted(kept, key=lambda name: (name != "all", "/" in name, not name.startswith("names_column")))
 
 # %% ../../nbs/evals/30_predictions.ipynb #e30a001e
 def predict(
@@ -176,13 +185,13 @@ def predict(
 ) -> list: # rows: metric, slice, n, decision, …, source, change_percent, because
     "Predict for every slice of the exam"
     table, by_id, predictions = index_scores(rows), {item["id"]: item for item in items}, []
-    parts = [part for metric, part, arm in table if (metric, arm) == ("exact_match", "top_passage") and part != "all"]
-    for part in sorted(parts, key=lambda part: "/" in part):
+    parts = [part for metric, part, arm in table if (metric, arm) == ("exact_match", "top_passage")]
+    for part in order_slices(parts, ("all", "absent/")):
         asked = table["exact_match", part, "top_passage"]
         source = find_change_source([by_id[name] for name in asked])
         percent = changes.get(source)
         is_volatile = percent is not None and percent > max_change_percent
-        if part.startswith("absent"): row = predict_form(table, "exact_match", part)
+        if part == "absent": row = predict_form(table, "exact_match", part)
         else: row = predict_slice(table, part, depth=depth, margin=margin, is_volatile=is_volatile)
         origin = dict(source=source, change_percent="" if percent is None else percent)
         predictions.append(row | origin | dict(because=explain_prediction(row, is_volatile)))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 from ..core.project import read_jsonl
+from ..evals.predictions import order_slices
 from .cite import read_table
 from .findings import format_table
 from .verdict import ARM_NAMES, PREDICTED_SLICES
@@ -240,7 +241,8 @@ def plot_baselines(
     rows = read_table(path)
     means = rows[rows["metric"] == "exact_match"]
     ceiling = rows[rows["metric"] == f"answer@{depth}"].set_index("slice")["mean"]
-    slices = sorted(dict.fromkeys(means["slice"]), key=lambda name: (name != "all", "/" in name))
+    slices = order_slices(means["slice"], ("absent/",))
+    means = means[means["slice"].isin(slices)]
     arms = list(dict.fromkeys(means["checkpoint"]))
     fig, ax = plt.subplots(figsize=(8, 1.2 + .34 * len(slices)), layout="constrained")
     for n, arm in enumerate(arms):
