@@ -182,6 +182,7 @@ def synth(
     absent_percent: float, # share of trained facts with a row about a thing that does not exist
     num_eval_items: int, # number of items in each part
     num_pairs: int, # number of preference pairs
+    phrasings_per_fact: int, # number of training phrasings of a fact, at most
     paraphrases_per_fact: float, # number of new phrasings of a fact, on average
     paraphrase_weights: list, # multiples of the number of new phrasings by kind, as `kind=weight`
     dedup_threshold: float, # Jaccard similarity from which a phrasing is nothing new
@@ -207,7 +208,7 @@ def synth(
     kinds, rules, style, train_facts = inputs.kinds, inputs.rules, inputs.style, inputs.train_facts
     paraphrased, generator = propose_paraphrases(inputs, config, paraphrases_file, paraphrases_per_fact,
                                                  paraphrase_weights, seed)
-    proposed = make_sft_rows(train_facts, kinds, style, seed) + paraphrased
+    proposed = make_sft_rows(train_facts, kinds, style, seed, phrasings_per_fact) + paraphrased
     proposed += make_reasoning_rows(train_facts, kinds, num_reasoning, seed)
     accepted, rejected = filter_proposed_rows(proposed, inputs, dedup_threshold)
     num_paraphrased = sum(row["generator"] == generator for row in accepted)

@@ -13,7 +13,7 @@ __all__ = ['STEMMERS', 'VOWEL_SIGNS', 'UNSPACED', 'TOKEN', 'ASCII_TOKEN', 'UNSPA
            'check_manifest', 'load_index']
 
 # %% ../../nbs/data/90_passages.ipynb #7061dd20
-import json, re, unicodedata
+import json, math, re, unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -300,6 +300,13 @@ class Index:
     def groups(self) -> list: # names
         "List the groups that may read anything here"
         return sorted({group for passage in self.passages for group in passage["groups"]})
+
+    @cached_property
+    def term_weights(self) -> dict: # term → weight, larger for a rare one
+        "Weigh terms by the number of passages that hold them"
+        counts = Counter(number for ids in self.term_ids for number in set(ids))
+        total = len(self.passages)
+        return {term: math.log(1 + total / (1 + counts[number])) for term, number in self.vocabulary.items()}
 
 # %% ../../nbs/data/90_passages.ipynb #7092bffc
 K1, B = 2.0, 0.9  # of BM25: weight of repeated terms, weight of a passage's length

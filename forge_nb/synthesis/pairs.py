@@ -104,8 +104,8 @@ def make_prompt_row(
     style: Style # voices
 ) -> dict: # fields: question, answer, page, wrong, reference
     "Put a question beside the fact that it asks about"
-    page, reference = kind.source.format(**fact["fill"]), format_answer(fact, kind, style, style.house)
-    return dict(question=question, answer=fact["answer"], page=page, wrong=wrong, reference=reference)
+    reference = format_answer(fact, kind, style, style.house)
+    return dict(question=question, answer=fact["answer"], wrong=wrong, reference=reference)
 
 # %% ../../nbs/synthesis/50_pairs.ipynb #5c052814
 def make_prompt_rows(

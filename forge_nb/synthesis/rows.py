@@ -41,15 +41,17 @@ def make_sft_rows(
     train_facts: list, # trained facts
     kinds: dict, # kinds of question by name
     style: Style, # voices
-    seed: int # random seed of the voices
+    seed: int, # random seed of the voices
+    phrasings_per_fact: int # number of phrasings in which a fact is asked, at most
 ) -> list: # rows with `messages`
-    "Make a row for each fact and training phrasing"
+    "Make rows for each fact, each in another training phrasing"
     rng, out = random.Random(seed), []
     for fact in train_facts:
         kind = kinds[fact["kind"]]
-        for n, template in enumerate(kind.ask):
+        order = sorted(range(len(kind.ask)), key=lambda n: stable_uniform(fact["id"], "phrasing", n))
+        for n in order[:phrasings_per_fact]:
             voice = draw_voice(style, rng)
-            messages = make_messages(template.format(**fact["fill"]), format_answer(fact, kind, style, voice))
+            messages = make_messages(kind.ask[n].format(**fact["fill"]), format_answer(fact, kind, style, voice))
             row = dict(id=f"{fact['id']}#{n}") | make_provenance(fact, "company/questions.yaml", seed)
             out.append(row | dict(voice=voice, messages=messages))
     return out
