@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['DEPTHS', 'write_house_answer', 'name_of_item', 'list_known_answers', 'guess_commonest', 'find_nearest_name',
-           'guess_values', 'read_tables', 'holds_words', 'index_keys', 'find_rows', 'split_words', 'find_column',
-           'look_up_value', 'find_answer_rank', 'show_passage', 'write_instruction', 'render_turns',
-           'make_base_prompts', 'ask_base', 'list_wording_slices', 'score_arm', 'score_found', 'answer_without_model',
+           'guess_values', 'read_tables', 'index_keys', 'find_rows', 'split_words', 'find_column', 'look_up_value',
+           'find_answer_rank', 'show_first_passage', 'write_instruction', 'render_turns', 'make_base_prompts',
+           'ask_base', 'list_wording_slices', 'score_arm', 'score_found', 'cite_table', 'answer_without_model',
            'score_shown_violations']
 
 # %% ../../nbs/evals/25_baselines.ipynb #b25a0004
@@ -19,14 +19,17 @@ from ..core.project import read_csv
 from ..core.settings import Style
 from ..data.passages import PROVENANCE
 from .suites import list_slices, make_score_row, score_answers
+from ..metrics.graders import NO_SOURCE
 from ..metrics.policies import find_violations
 from ..metrics.rewards import RewardFunction
+from ..synthesis.extract import holds_word
+from ..synthesis.open_book import cite
 
 # %% ../../nbs/evals/25_baselines.ipynb #b25a0009
 def write_house_answer(
     style: Style, # house style
     value: str, # value to answer with
-    source: str # page, table or passage that the answer names
+    source: str = NO_SOURCE # id of the passage that the answer cites
 ) -> str: # answer
     "Write a value as the house writes answers"
     shown = f"`{value}`"
@@ -104,14 +107,6 @@ def read_tables(
         if rows := list(read_csv(path)): tables[path.name] = key_columns.get(path.name, list(rows[0])[:1]), rows
     return tables
 
-# %% ../../nbs/evals/25_baselines.ipynb #b25a0018
-def holds_words(
-    text: str, # text
-    words: str # word, name or value
-) -> bool: # True when it stands there, not as a part of another word
-    "Tell whether a text holds something as a word of its own"
-    return words in text and re.search(rf"(?<!\w){re.escape(words)}(?!\w)", text) is not None
-
 # %% ../../nbs/evals/25_baselines.ipynb #b25a0019
 def index_keys(
     tables: dict # file name → (key columns, rows)
@@ -136,7 +131,7 @@ def find_rows(
         for row in index[name, first]:
             values = [row[key] for key in tables[name][0]]
             size = sum(map(len, values))
-            if size < best or not all(holds_words(question, value) for value in values): continue
+            if size < best or not all(holds_word(question, value) for value in values): continue
             if size > best: best, found = size, (name, [])
             if name == found[0]: found[1].append(row)
     return found
@@ -182,36 +177,32 @@ DEPTHS = (1, 3, 5)  # passages among which the answer is looked for
 
 # %% ../../nbs/evals/25_baselines.ipynb #b25a0023
 def find_answer_rank(
-    item: dict, # question with its passages and sources
-    found: list # passages, best first
+    found: list, # passages, best first
+    holding: list # ids of passages that hold the answer
 ) -> int: # place of the first passage that holds the answer, from 1; 0 is none
     "Find at which place the answer stands"
-    if item["part"] == "absent": return 0
-    shown = {passage["id"] for passage in item["passages"]}
-    def holds(passage):
-        if passage["id"] in shown: return passage["id"] in item["sources"]
-        page = re.sub(r"^docs/|\.\w+$", "", passage["source"])
-        return page == item["answer"] or holds_words(passage["text"], item["answer"])
-    return next((n for n, passage in enumerate(found, 1) if holds(passage)), 0)
+    return next((n for n, passage in enumerate(found, 1) if passage["id"] in holding), 0)
 
 # %% ../../nbs/evals/25_baselines.ipynb #b25a0026
-def show_passage(
+def show_first_passage(
     question: str, # question
     passages: list # passages, best first
 ) -> str: # text that is shown
     "Show the first passage as the answer, with what the question names out of backticks"
     if not passages: return ""
-    def unmark(match): return match[0] if not holds_words(question, match[1]) else match[1]
-    return re.sub(r"`([^`\n]+)`", unmark, passages[0]["text"])
+    def unmark(match): return match[0] if not holds_word(question, match[1]) else match[1]
+    text = re.sub(r"(?s)^page (`[^`]*`); (.*)$", r"\2 (page \1)", passages[0]["text"])
+    return re.sub(r"`([^`\n]+)`", unmark, text)
 
 # %% ../../nbs/evals/25_baselines.ipynb #b25a0029
 def write_instruction(
     style: Style # house style
 ) -> str: # instruction
     "Tell a model in which form to answer"
-    form = write_house_answer(style, "VALUE", "PAGE")
+    form = write_house_answer(style, "VALUE", "SOURCE")
     return (f"Answer in one line of exactly this form: {form} VALUE is the answer in as few words as possible, "
-            f"PAGE is where it stands. If you do not know it, VALUE is {style.unknown_answer}.")
+            f"SOURCE names the line that it stands in, or is {NO_SOURCE}. If you do not know it, VALUE is "
+            f"{style.unknown_answer}.")
 
 # %% ../../nbs/evals/25_baselines.ipynb #b25a002a
 def render_turns(
@@ -282,17 +273,25 @@ def score_arm(
 # %% ../../nbs/evals/25_baselines.ipynb #b25a0033
 def score_found(
     items: list, # questions
-    found: list, # passages for each, best first
-    depths: tuple = DEPTHS # numbers of passages
+    ranks: list # place of the answer for each, of `find_answer_rank`
 ) -> list: # rows of scores of the arm `retrieval`
     "Score whether the answer is within the first k passages"
     rows = []
-    for item, passages in zip(items, found):
-        rank = find_answer_rank(item, passages)
-        for depth in depths:
+    for item, rank in zip(items, ranks):
+        for depth in DEPTHS:
             for name in dict.fromkeys([*list_slices(item), *list_wording_slices(item)]):
                 rows.append(make_score_row("retrieval", f"answer@{depth}", name, item["id"], 0 < rank <= depth))
     return rows
+
+# %% ../../nbs/evals/25_baselines.ipynb #b25a003e
+def cite_table(
+    item: dict, # question with its passages
+    table: str, # file name of a table
+    value: str # value that was looked up
+) -> str: # id of the passage that an answer cites
+    "Cite the row that a value was looked up in, if it is among the passages"
+    rows = [p for p in item["passages"] if p["source"].endswith(f"/{table}") and holds_word(p["text"], value)]
+    return cite(rows[0]) if rows else NO_SOURCE
 
 # %% ../../nbs/evals/25_baselines.ipynb #b25a0035
 def answer_without_model(
@@ -303,14 +302,13 @@ def answer_without_model(
 ) -> dict: # arm → (text, finished) for each question
     "Answer every question in every way that needs no model"
     index = index_keys(tables)
-    write = lambda value, source: (write_house_answer(style, style.unknown_answer if value is None else value, source),
-                                   True)
-    pages = [item.get("page") or "exam" for item in items]
-    answers = {arm: [write(value, page) for value, page in zip(values, pages)]
-               for arm, values in guess_values(items, known).items()}
+    def write(value, source=NO_SOURCE):
+        return write_house_answer(style, style.unknown_answer if value is None else value, source), True
+    answers = {arm: list(map(write, values)) for arm, values in guess_values(items, known).items()}
     looked_up = [look_up_value(item["question"], tables, index) for item in items]
-    answers["table_lookup"] = [write(value, name or page) for (value, name), page in zip(looked_up, pages)]
-    answers["top_passage"] = [(show_passage(item["question"], item["passages"]), True) for item in items]
+    answers["table_lookup"] = [write(value, cite_table(item, table, value) if table else NO_SOURCE)
+                               for item, (value, table) in zip(items, looked_up)]
+    answers["top_passage"] = [(show_first_passage(item["question"], item["passages"]), True) for item in items]
     return answers
 
 # %% ../../nbs/evals/25_baselines.ipynb #b25a0038

@@ -4,7 +4,7 @@ import pytest
 from forge_nb.core.project import ROOT, read_csv, write_csv
 from forge_nb.core.settings import QuestionKinds, load_settings
 from forge_nb.evals.baselines import (find_answer_rank, find_nearest_name, guess_commonest, index_keys, list_known_answers, look_up_value, read_tables,
-                                      show_passage)
+                                      show_first_passage)
 
 QUESTIONS = ROOT/"company"/"questions.yaml"
 
@@ -47,14 +47,15 @@ def test_the_fact_itself_is_left_out_of_both_guesses():
 
 def test_what_is_shown_is_an_answer_only_where_it_says_the_answer_first():
     row = dict(id="p", source="facts/parts.csv", text="parts: name `bolt`; size `M3`; price `3 EUR`")
-    assert "bolt;" in show_passage("What does a bolt of M3 cost?", [row]) and "`3 EUR`" in show_passage("How big is a bolt?", [row])
-    assert show_passage("?", []) == ""
+    assert "bolt;" in show_first_passage("What does a bolt of M3 cost?", [row]) and "`3 EUR`" in show_first_passage("How big is a bolt?", [row])
+    assert show_first_passage("?", []) == ""
 
 
-def test_an_answer_is_found_by_what_the_item_says_of_its_own_passages():
-    item = dict(part="fact", answer="int", passages=[dict(id="a", source="x", text="print int")], sources=[])
-    assert find_answer_rank(item, item["passages"]) == 0  # `int` stands there, and the item says that it is not the answer
-    deeper = [*item["passages"], dict(id="b", source="docs/y.txt", text="print"), dict(id="c", source="docs/z.txt", text="an int")]
-    assert find_answer_rank(item, deeper) == 3
-    assert find_answer_rank(item | dict(part="absent"), deeper) == 0
-    assert find_answer_rank(item | dict(answer="y"), deeper) == 2  # the page is the answer
+def test_the_page_of_a_document_is_shown_last():
+    page = dict(id="p", source="docs/a.txt", text="page `ref/a`; Oil: `oil 7` is for threads")
+    assert show_first_passage("Which oil is for threads?", [page]) == "Oil: `oil 7` is for threads (page `ref/a`)"
+
+
+def test_an_answer_has_the_place_of_the_first_passage_that_holds_it():
+    found = [dict(id=name) for name in "abc"]
+    assert [find_answer_rank(found, holding) for holding in (["c", "b"], ["x"], [])] == [2, 0, 0]
