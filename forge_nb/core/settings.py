@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Text', 'Texts', 'QuestionKinds', 'UNIT_FORMS', 'CONTEXT_FIELDS', 'ExtractKinds', 'Policies', 'Paraphrases',
            'Templates', 'Settings', 'find_model', 'describe_fault', 'validate', 'load_settings', 'find_fields',
-           'refuse_shared', 'QuestionKind', 'ColumnPhrasings', 'ExtractKind', 'Policy', 'Voice', 'Style']
+           'refuse_shared', 'QuestionKind', 'ColumnPhrasings', 'ExtractKind', 'Policy', 'Voice', 'Style', 'Case']
 
 # %% ../../nbs/core/50_settings.ipynb #0a1c5e04
 import difflib, re
 from functools import cached_property
 from pathlib import Path
 from string import Formatter
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator,
                       model_validator)
@@ -252,3 +252,14 @@ class Style(Settings):
     ) -> re.Match | None: # match with the groups `value` and `source`; None is another style
         "Match a whole answer with the house style"
         return re.fullmatch(self.pattern, answer)
+
+# %% ../../nbs/core/50_settings.ipynb #e9c7ef98
+class Case(Settings):
+    "What only people know about the use of a model"
+    questions_per_month: int = Field(1000, ge=0) # number of questions that come in a month
+    data_may_go: Literal["own machine", "private cloud", "vendor"] = "own machine" # farthest place for the data
+    base_models: bool = True # whether a model that others trained may be used
+    largest_model: int = Field(0, ge=0) # millions of parameters that answer in time where it runs; 0 is no limit
+    engineers: int = Field(1, ge=0) # number of people who can train a model and look after it
+    budget: float = Field(0., ge=0) # money that training may cost; 0 is no limit
+    form_matters: bool = True # whether answers must keep form and rules, or a passage with its source will do

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UNDERLINE', 'plot_sources', 'plot_lengths', 'show_table', 'show_dropped', 'plot_outcomes', 'plot_ngram_orders',
            'plot_panel', 'plot_curve', 'plot_phases', 'plot_pretraining', 'show_samples', 'draw_patterns',
-           'plot_lookup_heads', 'show_answers', 'show_loss_mask', 'plot_acceptance', 'plot_recall']
+           'plot_lookup_heads', 'show_answers', 'show_loss_mask', 'plot_acceptance', 'plot_recall', 'plot_baselines']
 
 # %% ../../nbs/report/20_figures.ipynb #20d6a076
 import re
@@ -13,8 +13,10 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 from ..core.project import read_jsonl
+from ..evals.predictions import order_slices
 from .cite import read_table
 from .findings import format_table
+from .verdict import ARM_NAMES, PREDICTED_SLICES
 
 # %% ../../nbs/report/20_figures.ipynb #41e29add
 def plot_sources(
@@ -265,4 +267,30 @@ def plot_recall(
         ax.scatter(rows[f"source@{depth}"], names, 90, facecolors="none", edgecolors=f"C{n}")
     ax.set(xlabel="% of questions", ylabel="")
     ax.legend(frameon=False, fontsize=8, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
+    plt.show()
+
+# %% ../../nbs/report/20_figures.ipynb #12965333
+def plot_baselines(
+    path: Path, # baselines.csv of `decide`
+    depth: int # passages among which the answer must stand
+):
+    "Plot right answers by arm and slice, with the ceiling that the search leaves"
+    rows = read_table(path)
+    means = rows[rows["metric"] == "exact_match"]
+    ceiling = rows[rows["metric"] == f"answer@{depth}"].set_index("slice")["mean"]
+    slices = order_slices(means["slice"], ("absent/",))
+    means = means[means["slice"].isin(slices)]
+    arms = list(dict.fromkeys(means["checkpoint"]))
+    fig, ax = plt.subplots(figsize=(8, 1.2 + .34 * len(slices)), layout="constrained")
+    for n, arm in enumerate(arms):
+        of_arm = means[means["checkpoint"] == arm]
+        y = [slices.index(name) + .12 * (n - (len(arms) - 1) / 2) for name in of_arm["slice"]]
+        ax.hlines(y, of_arm["low"], of_arm["high"], color=f"C{n}", lw=1.5)
+        ax.scatter(of_arm["mean"], y, 16, color=f"C{n}", label=ARM_NAMES.get(arm, arm), zorder=3)
+    found = [name for name in slices if name in ceiling]
+    ax.scatter(ceiling[found], [slices.index(name) for name in found], 90, facecolors="none", edgecolors="gray",
+               label=ARM_NAMES["retrieval"].format(depth=depth))
+    ax.set_yticks(range(len(slices)), [PREDICTED_SLICES.get(name, name) for name in slices], fontsize=8)
+    ax.set(xlim=(-.02, 1.03), ylim=(len(slices) - .4, -.6), xlabel="share of right answers (95 %)")
+    ax.legend(frameon=False, fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(-.2, 1))
     plt.show()
