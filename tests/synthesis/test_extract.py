@@ -70,7 +70,7 @@ def test_excluded_names_are_not_asked_about(passages):
 
 def test_another_text_of_a_company_without_tables():
     "Markdown with fenced code, and prose without any markup but numbers"
-    text = ("# Pump P7\n\nThe pump must be serviced every 1200 hours by somebody who is trained for it.\n\n```\nThe valve of the pump must be `closed` before anybody opens the lid.\n```\n\n"
+    text = ("# Pump P7\n\nThe pump must be serviced every 1200 hours by somebody who is trained for it.\n\n```\n# a program\n\nThe valve of the pump must be `closed` before anybody opens the lid.\n\n```\n\n"
             "## Alarm\n\n* `E17`: The oil pressure fell below the limit for a minute\n\nIf the red lamp is on, press the button `RESET` for three seconds.\n")
     passages = make_document_passages([dict(kind="docs", language="en", source="docs/pump.md", text=text)], {}, "en", 1200)
     assert {(e["kind"], e["answer"]) for e in find_extracts(passages, KINDS)} == {("gap_number", "1200"), ("described", "E17"), ("gap_name", "RESET")}
