@@ -34,13 +34,13 @@ $(VENV)/ready: requirements.lock pyproject.toml $(ELSEWHERE)
 	@{ pwd -P && $(TAG); } > $@
 
 data: setup  ## fetch and check the default data; FROM=folder takes a folder of yours
-	@python -m forge_nb.data.default_company $${FROM:+"$$FROM"}
+	@python -m forge_nb.data.default_company $${FROM:+"$$FROM"} && python -m forge_nb.data.versions
 
 base: setup  ## fetch a base model, once: make base BASE=smollm2
 	@python -m forge_nb.train.bases "$$BASE"
 
 adopt: setup  ## accept data/ as it is now
-	@python -m forge_nb.core.runner adopt && dvc add --quiet data
+	@python -m forge_nb.core.runner adopt && dvc add --quiet data && python -m forge_nb.data.versions
 
 run: data  ## environment, data, the whole pipeline; ends with the results
 	@dvc repro

@@ -72,7 +72,7 @@ def make_questions(
             key = " ".join(fact["fill"][column] for column in kind.key)
             asked = dict(kind=name, answer=fact["answer"], table=kind.table, row=row, key=key)
             questions += [asked | dict(question=phrasing.format(**fact["fill"]))
-                          for phrasing in (*kind.ask, kind.ask_held_out)]
+                          for phrasing in (*kind.ask, *kind.ask_held_out)]
     return questions
 
 # %% ../nbs/18_retrieval.ipynb #9f3757cd

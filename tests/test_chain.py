@@ -123,7 +123,7 @@ def test_experiments_compare(tiny):
 
 
 @pytest.mark.parametrize("cause, line, words", [
-    ("a loss that is no number", "lm_head_lr: 1.0e+38", ["pretrain.matrix_lr", "step", "being read: "]),
+    ("a loss that is no number", "embedding_lr: 1.0e+38", ["pretrain.matrix_lr", "step", "being read: "]),
     ("a depth of nothing", "depth: 0", ["pretrain.depth", "1 or more"]),
     ("an optimiser nobody knows", "optimizer: sgd", ["pretrain.optimizer", "muon or adamw"]),
     ("a context longer than the validation text", "context_length: 1000000", ["pretrain.context_length", "do not fill one row"])])

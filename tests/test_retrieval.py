@@ -7,7 +7,7 @@ from forge_nb.core.project import Invalid, ROOT, hash_file, load_params, read_js
 from forge_nb.data.passages import load_index, search
 from forge_nb.retrieval import retrieval
 
-KIND = dict(table="parts.csv", key=["name"], answer="price", source="parts", ask=["Price of {name}?"], ask_held_out="What does {name} cost?", state="{name} costs {answer}.")
+KIND = dict(table="parts.csv", key=["name"], answer="price", source="parts", ask=["Price of {name}?"], ask_held_out=["What does {name} cost?"], state="{name} costs {answer}.")
 STYLE = dict(house="house", unknown_answer="unknown", pattern=r"`(?P<value>[^`]+)` \((?P<source>\S+)\)",
              voices=dict(plain=dict(template="{sentence}", share=1.), house=dict(template="{value} ({source})", share=0.)))
 PARAMS = load_params(ROOT/"params.yaml")["retrieval"] | dict(num_questions=9)

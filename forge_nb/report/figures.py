@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNDERLINE', 'plot_sources', 'plot_lengths', 'show_table', 'show_dropped', 'plot_outcomes', 'plot_ngram_orders',
-           'plot_panel', 'plot_curve', 'plot_phases', 'plot_pretraining', 'show_samples', 'show_answers',
-           'show_loss_mask', 'plot_acceptance', 'plot_recall']
+           'plot_panel', 'plot_curve', 'plot_phases', 'plot_pretraining', 'show_samples', 'draw_patterns',
+           'plot_lookup_heads', 'show_answers', 'show_loss_mask', 'plot_acceptance', 'plot_recall', 'plot_baselines']
 
 # %% ../../nbs/report/20_figures.ipynb #20d6a076
 import re
@@ -13,8 +13,10 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 from ..core.project import read_jsonl
+from ..evals.predictions import order_slices
 from .cite import read_table
 from .findings import format_table
+from .verdict import ARM_NAMES, PREDICTED_SLICES
 
 # %% ../../nbs/report/20_figures.ipynb #41e29add
 def plot_sources(
@@ -150,10 +152,11 @@ def plot_phases(
 def plot_pretraining(
     path: Path # curve.csv of `pretrain`
 ):
-    "Plot training loss, and bits per byte on validation documents against the n-gram baseline there"
+    "Plot training loss, bits per byte on validation documents with the n-gram baseline, and the share that is copied"
     kinds = tuple(column for column in read_table(path) if column.startswith("bpb_"))
     baseline = read_table(Path("artifacts/ngram/curve.csv"))["bpb"].min()
-    plot_curve(path, ["loss", "held_out_bpb", kinds], dict(held_out_bpb=baseline))
+    copied = [("copied_random", "copied_text")] if "copied_text" in read_table(path) else []
+    plot_curve(path, ["loss", "held_out_bpb", kinds, *copied], dict(held_out_bpb=baseline))
 
 # %% ../../nbs/report/20_figures.ipynb #3515cef8
 def show_samples(
@@ -164,6 +167,42 @@ def show_samples(
     for row in rows:
         if row["prompt"] != rows[0]["prompt"]: continue
         print(f"step {row['step']:5}: …{row['prompt'][-40:]!r} → {row['text']!r}")
+
+# %% ../../nbs/report/20_figures.ipynb #36b36e4c
+def draw_patterns(
+    axes, # matplotlib axes, one for each layer
+    model, # causal language model with plain attention
+    ids, # (tokens,) tensor of tokens
+    label: str # name of the row
+):
+    "Draw the pattern of the first head of the first two layers"
+    from forge_nb.train.lookup import attention_patterns
+    for layer, (ax, pattern) in enumerate(zip(axes, attention_patterns(model.eval(), ids))):
+        ax.imshow(pattern[0], cmap="Blues", vmin=0, vmax=1)
+        ax.set_title(f"{label}, layer {layer}", fontsize=10)
+        ax.set(xticks=[], yticks=[])
+
+# %% ../../nbs/report/20_figures.ipynb #558790a8
+def plot_lookup_heads(
+    folder: Path, # model folder of `pretrain`
+    lookup_heads: int # heads of the circuit at the start; 0 draws nothing
+):
+    "Plot what the first heads of two layers look at, before and after training"
+    if not lookup_heads: return
+    import torch
+    from transformers import AutoModelForCausalLM
+    from forge_nb.train.lookup import init_lookup, init_weights
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        trained = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+        fresh = AutoModelForCausalLM.from_config(trained.config, attn_implementation="eager")
+        init_weights(fresh)
+        init_lookup(fresh, trained.config.max_position_embeddings // 4, heads=lookup_heads)
+        ids = torch.randint(trained.config.vocab_size, (32,)).repeat(2)
+    fig, axes = plt.subplots(2, 2, figsize=(6, 6), layout="constrained")
+    draw_patterns(axes[0], fresh, ids, "untrained")
+    draw_patterns(axes[1], trained, ids, "trained")
+    plt.show()
 
 # %% ../../nbs/report/20_figures.ipynb #16b9d240
 def show_answers(
@@ -228,4 +267,30 @@ def plot_recall(
         ax.scatter(rows[f"source@{depth}"], names, 90, facecolors="none", edgecolors=f"C{n}")
     ax.set(xlabel="% of questions", ylabel="")
     ax.legend(frameon=False, fontsize=8, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
+    plt.show()
+
+# %% ../../nbs/report/20_figures.ipynb #12965333
+def plot_baselines(
+    path: Path, # baselines.csv of `decide`
+    depth: int # passages among which the answer must stand
+):
+    "Plot right answers by arm and slice, with the ceiling that the search leaves"
+    rows = read_table(path)
+    means = rows[rows["metric"] == "exact_match"]
+    ceiling = rows[rows["metric"] == f"answer@{depth}"].set_index("slice")["mean"]
+    slices = order_slices(means["slice"], ("absent/",))
+    means = means[means["slice"].isin(slices)]
+    arms = list(dict.fromkeys(means["checkpoint"]))
+    fig, ax = plt.subplots(figsize=(8, 1.2 + .34 * len(slices)), layout="constrained")
+    for n, arm in enumerate(arms):
+        of_arm = means[means["checkpoint"] == arm]
+        y = [slices.index(name) + .12 * (n - (len(arms) - 1) / 2) for name in of_arm["slice"]]
+        ax.hlines(y, of_arm["low"], of_arm["high"], color=f"C{n}", lw=1.5)
+        ax.scatter(of_arm["mean"], y, 16, color=f"C{n}", label=ARM_NAMES.get(arm, arm), zorder=3)
+    found = [name for name in slices if name in ceiling]
+    ax.scatter(ceiling[found], [slices.index(name) for name in found], 90, facecolors="none", edgecolors="gray",
+               label=ARM_NAMES["retrieval"].format(depth=depth))
+    ax.set_yticks(range(len(slices)), [PREDICTED_SLICES.get(name, name) for name in slices], fontsize=8)
+    ax.set(xlim=(-.02, 1.03), ylim=(len(slices) - .4, -.6), xlabel="share of right answers (95 %)")
+    ax.legend(frameon=False, fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(-.2, 1))
     plt.show()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..core.project import Invalid, log, read_csv, stable_uniform
 from ..core.settings import QuestionKind, Style
-from ..metrics.graders import format_answer
+from ..metrics.graders import NO_SOURCE, format_answer
 
 # %% ../../nbs/synthesis/30_facts.ipynb #de2fe7f8
 def make_fact(
@@ -50,18 +50,17 @@ def check_templates(
     "Stop when a phrasing names a column that is not there, or an answer is not house style"
     fill = fact["fill"]
     columns = fill | dict(answer="")
-    cases = [("ask", text, columns) for text in kind.ask]
-    cases += [(field, getattr(kind, field), columns) for field in ("ask_held_out", "state", "source")]
-    cases += [("compare", kind.compare, dict(a=fill, b=fill))]
+    cases = [(field, text, columns) for field in ("ask", "ask_held_out") for text in getattr(kind, field)]
+    cases += [("state", kind.state, columns), ("compare", kind.compare, dict(a=fill, b=fill))]
     for field, template, values in cases:
         try: template.format(**values)
         except (KeyError, IndexError, ValueError) as e:
             braces = "as {a[column]} and {b[column]}" if field == "compare" else "in braces"
             raise Invalid(f"company/questions.yaml: `{name}.{field}`: {template!r} cannot be filled in ({e}); "
                           f"name columns of {kind.table} {braces}") from None
-    answer = format_answer(fact, kind, style, style.house)
+    answer = format_answer(fact, kind, style, style.house, source=NO_SOURCE)
     if not style.match(answer):
-        raise Invalid(f"company/questions.yaml: `{name}.source` makes {answer!r}, which is not house style by "
+        raise Invalid(f"company/questions.yaml: `{name}` makes {answer!r}, which is not house style by "
                       "`pattern` of company/style.yaml; mend one of the two")
 
 # %% ../../nbs/synthesis/30_facts.ipynb #19d82cbd

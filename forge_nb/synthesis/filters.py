@@ -60,7 +60,7 @@ def index_eval_wording(
     rules: dict # rules by name
 ) -> dict: # index for `find_contamination`
     "Index the wording that only the evaluation set may have"
-    texts = [re.sub(r"\{\w+\}", " X ", kind.ask_held_out)]
+    texts = [re.sub(r"\{\w+\}", " X ", phrasing) for phrasing in kind.ask_held_out]
     for rule in rules.values():
         texts += [prompt.replace("{question}", "") for prompt in rule.adversarial_prompts_held_out]
     return index_eval_items(texts, min_words=3)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['make_provenance', 'make_messages', 'make_sft_rows', 'noncompliant_answer', 'group_facts_by_kind', 'noncompliant_rows',
-           'make_absent_rows', 'make_paraphrase_jobs', 'make_paraphrase_rows', 'pair_comparable_facts',
+           'balance_kinds', 'make_absent_rows', 'make_paraphrase_jobs', 'make_paraphrase_rows', 'pair_comparable_facts',
            'make_reasoning_row', 'make_reasoning_rows']
 
 # %% ../../nbs/synthesis/40_rows.ipynb #0428c8e3
@@ -41,15 +41,17 @@ def make_sft_rows(
     train_facts: list, # trained facts
     kinds: dict, # kinds of question by name
     style: Style, # voices
-    seed: int # random seed of the voices
+    seed: int, # random seed of the voices
+    phrasings_per_fact: int # number of phrasings in which a fact is asked, at most
 ) -> list: # rows with `messages`
-    "Make a row for each fact and training phrasing"
+    "Make rows for each fact, each in another training phrasing"
     rng, out = random.Random(seed), []
     for fact in train_facts:
         kind = kinds[fact["kind"]]
-        for n, template in enumerate(kind.ask):
+        order = sorted(range(len(kind.ask)), key=lambda n: stable_uniform(fact["id"], "phrasing", n))
+        for n in order[:phrasings_per_fact]:
             voice = draw_voice(style, rng)
-            messages = make_messages(template.format(**fact["fill"]), format_answer(fact, kind, style, voice))
+            messages = make_messages(kind.ask[n].format(**fact["fill"]), format_answer(fact, kind, style, voice))
             row = dict(id=f"{fact['id']}#{n}") | make_provenance(fact, "company/questions.yaml", seed)
             out.append(row | dict(voice=voice, messages=messages))
     return out
@@ -100,6 +102,17 @@ def noncompliant_rows(
         messages = make_messages(adversarial["question"], answer)
         out.append(row | dict(voice="noncompliant", verdict=f"breaks {policy}", messages=messages))
     return out
+
+# %% ../../nbs/synthesis/40_rows.ipynb #03c0824b
+def balance_kinds(
+    facts: list, # facts in a fixed order
+    num_facts: int # number of facts wanted
+) -> list: # facts, at most so many
+    "Take facts from the kinds in turn"
+    queues = list(group_facts_by_kind(facts).values())
+    out = []
+    while len(out) < num_facts and any(queues): out += [queue.pop(0) for queue in queues if queue]
+    return out[:num_facts]
 
 # %% ../../nbs/synthesis/40_rows.ipynb #46594e5a
 def make_absent_rows(

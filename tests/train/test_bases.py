@@ -19,7 +19,7 @@ from forge_nb.sft import sft
 from forge_nb.tokenizer import tokenizer, train_tokenizer
 from forge_nb.train.architecture import model_from_config
 
-RUN = dict(depth=1, tokens_per_parameter=1., context_length=32, optimizer="adamw", batch_size=4, max_steps=60, matrix_lr=3e-3, embedding_lr=3e-3, lm_head_lr=3e-3, warmup_steps=2, warmdown_ratio=.5, z_loss_weight=0.,
+RUN = dict(depth=1, tie_word_embeddings=True, lookup_heads=2, tokens_per_parameter=1., context_length=32, optimizer="adamw", batch_size=4, max_steps=60, matrix_lr=3e-3, embedding_lr=3e-3, lm_head_lr=3e-3, warmup_steps=2, warmdown_ratio=.5, z_loss_weight=0.,
            num_experts=0, num_experts_per_tok=2, shared_expert=False, router_aux_loss_coef=.01, micro_batch_size=0, num_processes=1, launcher="", sharding="ddp", num_evals=2, seed=0)
 STUDY = dict(context_length=16, train_tokens=512, replay_percent=25., num_passages=2, batch_size=4, num_added_tokens=4, seed=0)
 
