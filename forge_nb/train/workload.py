@@ -59,15 +59,15 @@ def measure_rows(
     lengths = [len(encoded.ids) for encoded in tokenizer.encode_batch(texts, add_special_tokens=False)]
     return len(rows), sum(lengths) / max(1, len(lengths)) + TEMPLATE_TOKENS
 
-# %% ../../nbs/train/91_workload.ipynb #50f63a8e
+# %% ../../nbs/train/91_workload.ipynb #0704353f
 ROW_FIELDS = dict(
     rows=("rows/sft.jsonl", ("messages",)),
     chosen=("rows/pairs.jsonl", ("prompt", "chosen")),
     rejected=("rows/pairs.jsonl", ("prompt", "rejected")),
     answers=("rows/pairs.jsonl", ("chosen",)),
     policy_pairs=("rows/policy_pairs.jsonl", ("prompt", "chosen")),
-    prompts=("rows/prompts.jsonl", ("question", "passages")),
-    items=("eval_set/items.jsonl", ("question", "passages")),
+    prompts=("rows/prompts.jsonl", ("prompt",)),
+    items=("eval_set/items.jsonl", ("prompt",)),
     closed_items=("eval_set/items.jsonl", ("question",)))
 
 # %% ../../nbs/train/91_workload.ipynb #e11d08bc
