@@ -297,7 +297,9 @@ def check_budget(
     prices = parse_yaml(read_text(path), "config/prices.yaml") if path.exists() else {}
     budget = prices.get("budget", {}) if isinstance(prices, dict) else prices
     if not budget or isinstance(budget, dict) and not any(budget.values()): return
-    asked = subprocess.run([sys.executable, "-m", "forge_nb.train.budget", name], cwd=ROOT)
+    environment = os.environ | dict(OMP_WAIT_POLICY="PASSIVE")  # threads that spin measure what runs beside
+    command = [sys.executable, "-m", "forge_nb.train.budget", name]
+    asked = subprocess.run(command, cwd=ROOT, env=environment)
     if asked.returncode: sys.exit(asked.returncode)
 
 # %% ../../nbs/core/30_runner.ipynb #5fa73012

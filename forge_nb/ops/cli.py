@@ -325,6 +325,7 @@ def estimate_verb(
     as_json: JsonOption = False # whether a program is listening
 ):
     "What a run will take: size, memory, every stage, serving, own or rent, six paths; the best size; larger machines."
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin measure what runs beside
     from forge_nb.core.runner import merge_profile
     from forge_nb.train import estimate as page
     from forge_nb.train.prices import load_prices
