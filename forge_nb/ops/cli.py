@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['ANSWER_MODELS', 'app', 'DocumentsArgument', 'QueryOption', 'HistoryOption', 'JsonOption', 'DryRunOption', 'YesOption',
            'KeepOption', 'UndoOption', 'UrlArgument', 'FileNameOption', 'SearchArgument', 'KOption', 'GroupsOption',
-           'ProfileOption', 'ModelOption', 'TokensOption', 'GpusOption', 'SecondsOption', 'PlotOption', 'AxesArgument',
-           'TrialsOption', 'TrialMetricOption', 'SearchNameOption', 'PruneOption', 'RoundsOption', 'ParaphrasesOption',
-           'CheckpointOption', 'ItemMetricOption', 'CycleNameOption', 'VerbArgument', 'INTERRUPTED_MESSAGE', 'Failure',
-           'print_error', 'answer_schema', 'show_help', 'print_answer', 'make_line_printer', 'hold_verb_lock',
-           'require_request', 'whereis_verb', 'check_pending_request', 'confirm_erasure', 'dry_run_erasure',
-           'begin_erasure', 'forget_verb', 'SnapshotAnswer', 'format_snapshot', 'snapshot_verb', 'search_verb',
+           'QuestionArgument', 'ProfileOption', 'ModelOption', 'TokensOption', 'GpusOption', 'SecondsOption',
+           'PlotOption', 'AxesArgument', 'TrialsOption', 'TrialMetricOption', 'SearchNameOption', 'PruneOption',
+           'RoundsOption', 'ParaphrasesOption', 'CheckpointOption', 'ItemMetricOption', 'CycleNameOption',
+           'VerbArgument', 'INTERRUPTED_MESSAGE', 'Failure', 'print_error', 'answer_schema', 'show_help',
+           'print_answer', 'make_line_printer', 'hold_verb_lock', 'require_request', 'whereis_verb',
+           'check_pending_request', 'confirm_erasure', 'dry_run_erasure', 'begin_erasure', 'forget_verb',
+           'SnapshotAnswer', 'format_snapshot', 'snapshot_verb', 'split_names', 'search_verb', 'ask_verb',
            'plot_estimate', 'estimate_verb', 'sweep_verb', 'cycle_verb', 'schema_verb', 'main']
 
 # %% ../../nbs/ops/90_cli.ipynb #1036a386
@@ -54,7 +55,7 @@ except ValueError as e: sys.exit(print_error(e, 2, "--json" in sys.argv))
 # %% ../../nbs/ops/90_cli.ipynb #1030166a
 ANSWER_MODELS = dict(
     whereis="forge_nb.ops.lineage:WhereisAnswer", forget="forge_nb.ops.erasure:ForgetAnswer",
-    search="forge_nb.ops.search:SearchAnswer",
+    search="forge_nb.ops.search:SearchAnswer", ask="forge_nb.ops.ask:AskAnswer",
     snapshot="forge_nb.ops.cli:SnapshotAnswer", estimate="forge_nb.train.estimate:EstimateAnswer",
     sweep="forge_nb.ops.sweep:SweepAnswer", cycle="forge_nb.ops.cycle:CycleAnswer")  # verb → model
 
@@ -261,6 +262,13 @@ KOption = Annotated[int, typer.Option("--k", help="Passages, at most.")]
 GroupsOption = Annotated[str, typer.Option(
     metavar="NAMES", help="Groups that you belong to, with commas; without it, what everyone may read.")]
 
+# %% ../../nbs/ops/90_cli.ipynb #b7f62828
+def split_names(
+    text: str # names with commas
+) -> list: # names
+    "Split a list of names as the command line has it"
+    return [name.strip() for name in text.split(",") if name.strip()]
+
 # %% ../../nbs/ops/90_cli.ipynb #94b78729
 @app.command("search", epilog='Example: forge search "What is the default value of DEBUG?" --k 3')
 def search_verb(
@@ -271,11 +279,28 @@ def search_verb(
 ):
     "Which passages of documents and tables answer a question, among those that you may read?"
     from forge_nb.data.passages import check_query, load_index
-    from forge_nb.ops.search import answer_query, format_search
+    from forge_nb.ops.search import answer_query, format_search, locate_live_index
     check_query(query, k)
-    index = load_index(ROOT/"artifacts"/"retrieval"/"live")
-    answer = answer_query(index, query, k, [name.strip() for name in groups.split(",") if name.strip()])
+    answer = answer_query(load_index(locate_live_index(ROOT)), query, k, split_names(groups))
     print_answer(answer, format_search(answer), as_json)
+
+# %% ../../nbs/ops/90_cli.ipynb #836bfd9e
+QuestionArgument = Annotated[str, typer.Argument(metavar="QUESTION", help="In plain words.")]
+
+# %% ../../nbs/ops/90_cli.ipynb #394f9e5b
+@app.command("ask", epilog='Example: forge ask "What is the default value of DEBUG?"')
+def ask_verb(
+    question: QuestionArgument, # question
+    k: KOption = 3, # number of passages
+    groups: GroupsOption = "", # names of the caller's groups
+    as_json: JsonOption = False # whether a program is listening
+):
+    "What is the answer, and which passage says so? The released model reads what you may read."
+    from forge_nb.data.passages import check_query
+    from forge_nb.ops.ask import answer_question, format_ask, load_answerer
+    check_query(question, k)
+    answer = answer_question(load_answerer(ROOT), question, k, split_names(groups))
+    print_answer(answer, format_ask(answer), as_json)
 
 # %% ../../nbs/ops/90_cli.ipynb #d23556b1
 ProfileOption = Annotated[str, typer.Option(
