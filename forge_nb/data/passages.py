@@ -504,7 +504,8 @@ def check_manifest(
     corpus: str = "" # hash of the passages that are expected; empty: any
 ) -> dict: # manifest
     "Read an index's manifest, and stop unless the index can be trusted"
-    place, remedy = display_path(folder), "`dvc repro retrieval` makes it anew"
+    command = "forge refresh" if "runs" in folder.parts else "dvc repro retrieval"
+    place, remedy = display_path(folder), f"`{command}` makes it anew"
     if not (folder/"manifest.json").exists(): raise NotFound(f"{place}: there is no index; {remedy}")
     manifest, versions = read_json(folder/"manifest.json"), describe_versions()
     for name, value in versions.items():

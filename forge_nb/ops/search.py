@@ -67,7 +67,8 @@ def index_bare_folder(
     "Read, mask and index a folder; an index that is up to date is loaded"
     state = hash_folder(folder, dict(pii=pii_kinds, max_characters=max_characters))
     if (out/"state.json").exists() and read_json(out/"state.json") == state:
-        return load_index(out/"index"), read_jsonl(out/"unreadable.jsonl")
+        try: return load_index(out/"index"), read_jsonl(out/"unreadable.jsonl")
+        except Invalid: pass  # what was kept is damaged, and is made anew
     documents, rejects = [], []
     for document, reject in read_documents(folder, list_sources(folder), templates={}, strict=False):
         if reject: rejects.append(reject)
