@@ -229,7 +229,9 @@ def start_llama(
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     params.hostnames, params.port, params.api_keys = ["127.0.0.1"], 0, [secrets.token_hex()]
     params.warmup = params.ui = False
-    return xllamacpp.Server(params)
+    server = xllamacpp.Server(params)
+    server.handle_completions(dict(prompt="a", max_tokens=1))
+    return server
 
 # %% ../../nbs/ops/55_gguf.ipynb #9f2b4eac
 def generate_answer(
