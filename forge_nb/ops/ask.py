@@ -19,10 +19,10 @@ from pydantic import BaseModel, Field
 
 from ..core.project import ROOT, Invalid, NotFound, display_path, load_params, read_json
 from ..core.settings import Style, load_settings
-from ..data.passages import Index, check_query, load_index, search
+from ..data.passages import check_query
 from ..evals.checkpoints import find_released, load_checkpoints
 from .gguf import MAX_CONTEXT, find_gguf_fault, generate_answer, prepare_gguf, start_llama
-from .search import locate_live_index
+from .search import find_passages, locate_live_index, open_live_index
 from ..synthesis.open_book import choose_passages, find_cited, format_prompt
 
 # %% ../../nbs/ops/65_ask.ipynb #8e375fae
@@ -56,7 +56,8 @@ def break_special_tokens(
 
 # %% ../../nbs/ops/65_ask.ipynb #e8c208d3
 def start_transformers(
-    folder: Path # model folder
+    folder: Path, # model folder
+    special_tokens: list # special tokens, which an answer is shown without
 ): # function: turn, max_new_tokens → dict with text and finished
     "Load a model by transformers"
     from forge_nb.train.model import generate_texts, load_model, render_chat_prompt
@@ -66,7 +67,7 @@ def start_transformers(
     def generate(turn, max_new_tokens):
         prompt = render_chat_prompt(tokenizer, turn)
         [(text, finished)] = generate_texts(model, tokenizer, [prompt], max_new_tokens=max_new_tokens)
-        for token in tokenizer.all_special_tokens: text = text.replace(token, "")
+        for token in special_tokens: text = text.replace(token, "")
         return dict(text=text, finished=finished)
     return generate
 
@@ -96,11 +97,12 @@ def load_reader(
         raise NotFound(f"{display_path(folder)}: there is no model yet; `make run` trains it, "
                        "and until then `forge search` shows passages")
     context_length = min(read_json(folder/"config.json")["max_position_embeddings"], MAX_CONTEXT)
-    if find_gguf_fault(folder): generate = start_transformers(folder)
-    else: generate = partial(generate_answer, start_llama(prepare_gguf(folder, cache), context_length))
     added = read_json(folder/"tokenizer.json")["added_tokens"]
+    special_tokens = [token["content"] for token in added if token["special"]]
+    if find_gguf_fault(folder): generate = start_transformers(folder, special_tokens)
+    else: generate = partial(generate_answer, start_llama(prepare_gguf(folder, cache), context_length))
     tokenizer = Tokenizer.from_file(str(folder/"tokenizer.json"))
-    return Reader(generate, tokenizer, [token["content"] for token in added if token["special"]], context_length)
+    return Reader(generate, tokenizer, special_tokens, context_length)
 
 # %% ../../nbs/ops/65_ask.ipynb #6bf02744
 class ShownPassage(BaseModel, extra="forbid"):
@@ -129,7 +131,7 @@ class AskAnswer(BaseModel, extra="forbid"):
 @dataclass
 class Answerer:
     "Everything that answering a question takes, loaded"
-    index: Index # index over all documents
+    index: object # index over all documents, Index or ServerIndex
     reader: Reader # model
     style: Style # house style
     max_new_tokens: int # tokens of an answer, at most
@@ -161,7 +163,7 @@ def answer_question(
     "Find passages, let the model read them, and resolve what it cites"
     check_query(question, k)
     reader, question = answerer.reader, question.strip()
-    [found] = search(answerer.index, [question], k, groups)
+    [found] = find_passages(answerer.index, [question], k, groups)
     if not found: raise NotFound(f"no passage holds a word of {question[:60]!r}, so there is nothing to answer from; "
                                  "ask in other words")
     chosen = choose_passages(found, question)
@@ -210,7 +212,7 @@ def load_answerer(
     reader = load_reader(folder, root/".cache"/"gguf")
     max_new_tokens = load_params(root/"params.yaml")["evaluate"]["max_new_tokens"]
     style = load_settings(root/"company"/"style.yaml", Style)
-    return Answerer(load_index(locate_live_index(root)), reader, style, max_new_tokens)
+    return Answerer(open_live_index(root), reader, style, max_new_tokens)
 
 # %% ../../nbs/ops/65_ask.ipynb #142f9f0e
 @lru_cache(maxsize=1)

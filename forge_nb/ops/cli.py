@@ -285,10 +285,10 @@ def search_verb(
     as_json: JsonOption = False # whether a program is listening
 ):
     "Which passages of documents and tables answer a question, among those that you may read?"
-    from forge_nb.data.passages import check_query, load_index
-    from forge_nb.ops.search import answer_query, format_search, locate_live_index
+    from forge_nb.data.passages import check_query
+    from forge_nb.ops.search import answer_query, format_search, open_live_index
     check_query(query, k)
-    answer = answer_query(load_index(locate_live_index(ROOT)), query, k, split_names(groups))
+    answer = answer_query(open_live_index(ROOT), query, k, split_names(groups))
     print_answer(answer, format_search(answer), as_json)
 
 # %% ../../nbs/ops/90_cli.ipynb #836bfd9e
