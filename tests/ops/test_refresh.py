@@ -1,5 +1,5 @@
 "`forge refresh`: documents that come, change and go reach search and answers, and nothing of the pipeline moves"
-import hashlib, json
+import hashlib, json, re
 
 import pytest
 from copies import FORGE, Copy, ask, refuse, sibling
@@ -25,10 +25,14 @@ def refreshed(chain, tmp_path_factory) -> dict:
     for split in ("train", "valid", "test"):
         for line in (copy.root/"artifacts/curate/documents"/f"{split}.jsonl").read_text(encoding="utf-8").splitlines():
             splits.setdefault(split, []).append(json.loads(line)["source"])
+    params = (copy.root/"params.yaml").read_text(encoding="utf-8")
+    head, _, tail = params.partition("\ncurate:")
+    (copy.root/"params.yaml").write_text(f"{head}\ncurate:" + re.sub(r"\blimit: \d+", "limit: 0", tail, count=1), encoding="utf-8")
+    ask(copy, "refresh")  # with a limit, one document more would be one less
     stale = copy("dvc status --json")
     is_page = lambda source: source.startswith("docs/") and "/releases/" not in source
     changed = next(filter(is_page, splits["train"]))
-    gone = next(source for source in splits["valid"] + splits["test"] if (copy.root/"data"/source).is_file())
+    gone = next(filter(is_page, splits["valid"] + splits["test"]))
     docs = copy.root/"data"/"docs"
     (docs/"zeppelin.txt").write_text("Airships\n========\n\nA zeppelinette floats for 77 hours, says kim@acme.org, who built the first one of them.\n" * 2, encoding="utf-8")
     (docs/"broken.pdf").write_bytes(b"no PDF")
@@ -89,6 +93,18 @@ def test_the_pipelines_next_index_comes_first(refreshed, tmp_path):
     path = copy.root/"artifacts/retrieval/live/manifest.json"
     path.write_text(path.read_text(encoding="utf-8") + "\n", encoding="utf-8")
     refuse(copy, "search zeppelinette", 3, "no passage holds a word")
+
+
+def test_forget_takes_what_search_and_ask_keep(tmp_path, monkeypatch):
+    "A refreshed index, indices of bare folders and the file that `forge ask` runs are made from the old data"
+    from forge_nb.ops import erasure
+    for name in ("runs/live/index/passages.jsonl", "runs/live.work/run.jsonl", "runs/search/ab12/index/passages.jsonl", ".cache/gguf/ab12.gguf", "receipts/.pending.json", "data/a.txt"):
+        (tmp_path/name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path/name).write_text("{}", encoding="utf-8")
+    (tmp_path/"data"/"SHA256SUMS").write_text("", encoding="utf-8")
+    monkeypatch.setattr(erasure, "run_dvc", lambda *_: "")
+    erasure.remove_old_data(tmp_path, dict(removed=[dict(path="a.txt")], facts=[], sources=["a.txt"], phase="remove"))
+    assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()) == ["data/SHA256SUMS", "receipts/.pending.json"]
 
 
 def test_without_a_first_index_there_is_a_sentence(bare):
