@@ -34,7 +34,7 @@ def refreshed(chain, tmp_path_factory) -> dict:
     changed = next(filter(is_page, splits["train"]))
     gone = next(filter(is_page, splits["valid"] + splits["test"]))
     docs = copy.root/"data"/"docs"
-    (docs/"zeppelin.txt").write_text("Airships\n========\n\nA zeppelinette floats for 77 hours, says kim@acme.org, who built the first one of them.\n" * 2, encoding="utf-8")
+    (docs/"zeppelin.txt").write_text("Airships\n========\n\nA zeppelinette floats for 77 hours, says zoe@airship-works.org, who built the first one of them.\n" * 2, encoding="utf-8")
     (docs/"broken.pdf").write_bytes(b"no PDF")
     (copy.root/"data"/changed).open("a", encoding="utf-8").write("\n\nThe zeppelinette is moored at its mast every evening of the week.\n")
     (copy.root/"data"/gone).unlink()
@@ -55,7 +55,7 @@ def test_what_came_is_found_masked_and_what_went_is_not(refreshed):
     copy = refreshed["copy"]
     assert find(copy, "zeppelinette") == {"docs/zeppelin.txt", refreshed["changed"]}
     kept = [p.read_bytes() for p in (copy.root/"runs/live").rglob("*") if p.is_file()]
-    assert not [text for text in kept if b"kim@acme.org" in text]
+    assert not [text for text in kept if b"airship-works" in text]
     sources = {json.loads(line)["source"] for line in (copy.root/"runs/live/index/passages.jsonl").read_text(encoding="utf-8").splitlines()}
     assert refreshed["gone"] not in sources and refreshed["splits"]["train"][0] in sources
 
