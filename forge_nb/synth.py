@@ -17,7 +17,7 @@ from .core.project import (Invalid, atomic, hash_text, log, make_checkpoint_fold
                                    write_csv, write_json, write_jsonl)
 from .core.settings import ColumnPhrasings, ExtractKinds, QuestionKinds, Style, load_settings
 from .data.passages import load_index
-from .metrics.graders import draw_voice, format_value
+from .metrics.graders import draw_voice, phrase_value
 from .metrics.policies import load_policies
 from .synthesis.columns import make_column_questions
 from .synthesis.eval_set import (add_adversarial_questions, count_facts, count_rows, drop_leaked_items,
@@ -143,7 +143,7 @@ def make_value_rows(
         fact = dict(id=question["id"], kind=question["kind"], verified="document")
         fact |= dict(parents=[question.get("row") or question["source"]])
         voice = draw_voice(style, rng)
-        messages = make_messages(question["question"], format_value(question["answer"], style, voice))
+        messages = make_messages(question["question"], phrase_value(question["answer"], style, voice))
         row = dict(id=question["id"]) | make_provenance(fact, generator, seed)
         rows.append(row | dict(voice=voice, messages=messages))
     return rows

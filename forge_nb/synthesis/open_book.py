@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MONTHS', 'VALUE', 'MAX_HEADING', 'MAX_VALUE', 'NUM_CANDIDATES', 'EXCERPT_WEIGHT', 'mark_values', 'split_sentences',
            'weigh_terms', 'cut_line', 'excerpt', 'shorten_values', 'name_page', 'choose_heading', 'show_passage',
-           'cite', 'choose_passages', 'analyze_row', 'list_sentences', 'rank_again', 'OpenBook', 'format_prompt',
+           'shorten_id', 'choose_passages', 'analyze_row', 'list_sentences', 'rank_again', 'OpenBook', 'format_prompt',
            'find_cited', 'find_sources']
 
 # %% ../../nbs/synthesis/37_open_book.ipynb #0b000004
@@ -13,7 +13,8 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from ..data.passages import EVERYONE, Index, list_stopwords, make_analyzer, restrict, search
+from ..data.passages import EVERYONE, Index, list_stopwords, make_analyzer, restrict
+from ..data.search_server import find_passages
 from .extract import holds_word, show_markup, split_units
 
 # %% ../../nbs/synthesis/37_open_book.ipynb #34a6fb07
@@ -48,12 +49,12 @@ def split_sentences(
 
 # %% ../../nbs/synthesis/37_open_book.ipynb #0b000012
 def weigh_terms(
-    weights: dict, # weight of a term, larger for a rare one
+    weights: dict, # weight of a term, larger for a rare one; of one that is not there: 1
     terms: set, # terms of a text
     question_terms: set # terms of the question
 ) -> float: # sum of the weights of the terms that they share
     "Weigh a text by the question's terms that it holds"
-    return sum(weights.get(term, 0) for term in sorted(question_terms & terms))
+    return sum(weights.get(term, 1) for term in sorted(question_terms & terms))
 
 # %% ../../nbs/synthesis/37_open_book.ipynb #0b000013
 def cut_line(
@@ -66,7 +67,7 @@ def cut_line(
 
 # %% ../../nbs/synthesis/37_open_book.ipynb #0b000014
 def excerpt(
-    weights: dict, # weight of a term, larger for a rare one
+    weights: dict, # weight of a term, larger for a rare one; of one that is not there: 1
     passage: dict, # passage of a document
     question_terms: set, # terms of the question
     max_characters: int # characters that are shown, at most
@@ -94,7 +95,7 @@ def name_page(
 
 # %% ../../nbs/synthesis/37_open_book.ipynb #0b000021
 def choose_heading(
-    weights: dict, # weight of a term, larger for a rare one
+    weights: dict, # weight of a term, larger for a rare one; of one that is not there: 1
     passage: dict, # passage of a document
     question_terms: set # terms of the question
 ) -> str: # one line
@@ -112,7 +113,7 @@ MAX_VALUE = 40  # characters of a row's value
 
 # %% ../../nbs/synthesis/37_open_book.ipynb #0b000023
 def show_passage(
-    weights: dict, # weight of a term, larger for a rare one
+    weights: dict, # weight of a term, larger for a rare one; of one that is not there: 1
     passage: dict, # passage as it was found
     question: str, # question
     max_characters: int # characters of a document's excerpt and heading, at most
@@ -125,7 +126,7 @@ def show_passage(
     return f"page `{name_page(passage['source'])}`; " + ": ".join(filter(None, (heading, text)))
 
 # %% ../../nbs/synthesis/37_open_book.ipynb #0b000026
-def cite(
+def shorten_id(
     passage: dict # passage
 ) -> str: # four hexadecimal digits
     "Give the id under which an answer names a passage"
@@ -133,7 +134,7 @@ def cite(
 
 # %% ../../nbs/synthesis/37_open_book.ipynb #0b000027
 def choose_passages(
-    weights: dict, # weight of a term, larger for a rare one
+    weights: dict, # weight of a term, larger for a rare one; of one that is not there: 1
     question: str, # question
     found: list, # passages as `search` found them, best first
     num_passages: int, # passages that are shown, at most
@@ -145,7 +146,7 @@ def choose_passages(
         if len(chosen) == num_passages: break
         text = show_passage(weights, passage, question, max_characters)
         known = {name: passage[name] for name in ("id", "source", "line", "title")}
-        chosen.setdefault(cite(passage), known | dict(text=text))
+        chosen.setdefault(shorten_id(passage), known | dict(text=text))
     return list(chosen.values())
 
 # %% ../../nbs/synthesis/37_open_book.ipynb #ae9538e1
@@ -169,14 +170,14 @@ def list_sentences(
 
 # %% ../../nbs/synthesis/37_open_book.ipynb #18368ead
 def rank_again(
-    weights: dict, # weight of a term, larger for a rare one
+    weights: dict, # weight of a term, larger for a rare one; of one that is not there: 1
     question: str, # question
     found: list # passages as they were found, with `score`, best first
 ) -> list: # the same passages
     "Rank passages by their score and by their best sentence"
     if not found: return []
     terms = set(make_analyzer("en")(question)) - list_stopwords(("en",))
-    best_score, total = found[0]["score"], sum(weights.get(term, 0) for term in sorted(terms)) or 1
+    best_score, total = found[0]["score"], sum(weights.get(term, 1) for term in sorted(terms)) or 1
     def rate(passage):
         sentences = list_sentences(passage)
         fit = max((weigh_terms(weights, found, terms) for _, found in sentences), default=0) / total
@@ -187,26 +188,29 @@ def rank_again(
 @dataclass(frozen=True)
 class OpenBook:
     "An index, and how much of it a prompt shows to whom"
-    index: Index # index over all passages
+    index: object # Index or ServerIndex over all passages
     num_passages: int # passages that a prompt shows, at most
     max_characters: int # characters of a document's excerpt and heading, at most
     groups: tuple = (EVERYONE,) # names of the reader's groups
+
+    @property
+    def weights(self) -> dict: # term → weight, larger for a rare one; a search server tells none
+        "Weigh terms by how rare they are among what the reader may read"
+        return restrict(self.index, list(self.groups)).weights if isinstance(self.index, Index) else {}
 
     def find(self,
         questions: list # questions
     ) -> list: # passages for each, best first
         "Search for the passages of questions"
-        weights = restrict(self.index, list(self.groups)).weights
-        found = search(self.index, questions, NUM_CANDIDATES, list(self.groups))
-        return [rank_again(weights, question, passages) for question, passages in zip(questions, found)]
+        found = find_passages(self.index, questions, NUM_CANDIDATES, list(self.groups))
+        return [rank_again(self.weights, question, passages) for question, passages in zip(questions, found)]
 
     def choose(self,
         question: str, # question
         found: list # passages as they were found, best first
     ) -> list: # passages as a prompt shows them, best first
         "Choose what a prompt shows"
-        weights = restrict(self.index, list(self.groups)).weights
-        return choose_passages(weights, question, found, self.num_passages, self.max_characters)
+        return choose_passages(self.weights, question, found, self.num_passages, self.max_characters)
 
 # %% ../../nbs/synthesis/37_open_book.ipynb #0b000029
 def format_prompt(
@@ -214,7 +218,7 @@ def format_prompt(
     passages: list # passages of `choose_passages`, best first; none: closed book
 ) -> str: # text of the user's turn
     "Write a question with its passages"
-    lines = [f"{passage['text']}. Source: {cite(passage)}." for passage in reversed(passages)]
+    lines = [f"{passage['text']}. Source: {shorten_id(passage)}." for passage in reversed(passages)]
     return "\n".join([*lines, question])
 
 # %% ../../nbs/synthesis/37_open_book.ipynb #0b000032
@@ -223,7 +227,7 @@ def find_cited(
     passages: list # passages that were shown
 ) -> dict | None: # passage, or None where no shown passage has that id
     "Find the passage that an answer cites"
-    return next((passage for passage in passages if cite(passage) == source), None)
+    return next((passage for passage in passages if shorten_id(passage) == source), None)
 
 # %% ../../nbs/synthesis/37_open_book.ipynb #0b000035
 def find_sources(
