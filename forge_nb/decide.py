@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KEPT_METRICS', 'Exam', 'check_items', 'find_ranks', 'load_exam', 'score_without_model', 'make_shots', 'pick_evenly',
-           'score_base', 'count_millions', 'add_changes', 'write_decision', 'decide']
+           'score_base', 'count_millions', 'add_changes', 'read_costs', 'write_decision', 'decide']
 
 # %% ../nbs/22_decide.ipynb #d22a0004
 from dataclasses import dataclass
@@ -161,6 +161,15 @@ def add_changes(
     words = lambda row: describe_change_rate(changes.get(row["source"]), num_versions) if row["source"] else ""
     return [row | dict(changes=words(row)) for row in predictions]
 
+# %% ../nbs/22_decide.ipynb #d22a002d
+def read_costs(
+    path: Path # results/costs.csv, which may be missing
+) -> list: # dicts: path, minutes, money; None is not estimated
+    "Read what the paths cost"
+    if not path.exists(): return []
+    def parse(row, name): return float(row[name]) if row[name] else None
+    return [dict(path=row["path"]) | {name: parse(row, name) for name in ("minutes", "money")} for row in read_csv(path)]
+
 # %% ../nbs/22_decide.ipynb #d22a001d
 def write_decision(
     rows: list, # rows of scores
@@ -186,7 +195,7 @@ def decide(
     documents: Path, # train.jsonl
     company: Path, # folder with the company's files
     versions: Path, # results/versions.csv
-    costs: list, # dicts with path, minutes, money; empty: not estimated
+    costs: Path, # results/costs.csv, which may be missing
     *,
     base: str, # base model, or scratch
     depth: int, # passages among which the answer must stand
@@ -215,7 +224,7 @@ def decide(
     megabytes = sum(len(text["text"].encode()) for text in texts) / 1e6
     evidence = gather_evidence(exam.items, predictions, rows, base=base, base_parameters=parameters,
                                megabytes=megabytes)
-    verdict = recommend(evidence, load_settings(company/"case.yaml", Case), costs)
+    verdict = recommend(evidence, load_settings(company/"case.yaml", Case), read_costs(costs))
     rows = [row for row in rows if row["metric"] in ("exact_match", f"answer@{depth}") or "/" not in row["slice"]]
     num_versions = len({row["version"] for row in recorded})
     return write_decision(rows, add_changes(predictions, changes, num_versions), verdict, out)

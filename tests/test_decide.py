@@ -41,8 +41,8 @@ class Company:
         write_json(self.root/"case.yaml", self.case)
         rows = [dict(version=f"v{n}", date=day, source="facts/prices.csv" if n else "", before=40 if n else "", kept=0 if n else "") for n, day in enumerate(self.days)]
         write_csv(self.root/"versions.csv", rows)
-        inputs = [self.root/name for name in ("eval_set", "live", "facts", "train.jsonl", ".", "versions.csv")]
-        decide(*inputs, [], **PARAMS | changed, out=self.root/"out")
+        inputs = [self.root/name for name in ("eval_set", "live", "facts", "train.jsonl", ".", "versions.csv", "costs.csv")]
+        decide(*inputs, **PARAMS | changed, out=self.root/"out")
         self.predictions = read_csv(self.root/"out"/"predictions.csv")
         return {row["slice"]: row for row in self.predictions if row["metric"] == "exact_match"}
 
@@ -74,6 +74,15 @@ def test_two_columns_are_an_answer_and_wide_rows_have_to_be_read(company):
     wide = [item | dict(passages=[p | dict(text=p["text"].replace("; price", "; stock `9`; price")) for p in item["passages"]]) for item in company.items("What does {name} cost?")]
     assert company.run(company.items("What does {name} cost?"))["fact"]["lookup_arm"] == "top_passage"
     assert company.run(wide)["fact"]["decision"] == "both"
+
+
+def test_a_budget_counts_what_was_estimated(company):
+    company.case = dict(budget=10.)
+    write_csv(company.root/"costs.csv", [dict(path=path, minutes=5., money=money) for path, money in (("adapters", 30.), ("continued", 9.), ("scratch", None))])
+    company.run()
+    verdict = company.verdict()
+    assert verdict["path"] == "continued" and verdict["obstacles"]["adapters"] == ["it costs 30.00, and 10.00 may be spent (`budget`)"]
+    assert verdict["costs"][2] == dict(path="scratch", minutes=5., money=None) and "scratch" not in verdict["obstacles"]
 
 
 def test_what_people_know_turns_the_path_and_no_score(company):
