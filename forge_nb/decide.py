@@ -167,8 +167,8 @@ def read_costs(
 ) -> list: # dicts: path, minutes, money; None is not estimated
     "Read what the paths cost"
     if not path.exists(): return []
-    def parse(row, name): return float(row[name]) if row[name] else None
-    return [dict(path=row["path"]) | {name: parse(row, name) for name in ("minutes", "money")} for row in read_csv(path)]
+    def parse(row): return {name: float(row[name]) if row[name] else None for name in ("minutes", "money")}
+    return [dict(path=row["path"]) | parse(row) for row in read_csv(path)]
 
 # %% ../nbs/22_decide.ipynb #d22a001d
 def write_decision(
