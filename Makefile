@@ -13,7 +13,7 @@ ELSEWHERE := elsewhere
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup elsewhere data base adopt run studies test test-slow check export lab profile effects scaling report bench
+.PHONY: help setup elsewhere data base adopt run studies test test-slow check export lab profile effects estimate scaling report bench
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## ?/  make \1\t/' | expand -t 18
@@ -80,6 +80,9 @@ profile: setup  ## write the fields of config/profiles/$(P).yaml into params.yam
 effects: data  ## the chain over three seeds, for releases; writes effects.csv and answers.csv in results/
 	@python -m forge_nb.ops.seeds 0 1 2
 	@python -m forge_nb.report.pages readme
+
+estimate: setup  ## what a run will take: every stage, memory, larger machines, serving, own or rent; ARGS="--cycles 2"
+	@forge estimate $${ARGS}
 
 scaling: data  ## the runs behind `forge estimate`'s best size; writes results/scaling.csv
 	@dvc repro --quiet tokenizer && python -m forge_nb.train.scaling_law

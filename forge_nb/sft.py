@@ -200,6 +200,7 @@ def sft(
     lora_dropout: float, # share of an adapter's inputs that are dropped
     lora_target_modules: list, # names of the layers with an adapter; empty: all linear layers of the blocks
     learning_rate: float, # peak of the learning rate
+    matrix_lr: float, # peak of the learning rate of the blocks' matrices under Muon; 0 is AdamW for all
     batch_size: int, # number of rows in a step
     num_train_epochs: float, # number of passes over the rows
     lr_scheduler_type: str, # shape of the learning rate after warm-up
@@ -220,7 +221,7 @@ def sft(
         write_json(out/"mask.json", [])
         return pass_model_on("sft", base, out, reason, {"curve.csv": ["step", "loss"]})
     training = TrainingConfig(seed, learning_rate, batch_size, num_train_epochs, lr_scheduler_type, warmup_ratio,
-                              weight_decay, max_grad_norm)
+                              weight_decay, max_grad_norm, matrix_lr)
     adapter = AdapterConfig(method, lora_r, lora_alpha, lora_dropout, tuple(lora_target_modules))
     check_training_config("sft", training)
     check_method(adapter)

@@ -123,10 +123,9 @@ def test_experiments_compare(tiny):
 
 
 @pytest.mark.parametrize("cause, line, words", [
-    ("a loss that is no number", "lm_head_lr: 1.0e+38", ["pretrain.matrix_lr", "step", "being read: "]),
+    ("a loss that is no number", "embedding_lr: 1.0e+38", ["pretrain.matrix_lr", "step", "being read: "]),
     ("a depth of nothing", "depth: 0", ["pretrain.depth", "1 or more"]),
     ("an optimiser nobody knows", "optimizer: sgd", ["pretrain.optimizer", "muon or adamw"]),
-    ("a budget that is too small", "max_minutes: 0.001", ["pretrain.max_minutes", "nothing was started"]),
     ("a context longer than the validation text", "context_length: 1000000", ["pretrain.context_length", "do not fill one row"])])
 def test_a_failing_stage_names_its_cause(tiny, cause, line, words):
     field = line.split(":")[0]
@@ -137,6 +136,16 @@ def test_a_failing_stage_names_its_cause(tiny, cause, line, words):
     assert len(error) == 1 and all(w in error[0] for w in words), said
     assert "Traceback" not in said
     tiny("git checkout -q params.yaml && git diff --exit-code")
+
+
+def test_a_budget_that_is_too_small_ends_the_run_before_the_stage(tiny):
+    before = {p: p.read_bytes() for p in (tiny.root/"artifacts/pretrain").rglob("*") if p.is_file()}
+    swap(tiny.root/"config/prices.yaml", "budget: {minutes: 0, money: 0}", "budget: {minutes: 0.001, money: 0}")
+    error = tiny("python -m forge_nb.core.runner pretrain", rc=2).strip().splitlines()[-1]
+    assert error.startswith("error: config/prices.yaml: stage pretrain would take about ") and "`budget.minutes` is 0.001" in error
+    assert {p: p.read_bytes() for p in before} == before
+    swap(tiny.root/"config/prices.yaml", "minutes: 0.001", "minutes: 1000")
+    tiny("python -m forge_nb.core.runner card && git checkout -q config/prices.yaml && git diff --exit-code")
 
 
 def test_a_failing_stage_ends_the_pipeline_and_the_way_back_restores_its_results(tiny):

@@ -60,7 +60,7 @@ def make_own_runner(
 def make_llama(
     tokenizer # tokenizer of the data
 ): # LlamaForCausalLM
-    "Make a Llama of the default's size"
+    "Make a Llama of the default's shape, with an output layer of its own"
     from transformers import LlamaConfig, LlamaForCausalLM
     shape, _ = default_config(tokenizer)
     sizes = {k: getattr(shape, k) for k in ("num_hidden_layers", "hidden_size", "intermediate_size")}

@@ -6,17 +6,17 @@
 __all__ = ['KERNEL_OPTIONS', 'tail_log', 'join_outputs', 'normalize_report', 'hash_files', 'hash_run', 'last_change',
            'find_changed_inputs', 'hash_pipeline', 'explain_failure', 'shorten_tmpdir', 'run_notebook',
            'execute_notebook', 'hold_lock', 'find_stage', 'read_stage_parameters', 'append_jsonl', 'save_report',
-           'prepare_run', 'count_stage', 'run_stage', 'merge_profile', 'apply_profile', 'main']
+           'prepare_run', 'count_stage', 'check_budget', 'run_stage', 'merge_profile', 'apply_profile', 'main']
 
 # %% ../../nbs/core/30_runner.ipynb #4a4d667d
-import difflib, fcntl, json, os, resource, sys, tempfile, threading, time
+import difflib, fcntl, json, os, resource, subprocess, sys, tempfile, threading, time
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from .project import (Invalid, ROOT, all_params, atomic, describe_machine, describe_run, display_path,
                                    explain_disk_error, hash_file, hash_text, load_params, log, make_environment,
-                                   read_stages, read_text, remove_path, run_cli)
+                                   parse_yaml, read_stages, read_text, remove_path, run_cli)
 from .tangle import (accept_data, check_exports, check_parameters, extract_build_source,
                                   list_notebooks, page_of_stage, parse_parameters_cell, read_notebook)
 import nbformat  # after tangle, which keeps a grammar from being compiled that takes a second
@@ -288,6 +288,18 @@ def count_stage(
     siblings = [other for other, stage in graph.items() if stage.get("wdir") == folder]
     return f"stage {name} ({siblings.index(name) + 1} of {len(siblings)})"
 
+# %% ../../nbs/core/30_runner.ipynb #99e06154
+def check_budget(
+    name: str # stage
+):
+    "Leave with the exit code of the budget when the stage would exceed it"
+    path = ROOT/"config"/"prices.yaml"
+    prices = parse_yaml(read_text(path), "config/prices.yaml") if path.exists() else {}
+    budget = prices.get("budget", {}) if isinstance(prices, dict) else prices
+    if not budget or isinstance(budget, dict) and not any(budget.values()): return
+    asked = subprocess.run([sys.executable, "-m", "forge_nb.train.budget", name], cwd=ROOT)
+    if asked.returncode: sys.exit(asked.returncode)
+
 # %% ../../nbs/core/30_runner.ipynb #5fa73012
 def run_stage(
     name: str # stage: the name of its notebook and of its section in params.yaml
@@ -297,6 +309,7 @@ def run_stage(
     stage, module = find_stage(name, graph), page_of_stage(name)
     code, page = check_exports(module), list_notebooks()[module]
     parameters = read_stage_parameters(name, read_notebook(page))
+    check_budget(name)
     report = next(out for out in stage["outs"] if out.endswith(f"/{name}.ipynb"))  # a study's lies in studies/
     partial_path, checkpoints = ROOT/"reports"/f"{name}.failed.ipynb", ROOT/".ckpt"/name
     for folder in (partial_path.parent, checkpoints): folder.mkdir(parents=True, exist_ok=True)

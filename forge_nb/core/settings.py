@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Text', 'Texts', 'QuestionKinds', 'UNIT_FORMS', 'CONTEXT_FIELDS', 'ExtractKinds', 'Policies', 'Paraphrases',
            'Templates', 'Settings', 'find_model', 'describe_fault', 'validate', 'load_settings', 'find_fields',
-           'refuse_shared', 'QuestionKind', 'ExtractKind', 'Policy', 'Voice', 'Style', 'Case']
+           'refuse_shared', 'QuestionKind', 'ColumnPhrasings', 'ExtractKind', 'Policy', 'Voice', 'Style', 'Case']
 
 # %% ../../nbs/core/50_settings.ipynb #0a1c5e04
 import difflib, re
@@ -115,8 +115,21 @@ class QuestionKind(Settings):
 # %% ../../nbs/core/50_settings.ipynb #6d4bd92f
 QuestionKinds = dict[str, QuestionKind]
 
+# %% ../../nbs/core/50_settings.ipynb #7f30ec68
+class ColumnPhrasings(Settings):
+    "How any column of any row of a table is asked for"
+    ask: Texts # phrasings for training, with {column}, {key} and perhaps {table}
+    ask_held_out: Texts # phrasings that no training row has
+
+    @model_validator(mode="after")
+    def check_phrasings(self):
+        for phrasing in (*self.ask, *self.ask_held_out):
+            if {*find_fields(phrasing), "table"} != {"column", "key", "table"}: raise ValueError(
+                f"{phrasing!r} must name {{column}} and {{key}}, and {{table}} if you like")
+        return refuse_shared(self, "ask", "ask_held_out")
+
 # %% ../../nbs/core/50_settings.ipynb #3cc6c449
-UNIT_FORMS = "sentence signature version description line".split()  # explained on the page synthesis/35_extract
+UNIT_FORMS = "sentence signature version description member line".split()  # explained on the page synthesis/35_extract
 CONTEXT_FIELDS = {"subject", "title", "source"}  # what the page knows beside a pattern's groups
 
 # %% ../../nbs/core/50_settings.ipynb #9b8167ab
@@ -129,7 +142,8 @@ class ExtractKind(Settings):
     @model_validator(mode="after")
     def check_phrasings(self):
         for form, patterns in self.patterns.items():
-            if form not in UNIT_FORMS: raise ValueError(f"`patterns.{form}` is no form; those are {', '.join(UNIT_FORMS)}")
+            if form not in UNIT_FORMS: raise ValueError(
+                f"`patterns.{form}` is no form; those are {', '.join(UNIT_FORMS)}")
             for pattern in patterns: self.check_pattern(pattern)
         for phrasing in (*self.ask, *self.ask_held_out):
             if find_fields(phrasing) != self.fields: raise ValueError(

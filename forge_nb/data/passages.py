@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['STEMMERS', 'VOWEL_SIGNS', 'UNSPACED', 'TOKEN', 'ASCII_TOKEN', 'UNSPACED_RUN', 'PART', 'PROBE', 'UNDERLINED',
-           'HASH_HEADING', 'CODE_BLOCK', 'FENCE', 'EVERYONE', 'PROVENANCE', 'K1', 'B', 'TITLE_WEIGHT', 'RANK_OFFSET',
-           'FUSED_CANDIDATES', 'split_name', 'split_token', 'make_analyzer', 'hash_analyzer', 'find_section_starts',
-           'cut_text', 'join_pieces', 'make_passage', 'split_document', 'format_row', 'read_groups', 'find_groups',
-           'intersect_groups', 'read_table_passages', 'make_document_passages', 'choose_language', 'Index',
-           'make_matrix', 'build_index', 'restrict', 'find_term_ids', 'rank_scores', 'check_query', 'embed_batch',
-           'embed_texts', 'fuse_rankings', 'rank_passages', 'search', 'describe_versions', 'save_index',
+           'HASH_HEADING', 'CODE_BLOCK', 'FENCE', 'EVERYONE', 'PROVENANCE', 'K1', 'B', 'TITLE_WEIGHT', 'NAME_WORD',
+           'QUESTION_WORDS', 'TITLE_BONUS', 'MAX_TITLE', 'RANK_OFFSET', 'FUSED_CANDIDATES', 'split_name', 'split_token',
+           'make_analyzer', 'hash_analyzer', 'find_section_starts', 'cut_text', 'join_pieces', 'make_passage',
+           'split_document', 'format_row', 'read_groups', 'find_groups', 'intersect_groups', 'read_table_passages',
+           'make_document_passages', 'choose_language', 'Index', 'make_matrix', 'build_index', 'split_title',
+           'Readable', 'restrict', 'list_stopwords', 'find_term_ids', 'weigh_titles', 'rank_scores', 'check_query',
+           'embed_batch', 'embed_texts', 'fuse_rankings', 'rank_passages', 'search', 'describe_versions', 'save_index',
            'check_manifest', 'load_index']
 
 # %% ../../nbs/data/90_passages.ipynb #7061dd20
@@ -294,19 +295,12 @@ class Index:
     matrix: object # bm25s.BM25 over all passages
     vectors: object = None # (passages, width) float32 of an embedding model, or None
     embedding_model: str = "" # folder of that model
-    by_groups: dict = field(default_factory=dict) # groups → what `restrict` made for them
+    by_groups: dict = field(default_factory=dict) # groups → what they may read, a `Readable`
 
     @cached_property
     def groups(self) -> list: # names
         "List the groups that may read anything here"
         return sorted({group for passage in self.passages for group in passage["groups"]})
-
-    @cached_property
-    def term_weights(self) -> dict: # term → weight, larger for a rare one
-        "Weigh terms by the number of passages that hold them"
-        counts = Counter(number for ids in self.term_ids for number in set(ids))
-        total = len(self.passages)
-        return {term: math.log(1 + total / (1 + counts[number])) for term, number in self.vocabulary.items()}
 
 # %% ../../nbs/data/90_passages.ipynb #7092bffc
 K1, B = 2.0, 0.9  # of BM25: weight of repeated terms, weight of a passage's length
@@ -338,11 +332,50 @@ def build_index(
         "there is no passage to index: no document holds a letter or a digit, and no table a row; add some")
     return Index(passages, term_ids, vocabulary, make_matrix(term_ids, vocabulary))
 
+# %% ../../nbs/data/90_passages.ipynb #03c8fc3e
+NAME_WORD = re.compile(r"\w+(?:[.-]\w+)*")
+def split_title(
+    title: str # name of a row, or a heading
+) -> tuple: # words
+    "Split a title into words as they are written"
+    return tuple(NAME_WORD.findall(title.replace("`", "")))
+
+# %% ../../nbs/data/90_passages.ipynb #89afa90e
+@dataclass
+class Readable:
+    "What a caller may read of an index"
+    numbers: np.ndarray # numbers of the passages in the index
+    passages: list # those passages
+    term_ids: list # lists of numbers of terms, one a passage
+    vocabulary: dict # term → number
+    matrix: object # bm25s.BM25 over these passages, or None without any
+
+    @cached_property
+    def languages(self) -> list: # ISO 639 codes
+        "List the languages of the passages"
+        return sorted({passage["language"] for passage in self.passages})
+
+    @cached_property
+    def weights(self) -> dict: # term → weight, larger for a rare one
+        "Weigh terms by the number of passages that hold them"
+        counts, total = Counter(number for ids in self.term_ids for number in set(ids)), len(self.passages)
+        terms = {number: term for term, number in self.vocabulary.items()}
+        return {terms[number]: math.log(1 + total / (1 + count)) for number, count in counts.items()}
+
+    @cached_property
+    def titles(self) -> dict: # words of a title → positions of the passages that bear it
+        "Collect the titles of the passages"
+        titles = {}
+        for n, passage in enumerate(self.passages):
+            parts = [passage["title"]] if passage["parents"] else passage["title"].split(" › ")
+            for words in {split_title(part) for part in parts} - {()}: titles.setdefault(words, []).append(n)
+        return titles
+
 # %% ../../nbs/data/90_passages.ipynb #756c48bf
 def restrict(
     index: Index, # index over all passages
     groups: list # names of the caller's groups
-) -> tuple: # numbers of the passages that they may read; matrix over those, or None without any; their languages
+) -> Readable: # what they may read
     "Find what a caller may read, and rank over that alone"
     allowed = {EVERYONE, *groups}.intersection(index.groups)  # names that nothing here knows make no entry
     key = tuple(sorted(allowed))
@@ -351,11 +384,26 @@ def restrict(
         term_ids = [index.term_ids[n] for n in numbers]
         if len(numbers) == len(index.passages): matrix = index.matrix
         else: matrix = make_matrix(term_ids, index.vocabulary) if any(term_ids) else None
-        languages = sorted({index.passages[n]["language"] for n in numbers})
-        index.by_groups[key] = (np.array(numbers, int), matrix, languages)
+        passages = [index.passages[n] for n in numbers]
+        index.by_groups[key] = Readable(np.array(numbers, int), passages, term_ids, index.vocabulary, matrix)
     return index.by_groups[key]
 
+# %% ../../nbs/data/90_passages.ipynb #8df9fc82
+QUESTION_WORDS = ("what which who whom whose where when why how do does did can could should would may might "
+                  "me my you").split()
+
 # %% ../../nbs/data/90_passages.ipynb #e711b384
+@lru_cache(maxsize=None)
+def list_stopwords(
+    languages: tuple # ISO 639 codes
+) -> frozenset: # terms
+    "List the terms of the words that carry no meaning in a language"
+    from bm25s import stopwords
+    lists = {code: getattr(stopwords, f"STOPWORDS_{name.upper()}", ()) for code, name in STEMMERS.items()}
+    lists["en"] = {*stopwords.STOPWORDS_EN_PLUS, *QUESTION_WORDS}
+    return frozenset(term for code in languages for word in lists.get(code, ()) for term in make_analyzer(code)(word))
+
+# %% ../../nbs/data/90_passages.ipynb #cc9dde8c
 def find_term_ids(
     query: str, # question or words
     languages: list, # ISO 639 codes
@@ -364,7 +412,28 @@ def find_term_ids(
     "List the terms of a query that the index knows, repeated as often as they stand there"
     terms = Counter()
     for language in languages: terms |= Counter(make_analyzer(language)(query))
-    return sorted(vocabulary[term] for term in terms.elements() if term in vocabulary)
+    stopwords = list_stopwords(tuple(languages))
+    meaning = [term for term in terms.elements() if term not in stopwords] or terms.elements()
+    return sorted(vocabulary[term] for term in meaning if term in vocabulary)
+
+# %% ../../nbs/data/90_passages.ipynb #0c2ad370
+TITLE_BONUS = .3  # share of its terms' weights that a title adds which stands whole in the question
+MAX_TITLE = 10  # words of a title that is looked for
+
+# %% ../../nbs/data/90_passages.ipynb #a93496a9
+def weigh_titles(
+    readable: Readable, # what the caller may read
+    query: str # question or words
+) -> dict: # position of a passage → what its titles add to its score
+    "Find titles that stand whole in a query"
+    words, stopwords, added = split_title(query), list_stopwords(tuple(readable.languages)), Counter()
+    runs = {words[a:b] for a in range(len(words)) for b in range(a + 1, min(len(words), a + MAX_TITLE) + 1)}
+    for run in sorted(runs & readable.titles.keys()):
+        if len(run) == 1 and run[0] in stopwords: continue
+        terms = {term for language in readable.languages for term in make_analyzer(language)(" ".join(run))}
+        weight = TITLE_BONUS * sum(readable.weights.get(term, 0) for term in sorted(terms))
+        for n in readable.titles[run]: added[n] += weight
+    return added
 
 # %% ../../nbs/data/90_passages.ipynb #e21865d1
 def rank_scores(
@@ -454,9 +523,11 @@ def rank_passages(
     query_vector: np.ndarray = None # vector of the query, to be fused with terms
 ) -> list: # (number of the passage, score), best first
     "Rank what a caller may read"
-    numbers, matrix, languages = restrict(index, groups)
-    if matrix is None: return []
-    scores = matrix.get_scores_from_ids(find_term_ids(query, languages, index.vocabulary))
+    readable = restrict(index, groups)
+    if readable.matrix is None: return []
+    term_ids = find_term_ids(query, readable.languages, index.vocabulary)
+    scores, numbers = readable.matrix.get_scores_from_ids(term_ids), readable.numbers
+    for n, weight in weigh_titles(readable, query).items(): scores[n] += weight
     if query_vector is None: ranked = [(n, scores[n]) for n in rank_scores(scores, k)]
     else:
         nearness = index.vectors[numbers] @ query_vector + 1

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['ANSWER_MODELS', 'app', 'DocumentsArgument', 'QueryOption', 'HistoryOption', 'JsonOption', 'DryRunOption', 'YesOption',
            'KeepOption', 'UndoOption', 'UrlArgument', 'FileNameOption', 'SearchArgument', 'KOption', 'GroupsOption',
-           'ProfileOption', 'ModelOption', 'TokensOption', 'GpusOption', 'SecondsOption', 'PlotOption', 'AxesArgument',
-           'TrialsOption', 'TrialMetricOption', 'SearchNameOption', 'PruneOption', 'RoundsOption', 'ParaphrasesOption',
-           'CheckpointOption', 'ItemMetricOption', 'CycleNameOption', 'VerbArgument', 'INTERRUPTED_MESSAGE', 'Failure',
-           'print_error', 'answer_schema', 'show_help', 'print_answer', 'make_line_printer', 'hold_verb_lock',
-           'require_request', 'whereis_verb', 'check_pending_request', 'confirm_erasure', 'dry_run_erasure',
-           'begin_erasure', 'forget_verb', 'SnapshotAnswer', 'format_snapshot', 'snapshot_verb', 'search_verb',
-           'plot_estimate', 'estimate_verb', 'sweep_verb', 'cycle_verb', 'schema_verb', 'main']
+           'ProfileOption', 'ModelOption', 'TokensOption', 'GpusOption', 'SecondsOption', 'PlotOption', 'VolumeOption',
+           'RecordOption', 'CyclesOption', 'AxesArgument', 'TrialsOption', 'TrialMetricOption', 'SearchNameOption',
+           'PruneOption', 'RoundsOption', 'ParaphrasesOption', 'CheckpointOption', 'ItemMetricOption',
+           'CycleNameOption', 'VerbArgument', 'INTERRUPTED_MESSAGE', 'Failure', 'print_error', 'answer_schema',
+           'show_help', 'print_answer', 'make_line_printer', 'hold_verb_lock', 'require_request', 'whereis_verb',
+           'check_pending_request', 'confirm_erasure', 'dry_run_erasure', 'begin_erasure', 'forget_verb',
+           'SnapshotAnswer', 'format_snapshot', 'snapshot_verb', 'search_verb', 'plot_estimate', 'estimate_verb',
+           'sweep_verb', 'cycle_verb', 'schema_verb', 'main']
 
 # %% ../../nbs/ops/90_cli.ipynb #1036a386
 import json, os, re, sys
@@ -42,8 +43,8 @@ def print_error(
 # %% ../../nbs/ops/90_cli.ipynb #7cafeddf
 try:
     from forge_nb.core.dvc import list_stale_stages, run_dvc
-    from forge_nb.core.project import (Invalid, NotFound, ROOT, RunFailed, explain_disk_error, load_params,
-                                       read_csv, read_stages)
+    from forge_nb.core.project import (Invalid, NotFound, ROOT, RunFailed, all_params, explain_disk_error, load_params,
+                                       read_csv, read_stages, write_csv)
     from forge_nb.ops.erasure import (build_dry_run, check_data_recorded, forget, format_undo, plan_erasure,
                                       read_journal, start_journal, undo_pending)
     from forge_nb.ops.inventory import relative_to_data
@@ -287,19 +288,27 @@ TokensOption = Annotated[float, typer.Option(
 GpusOption = Annotated[int, typer.Option(help="At least so many, on larger machines.")]
 SecondsOption = Annotated[float, typer.Option(help="Of trying on this machine.")]
 PlotOption = Annotated[str, typer.Option(
-    metavar="PNG", help="Draw the scaling law into this file, and predictions against runs beside it.")]
+    metavar="PNG", help="Draw the scaling law into this file; predictions against runs, and own or rent, beside it.")]
+VolumeOption = Annotated[float, typer.Option(help="Questions in a month, for serving, own or rent and the six paths.")]
+RecordOption = Annotated[bool, typer.Option(
+    "--record", help="Write the six paths to results/costs.csv, from which `decide` takes them.")]
+CyclesOption = Annotated[int, typer.Option(help="Refinement cycles after the first run.")]
 
 # %% ../../nbs/ops/90_cli.ipynb #683db610
 def plot_estimate(
-    predictions: list, # past predictions and runs
+    answer: dict, # answer of `forge estimate`
     path: Path # PNG file of the scaling law
 ):
-    "Draw the scaling law, and predictions against runs beside it"
-    from forge_nb.train.estimate import plot_predictions
+    "Draw the scaling law, and beside it predictions against runs, and own or rent"
+    from forge_nb.train.ledger import plot_predictions
+    from forge_nb.train.prices import load_prices, plot_own_and_rent
     from forge_nb.train.scaling_law import fit_scaling_law, plot_scaling_law
     runs = read_csv(ROOT/"results"/"scaling.csv")
     plot_scaling_law(runs, fit_scaling_law(runs), path)
-    if predictions: plot_predictions(predictions, path.with_stem(f"{path.stem}-predictions"))
+    beside = lambda name: path.with_stem(f"{path.stem}-{name}")
+    if answer["predictions"]: plot_predictions(answer["predictions"], beside("predictions"))
+    prices = load_prices(ROOT/"config"/"prices.yaml")
+    if answer["serving"]: plot_own_and_rent(prices, answer["serving"], beside("costs"))
 
 # %% ../../nbs/ops/90_cli.ipynb #74d513d8
 @app.command("estimate", epilog="Example: forge estimate --model smollm2-135m --tokens 2e9")
@@ -309,21 +318,30 @@ def estimate_verb(
     tokens: TokensOption = 0., # number of tokens to train on
     gpus: GpusOption = 1, # least number of GPUs
     seconds: SecondsOption = 10., # time to try, seconds
+    volume: VolumeOption = 10_000., # number of questions in a month
+    cycles: CyclesOption = 0, # number of refinement cycles
+    record: RecordOption = False, # whether the six paths are written to results/costs.csv
     plot: PlotOption = "", # PNG file of the scaling law
     as_json: JsonOption = False # whether a program is listening
 ):
-    "What pretraining will take: parameters, tokens, operations, memory, time, money; the best size; larger machines."
+    "What a run will take: size, memory, every stage, serving, own or rent, six paths; the best size; larger machines."
     from forge_nb.core.runner import merge_profile
     from forge_nb.train import estimate as page
-    params, hardware = load_params(ROOT/"params.yaml"), load_params(ROOT/"config/hardware.yaml")
+    from forge_nb.train.prices import load_prices
+    params, hardware = all_params(ROOT), load_params(ROOT/"config/hardware.yaml")
     if profile: params = merge_profile(params, profile)
     base, name = None, params["shared"]["base"]
     if model == "own" and name != "scratch":
         base = page.load_base_config(name, params["tokenizer"]["num_added_tokens"])
-    found = page.estimate_pretraining(params, hardware, model=model, tokens=int(tokens), min_gpus=gpus,
-                                      seconds=seconds, base=base)
+    prices = load_prices(ROOT/"config"/"prices.yaml")
+    found = page.estimate_project(params, hardware, prices, model=model, tokens=int(tokens), min_gpus=gpus,
+                                  seconds=seconds, base=base, volume=volume, num_cycles=cycles)
     print_answer(page.EstimateAnswer(**found), page.format_estimate(found), as_json)
-    if plot: plot_estimate(found["predictions"], Path(plot))
+    if record and not found["costs"]:
+        raise Invalid("--record: no path can be priced for a published shape, or before rows are there; "
+                      "`dvc repro synth` makes them")
+    if record: write_csv(ROOT/"results"/"costs.csv", found["costs"])
+    if plot: plot_estimate(found, Path(plot))
 
 # %% ../../nbs/ops/90_cli.ipynb #96cc7efe
 AxesArgument = Annotated[list[str], typer.Argument(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNDERLINE', 'plot_sources', 'plot_lengths', 'show_table', 'show_dropped', 'plot_outcomes', 'plot_ngram_orders',
-           'plot_panel', 'plot_curve', 'plot_phases', 'plot_pretraining', 'show_samples', 'show_answers',
-           'show_loss_mask', 'plot_acceptance', 'plot_recall', 'plot_baselines']
+           'plot_panel', 'plot_curve', 'plot_phases', 'plot_pretraining', 'show_samples', 'draw_patterns',
+           'plot_lookup_heads', 'show_answers', 'show_loss_mask', 'plot_acceptance', 'plot_recall', 'plot_baselines']
 
 # %% ../../nbs/report/20_figures.ipynb #20d6a076
 import re
@@ -152,10 +152,11 @@ def plot_phases(
 def plot_pretraining(
     path: Path # curve.csv of `pretrain`
 ):
-    "Plot training loss, and bits per byte on validation documents against the n-gram baseline there"
+    "Plot training loss, bits per byte on validation documents with the n-gram baseline, and the share that is copied"
     kinds = tuple(column for column in read_table(path) if column.startswith("bpb_"))
     baseline = read_table(Path("artifacts/ngram/curve.csv"))["bpb"].min()
-    plot_curve(path, ["loss", "held_out_bpb", kinds], dict(held_out_bpb=baseline))
+    copied = [("copied_random", "copied_text")] if "copied_text" in read_table(path) else []
+    plot_curve(path, ["loss", "held_out_bpb", kinds, *copied], dict(held_out_bpb=baseline))
 
 # %% ../../nbs/report/20_figures.ipynb #3515cef8
 def show_samples(
@@ -166,6 +167,42 @@ def show_samples(
     for row in rows:
         if row["prompt"] != rows[0]["prompt"]: continue
         print(f"step {row['step']:5}: …{row['prompt'][-40:]!r} → {row['text']!r}")
+
+# %% ../../nbs/report/20_figures.ipynb #36b36e4c
+def draw_patterns(
+    axes, # matplotlib axes, one for each layer
+    model, # causal language model with plain attention
+    ids, # (tokens,) tensor of tokens
+    label: str # name of the row
+):
+    "Draw the pattern of the first head of the first two layers"
+    from forge_nb.train.lookup import attention_patterns
+    for layer, (ax, pattern) in enumerate(zip(axes, attention_patterns(model.eval(), ids))):
+        ax.imshow(pattern[0], cmap="Blues", vmin=0, vmax=1)
+        ax.set_title(f"{label}, layer {layer}", fontsize=10)
+        ax.set(xticks=[], yticks=[])
+
+# %% ../../nbs/report/20_figures.ipynb #558790a8
+def plot_lookup_heads(
+    folder: Path, # model folder of `pretrain`
+    lookup_heads: int # heads of the circuit at the start; 0 draws nothing
+):
+    "Plot what the first heads of two layers look at, before and after training"
+    if not lookup_heads: return
+    import torch
+    from transformers import AutoModelForCausalLM
+    from forge_nb.train.lookup import init_lookup, init_weights
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        trained = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+        fresh = AutoModelForCausalLM.from_config(trained.config, attn_implementation="eager")
+        init_weights(fresh)
+        init_lookup(fresh, trained.config.max_position_embeddings // 4, heads=lookup_heads)
+        ids = torch.randint(trained.config.vocab_size, (32,)).repeat(2)
+    fig, axes = plt.subplots(2, 2, figsize=(6, 6), layout="constrained")
+    draw_patterns(axes[0], fresh, ids, "untrained")
+    draw_patterns(axes[1], trained, ids, "trained")
+    plt.show()
 
 # %% ../../nbs/report/20_figures.ipynb #16b9d240
 def show_answers(

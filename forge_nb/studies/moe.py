@@ -17,7 +17,8 @@ import torch
 from ..core.project import Invalid, make_checkpoint_folder, pin, read_json, write_json
 from .common import SHORT_RUN, compare_variants, round_fields, run_variant, write_study
 from ..train.architecture import (ModelShape, PretrainConfig, build_model, count_parameters, derive_config,
-                                         init_weights, model_from_config)
+                                         model_from_config)
+from ..train.lookup import init_weights
 from ..train.loop import train_model
 from ..train.loss import LossModule
 from ..train.moe_routing import count_experts_in_use

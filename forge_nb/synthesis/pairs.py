@@ -11,7 +11,7 @@ import random
 
 from ..core.project import Invalid
 from ..core.settings import QuestionKind, Style
-from ..metrics.graders import format_answer
+from ..metrics.graders import NO_SOURCE, SOURCE_SLOT, format_answer
 from ..metrics.policies import find_violations, make_adversarial_questions
 from .facts import collect_key_values, make_absent_fact, pick_distractors
 from .rows import group_facts_by_kind, make_provenance, noncompliant_rows
@@ -39,7 +39,7 @@ def choose_subject(
 ) -> tuple: # fact that the pair is about, and its reason
     "Choose the reason of a pair, and with it what the pair asks about"
     if not pick_distractors(fact, kind_facts, 1): return fact, "style"
-    [reason] = rng.choices(["style", "fact", "absent"], [12, 7, 1])
+    [reason] = rng.choices(["style", "fact", "source", "absent"], [9, 7, 3, 1])
     if reason != "absent": return fact, reason
     absent = make_absent_fact(fact, rng.choice(kind_facts), kind, existing_values, style)
     return (absent, "absent") if absent else (fact, "fact")
@@ -61,6 +61,7 @@ def make_preference_pairs(
         name, kind, kind_facts = fact["kind"], kinds[fact["kind"]], groups[fact["kind"]]
         subject, reason = choose_subject(fact, kind_facts, kind, existing_values[name], style, rng)
         if reason == "style": rejected = format_answer(fact, kind, style, rng.choice(style.other_voices))
+        elif reason == "source": rejected = format_answer(fact, kind, style, style.house)
         else:
             wrong = rng.choice(pick_distractors(fact, kind_facts, 8))
             rejected = format_answer(fact, kind, style, style.house, wrong)
@@ -85,7 +86,7 @@ def make_policy_pairs(
         question, rejected = (message["content"] for message in row["messages"])
         fact, policy = fact_by_id[row["fact"]], row["id"].rpartition("#")[2]
         chosen = format_answer(fact, kinds[fact["kind"]], style, style.house)
-        if find_violations(rules, question, chosen):
+        if find_violations(rules, question, chosen.replace(SOURCE_SLOT, NO_SOURCE)):
             refused[policy] = chosen
             continue
         pair = make_preference_pair(question, chosen, rejected, policy)

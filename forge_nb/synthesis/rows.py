@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['make_provenance', 'make_messages', 'make_sft_rows', 'noncompliant_answer', 'group_facts_by_kind', 'noncompliant_rows',
-           'make_absent_rows', 'make_paraphrase_jobs', 'make_paraphrase_rows', 'pair_comparable_facts',
+           'balance_kinds', 'make_absent_rows', 'make_paraphrase_jobs', 'make_paraphrase_rows', 'pair_comparable_facts',
            'make_reasoning_row', 'make_reasoning_rows']
 
 # %% ../../nbs/synthesis/40_rows.ipynb #0428c8e3
@@ -102,6 +102,17 @@ def noncompliant_rows(
         messages = make_messages(adversarial["question"], answer)
         out.append(row | dict(voice="noncompliant", verdict=f"breaks {policy}", messages=messages))
     return out
+
+# %% ../../nbs/synthesis/40_rows.ipynb #03c0824b
+def balance_kinds(
+    facts: list, # facts in a fixed order
+    num_facts: int # number of facts wanted
+) -> list: # facts, at most so many
+    "Take facts from the kinds in turn"
+    queues = list(group_facts_by_kind(facts).values())
+    out = []
+    while len(out) < num_facts and any(queues): out += [queue.pop(0) for queue in queues if queue]
+    return out[:num_facts]
 
 # %% ../../nbs/synthesis/40_rows.ipynb #46594e5a
 def make_absent_rows(

@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['encode_conversations', 'sample_replay_windows', 'batch_by_length', 'order_batches', 'training_order', 'pack_rows',
-           'packing_leak', 'label_rows', 'make_sft_trainer']
+           'packing_leak', 'label_rows', 'compute_answer_loss', 'make_tuning_optimizer', 'make_sft_trainer']
 
 # %% ../../nbs/train/85_finetune.ipynb #8af88ac6
 import random
+from dataclasses import replace
 from itertools import accumulate
 
 import torch
 from ..core.project import Invalid, make_checkpoint_folder, name_parameter
 from .lora import AdapterConfig, make_lora_config
+from .optim import ChainedOptimizer, make_optimizers
 from .trainer import TrainingConfig, make_trainer_config
 
 # %% ../../nbs/train/85_finetune.ipynb #2167e59b
@@ -156,7 +158,34 @@ def label_rows(
         labelled.append(dict(input_ids=row["input_ids"], labels=labels) | lengths)
     return labelled
 
+# %% ../../nbs/train/85_finetune.ipynb #1976047f
+def compute_answer_loss(
+    model, # causal language model
+    inputs: dict, # batch: input_ids, labels and what else the model takes
+    num_tokens # number of trained tokens in the step, or None for those of this batch
+): # loss, scalar
+    "Compute the loss from the scores of the first trained token on"
+    inputs = dict(inputs)
+    labels = inputs.pop("labels")
+    first = int((labels != -100).any(0).nonzero()[0])
+    kept = labels.shape[1] - max(first, 1) + 1
+    logits = model(**inputs, logits_to_keep=kept, use_cache=False).logits[:, :-1].float()
+    targets = labels[:, 1 - kept:].flatten()
+    total = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets, ignore_index=-100, reduction="sum")
+    return total / ((targets != -100).sum() if num_tokens is None else num_tokens)
+
 # %% ../../nbs/train/85_finetune.ipynb #c02cf471
+def make_tuning_optimizer(
+    model, # model to be trained
+    training: TrainingConfig # settings of the run; a `matrix_lr` above 0 asks for Muon
+): # optimizer, or None for the trainer's own
+    "Make Muon for the blocks' matrices and AdamW for the rest, where the settings ask for it"
+    if not training.matrix_lr: return None
+    rate = training.learning_rate
+    return ChainedOptimizer(make_optimizers(model, optimizer="muon", matrix_lr=training.matrix_lr, embedding_lr=rate,
+                                            lm_head_lr=rate, betas=(.9, .99)))
+
+# %% ../../nbs/train/85_finetune.ipynb #a252f66d
 def make_sft_trainer(
     model, # model of `load_for_tuning`
     tokenizer, # tokenizer of the model
@@ -165,19 +194,24 @@ def make_sft_trainer(
     adapter: AdapterConfig # settings of an adapter
 ): # trl.SFTTrainer
     "Make a trainer that takes the rows as they come"
-    from dataclasses import replace
     from datasets import Dataset
-    from transformers import Trainer
     from trl import SFTConfig, SFTTrainer
-    class ModelLossTrainer(SFTTrainer): compute_loss = Trainer.compute_loss
+    class AnswerLossTrainer(SFTTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            if torch.cuda.is_available():
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            loss = compute_answer_loss(model, inputs, num_items_in_batch)
+            return (loss, None) if return_outputs else loss
+        def create_optimizer(self, *args):
+            self.optimizer = self.optimizer or make_tuning_optimizer(self.model, training)
+            return super().create_optimizer(*args)
     config = make_trainer_config(
         SFTConfig, make_checkpoint_folder(), replace(training, num_train_epochs=1), num_rows=len(rows), max_length=None,
         padding_free="seq_lengths" in rows[0], train_sampling_strategy="sequential",
         dataset_kwargs=dict(skip_prepare_dataset=True))
-    trainer_class = SFTTrainer if torch.cuda.is_available() else ModelLossTrainer
     peft_config = make_lora_config(model, adapter) if adapter.method != "full" else None
-    trainer = trainer_class(model=model, args=config, train_dataset=Dataset.from_list(label_rows(rows)),
-                            processing_class=tokenizer, peft_config=peft_config)
+    trainer = AnswerLossTrainer(model=model, args=config, train_dataset=Dataset.from_list(label_rows(rows)),
+                                processing_class=tokenizer, peft_config=peft_config)
     for p in trainer.model.parameters():
         # trl makes an adapter beside four bits bfloat16, a resumed run would make it float32
         if p.requires_grad: p.data = p.data.float()

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['set_learning_rates', 'accumulate_gradients', 'apply_gradients', 'train_step', 'nan_message', 'TrainingData',
            'open_training_data', 'TrainingSpeed', 'TrainingRun', 'check_batch_size', 'make_run', 'take_step',
-           'sample_text', 'measure_and_sample', 'record_expert_load', 'evaluate_step', 'is_eval_step',
-           'agree_on_checkpoint', 'save_run', 'train_model']
+           'sample_text', 'unshard', 'measure_copied', 'measure_and_sample', 'record_expert_load', 'evaluate_step',
+           'is_eval_step', 'agree_on_checkpoint', 'save_run', 'train_model']
 
 # %% ../../nbs/train/35_loop.ipynb #a7ad1a55
 import math, time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from .architecture import (PretrainConfig, flops_per_token, measure_peak_flops,
                                          mixed_precision)
 from .checkpoint import (catch_sigterm, checkpoint_with_load, load_checkpoint, make_accelerator,
                                        reduce_mean, shard_model)
+from .lookup import measure_copying, sample_spans
 from .loss import LossModule, evaluate_bpb
 from .model import generate_texts
 from .moe_routing import check_router_collapse, count_experts_in_use
@@ -151,7 +152,7 @@ class TrainingRun:
     loss_module: object # wrapped module: tokens → mean loss
     optimizers: list # optimizers
     checkpoints: Path # folder of this run's checkpoints
-    state: dict # plain values: step, losses, curve, samples; loads, of a mixture
+    state: dict # plain values: step, losses, curve, samples, copied_at_start; loads, of a mixture
     speed: TrainingSpeed # clock of the steps
     saved_at: float = field(default_factory=time.monotonic) # time of the last checkpoint, seconds
 
@@ -227,6 +228,28 @@ def sample_text(
     model.train()
     return [dict(prompt=p, text=t) for p, (t, _) in zip(prompts, texts)]
 
+# %% ../../nbs/train/35_loop.ipynb #cac317a8
+@contextmanager
+def unshard(
+    loss_module # wrapped module, perhaps spread over processes
+): # context manager
+    "Gather the weights of the outer module for a while"
+    is_spread = hasattr(loss_module, "unshard")
+    if is_spread: loss_module.unshard()
+    try: yield
+    finally:
+        if is_spread: loss_module.reshard()
+
+# %% ../../nbs/train/35_loop.ipynb #cf867505
+def measure_copied(
+    run: TrainingRun # run to measure
+) -> dict: # 'copied_random', 'copied_text' → share; nothing for a base
+    "Measure how much a model from scratch copies of spans that come twice"
+    if run.config.base != "scratch": return {}
+    spans = sample_spans(run.data.valid, run.tokenizer, run.config.context_length // 4)
+    with run.accelerator.autocast(), unshard(run.loss_module):
+        return {f"copied_{kind}": measure_copying(run.model, rows) for kind, rows in spans.items()}
+
 # %% ../../nbs/train/35_loop.ipynb #2d53fc02
 def measure_and_sample(
     run: TrainingRun # run to measure
@@ -234,9 +257,7 @@ def measure_and_sample(
     "Measure held-out text, continue some of it, and log both"
     with run.accelerator.autocast():
         bpb = evaluate_bpb(run.loss_module, run.data.valid, run.accelerator.device)
-        if hasattr(run.loss_module, "unshard"): run.loss_module.unshard()
-        samples = sample_text(run.model, run.tokenizer, run.data.valid)
-        if hasattr(run.loss_module, "reshard"): run.loss_module.reshard()
+        with unshard(run.loss_module): samples = sample_text(run.model, run.tokenizer, run.data.valid)
     bpb_text = ", ".join(f"{kind} {value:.3f}" for kind, value in bpb.items())
     sample = f"…{samples[0]['prompt'][-30:]!r} → {samples[0]['text'][:60]!r}"
     log(f"held out, bits per byte: {bpb_text} · {sample}", **{f"bpb_{kind}": value for kind, value in bpb.items()})
@@ -262,7 +283,7 @@ def evaluate_step(
     "Measure and sample, and write both into the state"
     state = run.state
     bpb, samples = measure_and_sample(run)
-    by_kind = {f"bpb_{kind}": value for kind, value in bpb.items() if kind != "all"}
+    by_kind = {f"bpb_{kind}": value for kind, value in bpb.items() if kind != "all"} | measure_copied(run)
     mean_loss = sum(state["losses"]) / len(state["losses"])
     state["curve"].append(dict(step=state["step"], loss=mean_loss, held_out_bpb=bpb["all"]) | by_kind)
     state["samples"] += [dict(step=state["step"]) | sample for sample in samples]
@@ -305,10 +326,11 @@ def train_model(
     config: PretrainConfig, # hyperparameters without zeros
     checkpoints: Path, # folder of this run's checkpoints
     checkpoint_seconds: float = 60. # seconds between checkpoints
-) -> dict: # state: step, curve, samples; loads, of a mixture
+) -> dict: # state: step, curve, samples, copied_at_start; loads, of a mixture
     "Train and measure until the last step, from the last checkpoint where there is one"
     run = make_run(model, tokenizer, tokens_folder, config, checkpoints)
     first_step, max_steps = run.state["step"], config.max_steps
+    if not first_step: run.state["copied_at_start"] = measure_copied(run)
     progress = Progress("step", max_steps, first_step)
     with catch_sigterm() as sigterm:
         for step in range(first_step, max_steps):

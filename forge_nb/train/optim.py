@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HEAD_SPLITS', 'orthogonalize', 'split_parts', 'join_parts', 'nesterov_update', 'Muon', 'choose_split',
-           'group_parameters', 'make_adamw', 'make_optimizers', 'lr_multiplier']
+           'group_parameters', 'make_adamw', 'make_optimizers', 'ChainedOptimizer', 'lr_multiplier']
 
 # %% ../../nbs/train/05_optim.ipynb #acdcc907
 import torch
@@ -147,7 +147,8 @@ def make_optimizers(
     optimizer: str, # 'muon' or 'adamw'
     matrix_lr: float, # learning rate of the blocks' matrices
     embedding_lr: float, # learning rate of embeddings, norms and routers, under AdamW
-    lm_head_lr: float # learning rate of the output layer, under AdamW
+    lm_head_lr: float, # learning rate of the output layer, under AdamW
+    betas: tuple = (.3, .99) # share of the past beside Muon, of AdamW's directions and sizes
 ) -> list: # Muon and AdamW, or AdamW alone
     "Make an optimizer for the blocks' matrices and one for the rest; each group remembers its full rate"
     if optimizer not in ("muon", "adamw"):
@@ -158,10 +159,42 @@ def make_optimizers(
     if optimizer == "adamw": optimizers = [make_adamw(rest + matrices, betas=(.9, .95))]
     else:
         for group, (parts, dim) in zip(matrices, parameters): group.update(parts=parts, dim=dim)
-        optimizers = [Muon(matrices), make_adamw(rest, betas=(.3, .99))]
+        optimizers = [Muon(matrices), make_adamw(rest, betas=betas)]
     for o in optimizers:
         for group in o.param_groups: group["initial_lr"] = group["lr"]
     return optimizers
+
+# %% ../../nbs/train/05_optim.ipynb #50d1c767
+class ChainedOptimizer(torch.optim.Optimizer):
+    "Treat several optimizers as one"
+    def __init__(self,
+        optimizers: list # optimizers, each for other parameters
+    ):
+        self.optimizers = optimizers
+        super().__init__([group for o in optimizers for group in o.param_groups], {})
+        self.link_groups()
+
+    def link_groups(self):
+        "Share the groups, so that a rate that is set here is set there"
+        self.param_groups = [group for o in self.optimizers for group in o.param_groups]
+
+    @torch.no_grad()
+    def step(self,
+        closure=None # closure of torch's interface, not used
+    ):
+        "Update the parameters of each"
+        for o in self.optimizers: o.step()
+
+    def state_dict(self) -> dict: # states of all
+        "Collect the states"
+        return dict(optimizers=[o.state_dict() for o in self.optimizers])
+
+    def load_state_dict(self,
+        state_dict: dict # states of `state_dict`
+    ):
+        "Give each its state"
+        for o, state in zip(self.optimizers, state_dict["optimizers"]): o.load_state_dict(state)
+        self.link_groups()
 
 # %% ../../nbs/train/05_optim.ipynb #9bc22f5d
 def lr_multiplier(

@@ -33,6 +33,7 @@ class TrainingConfig:
     warmup_ratio: float = .05 # share of the steps over which the learning rate rises from zero
     weight_decay: float = 0. # decoupled weight decay of AdamW
     max_grad_norm: float = 1. # norm to which a larger gradient is clipped; 0 clips nothing
+    matrix_lr: float = 0. # learning rate of the blocks' matrices under Muon; 0 is AdamW for all
 
 # %% ../../nbs/train/70_trainer.ipynb #46baffdf
 def check_training_config(

@@ -311,6 +311,12 @@ def test_clusters_and_drops_of_curate_count_as_near_duplicates(asked, tmp_path):
 def test_estimate_answers_for_this_run_and_for_what_does_not_fit(tiny):
     own = ask(tiny, "estimate --seconds 1")
     assert own["tokens"] == 30 * 8 * 64 and own["this_machine"]["tokens_per_second"] > 0 and own["best"]["parameters"][1] <= own["best"]["parameters"][0] <= own["best"]["parameters"][2]
+    known = {row["stage"]: row["seconds"] for row in own["stages"]}
+    assert {"ingest", "pretrain", "sft", "evaluate", "card"} <= set(known) and all(known.values())  # the card by what it took last
+    assert own["total"]["seconds"] == pytest.approx(sum(known.values())) and own["serving"]["questions_per_hour"] > 0
+    assert [row["path"] for row in own["costs"]] == ["prompt", "retrieval", "api_tuning", "adapters", "continued", "scratch"]
+    twice = ask(tiny, "estimate --seconds 1 --cycles 2")["cycles"]
+    assert twice["count"] == 2 and twice["seconds"] > 2 * known["sft"] / 2
     large = ask(tiny, "estimate --model mistral-small-4 --gpus 8")
     assert large["this_machine"] is None and 118e9 < large["parameters"]["total"] < 120e9 and all(m["gpus"] >= 8 for m in large["machines"])
     small = ask(tiny, "estimate --model smollm2-135m --seconds 1")
@@ -325,7 +331,7 @@ def test_a_run_is_compared_with_its_prediction(tiny, tmp_path):
     [row] = ask(copy, "estimate --seconds 1 --plot law.png")["predictions"]
     log = [json.loads(line) for line in (copy.root/"runs/pretrain.jsonl").read_text(encoding="utf-8").splitlines()]
     assert row["seconds"] == next(r["total_seconds"] for r in log if "total_seconds" in r) and row["predicted_seconds"] > 0
-    assert (copy.root/"law.png").exists() and (copy.root/"law-predictions.png").exists()
+    assert (copy.root/"law.png").exists() and (copy.root/"law-predictions.png").exists() and (copy.root/"law-costs.png").exists()
 
 
 def test_a_database_becomes_data(bare, tmp_path):

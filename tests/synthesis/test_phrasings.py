@@ -1,8 +1,10 @@
 "The phrasings of company/: enough of them, none of the held-out ones near what is trained, judged by the functions that judge rows"
+import re
+
 import pytest
 from copies import ROOT
 
-from forge_nb.core.settings import QuestionKinds, Style, load_settings
+from forge_nb.core.settings import ColumnPhrasings, ExtractKinds, QuestionKinds, Style, load_settings
 from forge_nb.core.project import load_params
 from forge_nb.data.shingles import find_contamination, jaccard
 from forge_nb.synthesis.eval_set import names_column
@@ -11,6 +13,8 @@ from forge_nb.synthesis.filters import find_named_columns, hash_bigrams, index_e
 from forge_nb.synthesis.paraphrase import load_grammar, paraphrase_with_grammar
 from forge_nb.synthesis.rows import make_paraphrase_jobs
 
+EXTRACTS = load_settings(ROOT/"company"/"extracts.yaml", ExtractKinds)
+COLUMNS = load_settings(ROOT/"company"/"columns.yaml", ColumnPhrasings)
 KINDS = load_settings(ROOT/"company"/"questions.yaml", QuestionKinds)
 THRESHOLD = load_params(ROOT/"params.yaml")["synth"]["dedup_threshold"]
 MANUAL = dict(kind="docs", source="docs/howto/deploy.txt", text="".join(f"How to go live in {n} steps\n===========================\n\nText.\n\n" for n in range(9)))
@@ -61,3 +65,12 @@ def test_nor_near_what_the_grammar_makes_of_them(facts):
             for text in {*made, *(mask(text.format(**fact["fill"]), fact) for text in kind.ask)}:
                 assert not find_contamination(text, index), f"the filters would reject a trained phrasing: {text}"
             for text in held_out: assert find_contamination(text, index), f"the filters would let a held-out phrasing pass: {text}"
+
+
+@pytest.mark.parametrize("name, kind, least", [("columns", COLUMNS, 10), *((name, kind, 8) for name, kind in EXTRACTS.items())])
+def test_so_it_is_with_columns_and_extracts(name, kind, least):
+    assert len(kind.ask) >= least and len(kind.ask_held_out) >= 5
+    held_out, asked = ([re.sub(r"\{\w+\}", " X ", text) for text in texts] for texts in (kind.ask_held_out, kind.ask))
+    assert nearest(held_out, asked)[0] < THRESHOLD
+    for texts in (held_out, asked):
+        for n, text in enumerate(texts): assert nearest([text], texts[:n] or ["none"])[0] < THRESHOLD, "a phrasing is there twice"

@@ -19,8 +19,8 @@ from forge_nb.sft import sft
 from forge_nb.tokenizer import tokenizer, train_tokenizer
 from forge_nb.train.architecture import model_from_config
 
-RUN = dict(depth=1, tokens_per_parameter=1., context_length=32, optimizer="adamw", batch_size=4, max_steps=60, matrix_lr=3e-3, embedding_lr=3e-3, lm_head_lr=3e-3, warmup_steps=2, warmdown_ratio=.5, z_loss_weight=0.,
-           num_experts=0, num_experts_per_tok=2, shared_expert=False, router_aux_loss_coef=.01, micro_batch_size=0, num_processes=1, launcher="", sharding="ddp", num_evals=2, max_minutes=0., seed=0)
+RUN = dict(depth=1, tie_word_embeddings=True, lookup_heads=2, tokens_per_parameter=1., context_length=32, optimizer="adamw", batch_size=4, max_steps=60, matrix_lr=3e-3, embedding_lr=3e-3, lm_head_lr=3e-3, warmup_steps=2, warmdown_ratio=.5, z_loss_weight=0.,
+           num_experts=0, num_experts_per_tok=2, shared_expert=False, router_aux_loss_coef=.01, micro_batch_size=0, num_processes=1, launcher="", sharding="ddp", num_evals=2, seed=0)
 STUDY = dict(context_length=16, train_tokens=512, replay_percent=25., num_passages=2, batch_size=4, num_added_tokens=4, seed=0)
 
 
@@ -189,11 +189,12 @@ def test_an_exam_is_asked_in_the_bases_marks(made, tmp_path):
 
 def test_a_plan_is_of_the_base(made, monkeypatch):
     from forge_nb.train.estimate import load_base_config
+    from forge_nb.train.prices import load_prices
     shutil.copytree(made/"tokenizer", made/"artifacts"/"tokenizer", dirs_exist_ok=True)
     monkeypatch.setattr("forge_nb.train.estimate.ROOT", made)
     params = load_params(ROOT/"params.yaml")
     params["shared"]["base"], params["pretrain"] = str(made/"base"), params["pretrain"] | dict(context_length=32, batch_size=4, num_evals=1, optimizer="adamw")
-    ask = lambda extra=0: estimate_pretraining(params, load_params(ROOT/"config/hardware.yaml"), model="own", tokens=0, min_gpus=1, seconds=.2, base=load_base_config(str(made/"base"), extra))
+    ask = lambda extra=0: estimate_pretraining(params, load_params(ROOT/"config/hardware.yaml"), load_prices(ROOT/"config/prices.yaml"), model="own", tokens=0, min_gpus=1, seconds=.2, base=load_base_config(str(made/"base"), extra))[0]
     seen, total = ask(), sum(p.numel() for p in load_base(str(made/"base"), load_base_tokenizer(made/"base"), 32).parameters())
     assert seen["model"] == str(made/"base") and seen["parameters"]["total"] == total and seen["best"] is None
     assert seen["tokens"] == seen["corpus_tokens"] // 128 * 128 and seen["this_machine"]["tokens_per_second"] > 0

@@ -13,7 +13,7 @@ from forge_nb.train.architecture import PretrainConfig, count_parameters
 CLUSTERS = sorted((ROOT/"config/clusters").iterdir())
 
 
-@pytest.mark.parametrize("name, processes, millions", [("gpu", 1, 273), ("gpus", 8, 1219), ("nodes", 16, 1779)])
+@pytest.mark.parametrize("name, processes, millions", [("gpu", 1, 239), ("gpus", 8, 1160), ("nodes", 16, 1711)])
 def test_profiles_of_larger_machines_build_what_they_say(name, processes, millions, monkeypatch):
     params = merge_profile(load_params(ROOT/"params.yaml"), name)
     section = params["pretrain"]
