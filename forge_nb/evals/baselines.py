@@ -126,12 +126,13 @@ def find_rows(
 ) -> tuple: # file name and rows with the longest key that stands in the question; '' and none
     "Find the rows that a question names"
     best, found = 0, ("", [])
-    named = [key for key in index if key[1] in question]
+    stands = lambda value: value in question and holds_word(question, value)  # the first test is a hundred times faster
+    named = [key for key in index if stands(key[1])]
     for name, first in named:
         for row in index[name, first]:
             values = [row[key] for key in tables[name][0]]
             size = sum(map(len, values))
-            if size < best or not all(holds_word(question, value) for value in values): continue
+            if size < best or not all(map(stands, values)): continue
             if size > best: best, found = size, (name, [])
             if name == found[0]: found[1].append(row)
     return found
