@@ -228,9 +228,10 @@ def make_base_prompts(
     user = lambda text: dict(role="user", content=f"{instruction}\n\n{text}")
     examples = [turn for shot in shots
                 for turn in (user(shot["question"]), dict(role="assistant", content=shot["answer"]))]
+    opened = [user(format_prompt(item["question"], item["passages"])) for item in items]
     return dict(prompt_only=[[user(item["question"])] for item in items],
                 few_shots=[[*examples, user(item["question"])] for item in items],
-                retrieval_and_reading=[[user(format_prompt(item["question"], item["passages"]))] for item in items])
+                retrieval_and_reading=[[*examples, turn] for turn in opened])
 
 # %% ../../nbs/evals/25_baselines.ipynb #b25a002d
 def ask_base(
