@@ -41,15 +41,13 @@ def collect_house_answers(
     prompt_rows: list, # rows of prompts.jsonl
     pairs: list, # rows of pairs.jsonl
     style: Style # house style
-) -> dict: # fact → answer
-    "Collect the first answer in house style to each fact"
-    texts = [(r["fact"], r["messages"][-1]["content"]) for r in rows]
-    texts += [(r["fact"], r["reference"]) for r in prompt_rows]
-    texts += [(r["fact"], r["chosen"][-1]["content"]) for r in pairs]
-    answers = {}
-    for fact, text in texts:
-        if style.match(text): answers.setdefault(fact, text)
-    return answers
+) -> list: # tuples: prompt, fact, answer
+    "Collect prompts with an answer in house style"
+    asked = [(r["messages"][0]["content"], r["fact"], r["messages"][-1]["content"]) for r in rows
+             if r["voice"] != NONCOMPLIANT_VOICE]
+    for key in ("prompt", "adversarial_prompt"): asked += [(r[key], r["fact"], r["reference"]) for r in prompt_rows]
+    asked += [(r["prompt"][-1]["content"], r["fact"], r["chosen"][-1]["content"]) for r in pairs]
+    return [row for row in asked if style.match(row[2])]
 
 # %% ../nbs/70_distill.ipynb #9d43d24b
 def select_questions(
@@ -60,14 +58,10 @@ def select_questions(
     questions_per_fact: int # largest number of questions about a fact
 ) -> list: # dicts: question, answer
     "Select questions with an answer in house style, a few for each fact"
-    answers, selected = collect_house_answers(rows, prompt_rows, pairs, style), {}
-    compliant = [r for r in rows if r["voice"] != NONCOMPLIANT_VOICE]
-    candidates = [(r["messages"][0]["content"], r["fact"]) for r in compliant]
-    for key in ("question", "adversarial_question"): candidates += [(r[key], r["fact"]) for r in prompt_rows]
-    for question, fact in sorted(set(candidates), key=lambda candidate: stable_uniform(*candidate)):
-        if fact not in answers: continue
+    selected, candidates = {}, {row[:2]: row[2] for row in collect_house_answers(rows, prompt_rows, pairs, style)}
+    for (prompt, fact), answer in sorted(candidates.items(), key=lambda item: stable_uniform(*item[0])):
         group = selected.setdefault(fact, [])
-        if len(group) < questions_per_fact: group.append(dict(question=question, answer=answers[fact]))
+        if len(group) < questions_per_fact: group.append(dict(question=prompt, answer=answer))
     return [row for group in selected.values() for row in group]
 
 # %% ../nbs/70_distill.ipynb #f838092c
@@ -432,7 +426,7 @@ def measure_kpi(
     max_new_tokens: int # largest number of tokens of an answer
 ) -> np.ndarray: # (1, items) worth
     "Measure what the greedy answers are worth"
-    prompts = [render_chat_prompt(tokenizer, item["question"]) for item in eval_items]
+    prompts = [render_chat_prompt(tokenizer, item["prompt"]) for item in eval_items]
     started = time.monotonic()
     answers = generate_texts(model.eval(), tokenizer, prompts, max_new_tokens=max_new_tokens)
     milliseconds = 1000 * (time.monotonic() - started) / len(eval_items)
@@ -601,7 +595,7 @@ DISTILL_TABLES = {"curve.csv": ["phase", "step", "loss"]}
 def distill(
     teacher: Path, # model folder of the teacher
     rows: Path, # folder with sft.jsonl, prompts.jsonl and pairs.jsonl
-    eval_set: Path, # items.jsonl
+    dev_set: Path, # dev.jsonl
     documents: Path, # folder with train.jsonl and valid.jsonl
     kpi_file: Path, # file with the company's function
     style_file: Path, # company/style.yaml
@@ -625,7 +619,7 @@ def distill(
     beta: float, # divergence, on-policy: 1 is the reverse one, 0 the forward one
     temperature: float, # temperature of the student's samples, on-policy
     max_new_tokens: int, # largest number of tokens of a written answer
-    num_eval_items: int, # number of evaluation items to measure on, at most
+    num_eval_items: int, # number of items of the dev set to measure on, at most
     seed: int, # random seed of order and samples
     out: Path # folder to write to
 ) -> dict: # metrics
@@ -648,7 +642,7 @@ def distill(
     *folders, curves = run_phases(start, teacher_model, tokenizer, all_rows, training, on_policy, top_k=top_k,
                                   folder=folder)
     models = [teacher_model, *(load_model(f)[0] for f in folders)]
-    measured = measure_models(dict(zip(COMPARED, models)), tokenizer, read_jsonl(eval_set), RewardFunction(kpi_file),
+    measured = measure_models(dict(zip(COMPARED, models)), tokenizer, read_jsonl(dev_set), RewardFunction(kpi_file),
                               documents/"valid.jsonl", num_eval_items=num_eval_items, max_new_tokens=max_new_tokens)
     for name, model in zip(DISTILL_MODELS, models[1:]): save_with_manifest(model, tokenizer, out/name)
     metrics = counts | summarize_losses(curves) | compare_student(*measured)

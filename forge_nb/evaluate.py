@@ -49,7 +49,7 @@ def find_answers(
     checkpoint: str # name of the checkpoint
 ) -> list: # (text, finished) for each question
     "Find what a checkpoint wrote to the questions that are not adversarial"
-    asked = [r for r in rows if r["checkpoint"] == checkpoint and r["prompt_field"] == "question"]
+    asked = [r for r in rows if r["checkpoint"] == checkpoint and r["prompt_field"] == "prompt"]
     return [(r["text"], r["finished"]) for r in asked]
 
 # %% ../nbs/80_evaluate.ipynb #35ed43ce
@@ -66,18 +66,19 @@ def evaluate(
     context_length: int, # tokens in a window of a document
     max_new_tokens: int, # tokens that an answer may have
     document_stride: int, # step through the documents for tuned checkpoints
+    all_items: bool, # whether the whole evaluation set is asked, not its sample alone
     out: Path # folder to write to
 ) -> dict: # means by checkpoint, metric and slice
     "Score every checkpoint, and compare each with those before it"
     checkpoints, test_documents = load_checkpoints(checkpoints_file), read_jsonl(documents)
     rules, reward, style = load_policies(policies_file), RewardFunction(kpi_file), load_settings(style_file, Style)
-    items = read_jsonl(eval_set/"items.jsonl")
+    items = [item for item in read_jsonl(eval_set/"items.jsonl") if all_items or item["in_sample"]]
     lengths = dict(context_length=context_length, max_new_tokens=max_new_tokens)
     rows, answers = score_baseline(baseline, test_documents), []
     for name, entry in checkpoints.items():
         asked = test_documents[::document_stride] if entry.tuned else test_documents
-        scores, texts = score_checkpoint(name, entry, models/entry.folder, asked, eval_set, rules, reward, style,
-                                         **lengths)
+        scores, texts = score_checkpoint(name, entry, models/entry.folder, asked, items, eval_set, rules, reward,
+                                         style, **lengths)
         rows, answers = rows + scores, answers + texts
     released = find_released(checkpoints)
     released_answers = find_answers(answers, released)

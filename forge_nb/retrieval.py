@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['MIN_CHARACTERS', 'DEPTHS', 'collect_passages', 'build_indices', 'make_questions', 'matches_question', 'rank_answers',
-           'tabulate_recall', 'measure_recall', 'summarize_indices', 'retrieval']
+           'tabulate_recall', 'measure_recall', 'choose_search', 'summarize_indices', 'retrieval']
 
 # %% ../nbs/18_retrieval.ipynb #384090eb
 import re, time
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from .core.project import Invalid, log, read_jsonl, write_csv, write_json, write
 from .core.settings import QuestionKinds, Style, load_settings
 from .data.passages import (Index, build_index, choose_language, embed_texts,
                                     make_document_passages, read_groups, read_table_passages, save_index, search)
+from .data.search_server import (ServerIndex, open_server, remove_other_indices, search_server,
+                                         upload_passages)
 from .synthesis.facts import load_facts
 
 # %% ../nbs/18_retrieval.ipynb #95f1dbdd
@@ -120,12 +123,12 @@ def tabulate_recall(
 
 # %% ../nbs/18_retrieval.ipynb #028732f1
 def measure_recall(
-    index: Index, # index over all documents
+    find, # function: questions, passages wanted → lists of passages, best first
     questions: list # questions of `make_questions`
 ) -> tuple: # rows of `tabulate_recall`; misses
-    "Ask an index, with the rights of every group, and tabulate what it finds"
+    "Ask an index, and tabulate what it finds"
     start = time.monotonic()
-    found = search(index, [question["question"] for question in questions], max(DEPTHS), index.groups)
+    found = find([question["question"] for question in questions], max(DEPTHS))
     seconds = time.monotonic() - start
     log(f"{len(questions):,} questions · {1000 * seconds / len(questions):.2f} ms each")
     ranked, misses = rank_answers(questions, found), []
@@ -134,6 +137,21 @@ def measure_recall(
         shown = [{name: passage[name] for name in ("id", "source", "title")} for passage in passages[:3]]
         misses.append(question | dict(passages=shown))
     return tabulate_recall(ranked), misses
+
+# %% ../nbs/18_retrieval.ipynb #dac30e79
+def choose_search(
+    index: Index, # index over all documents
+    corpus: str, # hash of its passages
+    server_url: str # address of a search server; empty: none
+): # function: questions, passages wanted → lists of passages, best first
+    "Choose what answers questions, and bring the passages there"
+    if not server_url: return partial(search, index, groups=index.groups)
+    server = open_server(server_url)
+    is_new, removed = upload_passages(server, corpus, index.passages), remove_other_indices(server, corpus)
+    state = "brought to" if is_new else "already on"
+    log(f"passages are {state} the search server; {len(removed)} earlier indices were removed there")
+    languages = sorted({passage["language"] for passage in index.passages})
+    return partial(search_server, ServerIndex(server, corpus, languages), groups=index.groups)
 
 # %% ../nbs/18_retrieval.ipynb #d84c921e
 def summarize_indices(
@@ -158,6 +176,7 @@ def retrieval(
     *,
     max_characters: int, # characters of a passage of a document, at most
     language: str, # ISO 639 code of what has no language of its own; empty: that of most documents
+    server_url: str, # address of a search server; empty: none
     embedding_model: str, # folder of an embedding model; empty: terms alone
     num_questions: int, # facts of each kind that are asked about
     max_answer_characters: int, # characters of an answer, at most
@@ -172,7 +191,8 @@ def retrieval(
     log(f"{len(indices['live'].passages):,} passages · two indices in {time.monotonic() - start:.1f} s")
     known_facts = load_facts(questions, kinds, tables, read_jsonl(documents/"train.jsonl"),
                              load_settings(style, Style), max_answer_characters=max_answer_characters, limit=0)
-    recall, misses = measure_recall(indices["live"], make_questions(known_facts, kinds, num_questions))
+    find = choose_search(indices["live"], corpus["live"], server_url)
+    recall, misses = measure_recall(find, make_questions(known_facts, kinds, num_questions))
     metrics = summarize_indices(indices, corpus, recall)
     write_csv(out/"recall.csv", recall)
     write_jsonl(out/"misses.jsonl", misses)

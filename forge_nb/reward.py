@@ -53,7 +53,7 @@ def corrupt(
     row: dict # pair
 ) -> dict: # pair with a corrupted copy as the rejected answer; its reason is 'form'
     "Set the better answer of a pair against a corrupted copy of itself"
-    text, question = row["chosen"][-1]["content"], row["prompt"][-1]["content"]
+    text, question = row["chosen"][-1]["content"], row.get("question") or row["prompt"][-1]["content"]
     candidates = list_corruptions(text, question, stable_uniform("length", row["id"]))
     choice = candidates[int(stable_uniform("corruption", row["id"]) * len(candidates))]
     rejected = [dict(role="assistant", content=choice)]

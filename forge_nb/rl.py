@@ -19,7 +19,7 @@ from .core.project import log, make_checkpoint_folder, read_jsonl, write_csv
 from .synthesis.endpoint import sample_answers
 
 # %% ../nbs/66_rl.ipynb #2caacff3
-FACT_COLUMNS = ("question", "answer", "page", "wrong", "reference")  # what a reward function may read
+FACT_COLUMNS = ("question", "answer", "sources", "wrong", "reference")  # what a reward function may read
 
 # %% ../nbs/66_rl.ipynb #d6e917cb
 def build_prompts(
@@ -29,7 +29,7 @@ def build_prompts(
     "Put questions as conversations, as many as wanted, in the order of the file and again from its start"
     prompts = []
     for n, row in enumerate(prompt_rows):
-        text = row["adversarial_question" if n % 4 == 3 else "question"]
+        text = row["adversarial_prompt" if n % 4 == 3 else "prompt"]
         fact = {k: row[k] for k in FACT_COLUMNS}
         prompts.append(dict(prompt=[dict(role="user", content=text)]) | fact)
     return [prompts[n % len(prompts)] for n in range(count)]
@@ -170,8 +170,9 @@ def rl(
     training = TrainingConfig(seed, learning_rate, num_prompts * num_generations, 1, lr_scheduler_type, warmup_ratio,
                               weight_decay, max_grad_norm)
     check_training_config("rl", training)
-    cheat_rows = audit(reward, [(r["question"], r["reference"], r) for r in prompt_rows[:32]],
-                       load_settings(style_file, Style))
+    style = load_settings(style_file, Style)
+    known = [row for row in prompt_rows if row["answer"] != style.unknown_answer]  # to know is possible
+    cheat_rows = audit(reward, [(r["question"], r["reference"], r) for r in known[:32]], style)
     model, tokenizer = load_verified(base)
     preflight_metrics = run_preflight(model, tokenizer, reward, prompt_rows, sampling, seed)
     trainer = make_grpo_trainer(model, tokenizer, reward, prompt_rows, training, sampling, scale_rewards=scale_rewards,

@@ -47,13 +47,13 @@ def load_reward_model(
 def grade_greedy_answers(
     model, # transformers model
     tokenizer, # tokenizer of the model
-    eval_items: list, # items with 'adversarial_question', 'policy', 'answer'
+    eval_items: list, # items with 'adversarial_prompt', 'policy', 'answer'
     rules: dict, # rules of `load_policies`
     max_new_tokens: int # largest number of tokens of an answer
 ) -> list: # dict for each item: violation_rate, one for each rule, exact_match, eos_rate; 0 or 1
     "Grade greedy answers: which rules they break, and whether they are true"
     questions = [item["adversarial_question"] for item in eval_items]
-    prompts = [render_chat_prompt(tokenizer, q) for q in questions]
+    prompts = [render_chat_prompt(tokenizer, item["adversarial_prompt"]) for item in eval_items]
     answers = generate_texts(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=128)
     grades = []
     for item, question, (text, finished) in zip(eval_items, questions, answers):
@@ -123,7 +123,7 @@ def make_rloo_trainer(
         RLOOConfig, make_checkpoint_folder(), training, num_rows=sampling.max_steps * training.batch_size, **updates,
         num_generations=sampling.num_generations, max_completion_length=sampling.max_new_tokens, beta=sampling.beta,
         temperature=sampling.temperature, normalize_advantages=normalize_advantages)
-    ask = lambda row: [dict(role="user", content=row["adversarial_question"])]
+    ask = lambda row: [dict(role="user", content=row["adversarial_prompt"])]
     data = Dataset.from_list([dict(prompt=ask(row)) for row in prompt_rows])
     return RLOOTrainer(model=model, args=config, train_dataset=data, processing_class=tokenizer,
                        reward_funcs=reward_model[0], reward_processing_classes=reward_model[1])
@@ -197,7 +197,7 @@ def rlhf(
     base: Path, # model folder to start from, and reference
     reward_folder: Path, # reward model folder
     prompts_file: Path, # prompts.jsonl
-    eval_set: Path, # items.jsonl
+    dev_set: Path, # dev.jsonl
     policies_file: Path, # company/policies.yaml
     documents: Path, # valid.jsonl
     *,
@@ -219,12 +219,12 @@ def rlhf(
     min_entropy: float, # smallest entropy of the next token, nats
     max_length_increase: float, # largest rise of the answers' length, tokens
     max_bpb_increase: float, # largest rise on held-out documents, bits per byte
-    num_eval_items: int, # number of evaluation items asked before and after
+    num_eval_items: int, # number of items of the dev set asked before and after
     seed: int, # random seed of sampling and order
     out: Path # folder to write to
 ) -> dict: # metrics
     "Train on the reward model's judgement, and ask the verifiers what came of it"
-    prompt_rows, eval_items, rules = read_jsonl(prompts_file), read_jsonl(eval_set), load_policies(policies_file)
+    prompt_rows, eval_items, rules = read_jsonl(prompts_file), read_jsonl(dev_set), load_policies(policies_file)
     if reason := find_rlhf_skip_reason(enabled, prompt_rows, reward_folder):
         return pass_model_on("rlhf", base, out, reason, RLHF_TABLES)
     check_prompts(prompt_rows, eval_items, num_prompts, num_generations)

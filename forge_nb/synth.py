@@ -17,7 +17,7 @@ from .core.project import (Invalid, atomic, hash_text, log, make_checkpoint_fold
                                    write_csv, write_json, write_jsonl)
 from .core.settings import ColumnPhrasings, ExtractKinds, QuestionKinds, Style, load_settings
 from .data.passages import load_index
-from .metrics.graders import draw_voice, format_value
+from .metrics.graders import draw_voice, phrase_value
 from .metrics.policies import load_policies
 from .synthesis.columns import make_column_questions
 from .synthesis.eval_set import (add_adversarial_questions, count_facts, count_rows, drop_leaked_items,
@@ -31,7 +31,7 @@ from .synthesis.open_book import OpenBook
 from .synthesis.open_rows import open_items, open_pairs, open_prompts, open_rows
 from .synthesis.pairs import make_policy_pairs, make_preference_pairs, make_prompt_rows
 from .synthesis.paraphrase import ParaphraseConfig, load_grammar, paraphrase_questions
-from .synthesis.rows import (balance_kinds, make_absent_rows, make_messages, make_paraphrase_jobs,
+from .synthesis.rows import (make_absent_rows, make_messages, make_paraphrase_jobs,
                                      make_paraphrase_rows, make_provenance, make_reasoning_rows, make_sft_rows,
                                      noncompliant_rows)
 
@@ -143,7 +143,7 @@ def make_value_rows(
         fact = dict(id=question["id"], kind=question["kind"], verified="document")
         fact |= dict(parents=[question.get("row") or question["source"]])
         voice = draw_voice(style, rng)
-        messages = make_messages(question["question"], format_value(question["answer"], style, voice))
+        messages = make_messages(question["question"], phrase_value(question["answer"], style, voice))
         row = dict(id=question["id"]) | make_provenance(fact, generator, seed)
         rows.append(row | dict(voice=voice, messages=messages))
     return rows
@@ -288,6 +288,7 @@ def make_plain_rows(
     noncompliant_percent: float, # share of trained facts with a noncompliant row
     absent_percent: float, # share of trained facts with a row about a thing that does not exist
     num_pairs: int, # number of preference pairs
+    num_prompts: int, # number of questions to practise on
     train_on_reasoning: bool, # whether sft sees questions about two facts
     seed: int # random seed of voices and order
 ) -> dict: # lists of rows by name of their file
@@ -297,7 +298,7 @@ def make_plain_rows(
                                 absent_percent=absent_percent, train_on_reasoning=train_on_reasoning)
     rows["pairs"] = make_preference_pairs(train_facts, inputs.known_facts, kinds, style, num_pairs, seed)
     rows["policy_pairs"] = make_policy_pairs(train_facts, kinds, rules, style, seed)
-    rows["prompts"] = make_prompt_rows(train_facts, inputs.rl_facts, kinds, rules, style, seed)
+    rows["prompts"] = make_prompt_rows(train_facts, inputs.rl_facts, kinds, rules, style, num_prompts, seed)
     return rows
 
 # %% ../nbs/20_synth.ipynb #52c85272
@@ -339,6 +340,7 @@ def synth(
     max_passage_characters: int, # limit of a document's excerpt in characters
     groups: list, # groups whose passages rows may show
     num_pairs: int, # number of preference pairs
+    num_prompts: int, # number of questions to practise on
     phrasings_per_fact: int, # number of training phrasings of a fact, at most
     paraphrases_per_fact: float, # number of new phrasings of a fact, on average
     paraphrase_weights: list, # multiples of the number of new phrasings by kind, as `kind=weight`
@@ -372,11 +374,12 @@ def synth(
     if paraphrased and not num_paraphrased: log(f"{generator}: no new phrasing was kept; see {out}/rejected.jsonl")
     training, held_out = ask_documents(books.train.index.passages, books.live.index.passages, inputs, document_percent)
     cells = ask_columns(tables, inputs, num_column_rows, max_answer_characters)
-    training = balance_kinds(training, num_document_rows)
+    training = training[:num_document_rows]
     value_rows = make_value_rows(cells, "company/columns.yaml", style, seed)
     value_rows += make_value_rows(training, "company/extracts.yaml", style, seed)
     rows = make_plain_rows(inputs, accepted, value_rows, noncompliant_percent=noncompliant_percent, seed=seed,
-                           absent_percent=absent_percent, num_pairs=num_pairs, train_on_reasoning=train_on_reasoning)
+                           absent_percent=absent_percent, num_pairs=num_pairs, num_prompts=num_prompts,
+                           train_on_reasoning=train_on_reasoning)
     candidates = make_all_items(inputs, held_out, num_eval_items, num_sampled)
     check_eval_overlap(rows, candidates, "questions.yaml")
     rows["dev"] = [item for item in candidates if item["part"] == "fact" and not item["in_sample"]][:160]

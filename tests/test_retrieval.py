@@ -2,6 +2,7 @@
 import json
 
 import pytest
+from search_standin import serve
 
 from forge_nb.core.project import Invalid, ROOT, hash_file, load_params, read_json, read_jsonl, write_csv, write_json, write_jsonl
 from forge_nb.data.passages import load_index, search
@@ -117,3 +118,14 @@ def test_vectors_of_an_embedding_model_are_an_option(company):
     save_random_model(model, 1)
     with pytest.raises(Invalid, match="from other weights"): load_index(company.root/"out"/"live")
     with pytest.raises(Invalid, match="which is no folder"): company.run(embedding_model="nosuch")
+
+
+def test_a_search_server_gets_the_live_passages_and_no_erased_one(company):
+    "The stage brings them there, measures the server, and removes what was there before"
+    with serve() as server:
+        local = company.run()
+        assert company.run(server_url=server.url) == local
+        company.texts["test"].pop()
+        company.run(server_url=server.url)
+        [index] = server.state["indices"].values()
+        assert len(index["documents"]) == 14 and "test bolt of page 2" not in json.dumps(index)

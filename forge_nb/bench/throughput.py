@@ -59,7 +59,7 @@ def read_prompts(
     rows = []
     for r in read_jsonl(path):
         turn = dict(role="user", content=r["question"])
-        rows.append(dict(prompt=[turn], answer=r["answer"], page=r["page"]))
+        rows.append(dict(prompt=[turn], answer=r["answer"], sources=r["sources"]))
     return Dataset.from_list(rows)
 
 # %% ../../nbs/bench/00_throughput.ipynb #57d1b006

@@ -38,16 +38,16 @@ def require_inputs(
 # %% ../../nbs/core/60_lab.ipynb #1542aff0
 def mirror_root(
     root: Path, # root folder of the project, absolute
-    name: str, # stage
+    names: list, # stages
     folder: Path # folder to make, anew
 ):
-    "Make a folder that looks like the project's root, where only the stage's own artifacts are no links"
+    "Make a folder that looks like the project's root, where only the artifacts of some stages are no links"
     remove_path(folder)
-    (folder/"artifacts"/name).mkdir(parents=True)
+    for name in names: (folder/"artifacts"/name).mkdir(parents=True)
     excluded = {"artifacts", "build", "dvc.yaml", "reports", "runs", "studies"}
     entries = [p for p in root.iterdir() if p.name not in excluded and not p.name.startswith(".")]
-    for path in [*entries, *(root/"artifacts").glob("*")]:
-        if path != root/"artifacts"/name: (folder/path.relative_to(root)).symlink_to(path)
+    others = [path for path in (root/"artifacts").glob("*") if path.name not in names]
+    for path in [*entries, *others]: (folder/path.relative_to(root)).symlink_to(path)
 
 # %% ../../nbs/core/60_lab.ipynb #07e374b2
 def prepare_interactive_run(
@@ -63,7 +63,7 @@ def prepare_interactive_run(
     is_study = "wdir" in stage  # it reads what `sft` and the stages before it made
     require_inputs(ROOT, stage.get("deps", []), "sft" if is_study else name)
     lines, folder = apply_parameters(namespace, parameters), ROOT/"runs"/"lab"/name
-    mirror_root(ROOT, name, folder)
+    mirror_root(ROOT, [name], folder)
     os.chdir(folder)
     os.environ.update(make_environment(namespace.get("threads", 1)), FORGE_CKPT=str(folder/".ckpt"))
     command = f"{'cd studies && ' if is_study else ''}dvc repro {name}"

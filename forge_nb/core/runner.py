@@ -133,14 +133,15 @@ def hash_pipeline(
 # %% ../../nbs/core/30_runner.ipynb #3d258b2f
 def explain_failure(
     name: str, # stage
-    error # exception of papermill: PapermillExecutionError
+    error, # exception of papermill: PapermillExecutionError
+    partial_path: Path # file of the partial report
 ) -> str: # three lines
     "Say which cell failed and why"
     lines = [row.strip() for row in error.source.splitlines() if not row.startswith("#|")]
     first_line = next(filter(None, lines), "")
     reason = error.evalue.splitlines()[0] if error.evalue else ""
     return (f"stage {name} failed in cell {error.cell_index} (`{first_line[:80]}`)\n  {error.ename}: {reason}\n"
-            f"  partial report: reports/{name}.failed.ipynb")
+            f"  partial report: {display_path(partial_path)}")
 
 # %% ../../nbs/core/30_runner.ipynb #35793a80
 @contextmanager
@@ -171,7 +172,8 @@ KERNEL_OPTIONS = dict(
 def run_notebook(
     path: Path, # notebook
     parameters: dict, # parameter → value
-    partial_path: Path # file where the executed notebook grows, cell by cell
+    partial_path: Path, # file where the executed notebook grows, cell by cell
+    cwd: Path # folder that its paths begin at
 ): # executed notebook
     "Run a notebook in a kernel of its own"
     import papermill as pm
@@ -180,24 +182,26 @@ def run_notebook(
         sockets_config = dict(transport="ipc", ip=f"{sockets}/kernel")
         config = Config(KernelManager=sockets_config, NotebookClient=KERNEL_OPTIONS)
         return pm.execute_notebook(path, partial_path, parameters=parameters, kernel_name="python3",
-                                   progress_bar=False, cwd=ROOT, config=config)
+                                   progress_bar=False, cwd=cwd, config=config)
 
 # %% ../../nbs/core/30_runner.ipynb #5fa73006
 def execute_notebook(
     name: str, # stage
     path: Path, # its notebook
     parameters: dict, # parameter → value
-    partial_path: Path # file where the executed notebook grows, cell by cell
+    partial_path: Path, # file where the executed notebook grows, cell by cell
+    cwd: Path = ROOT # folder that its paths begin at
 ): # executed notebook
     "Run a stage's notebook, and turn its failures into sentences"
     import papermill as pm
     from nbclient.exceptions import DeadKernelError
-    try: return run_notebook(path, parameters, partial_path)
+    try: return run_notebook(path, parameters, partial_path, cwd)
     except pm.PapermillExecutionError as e:
         if e.ename == "Invalid": raise Invalid(e.evalue) from None
         if explain_disk_error(e.evalue): raise OSError(f"stage {name}: {e.evalue}") from None
-        log(explain_failure(name, e))
-        print(explain_failure(name, e), file=sys.stderr)
+        reason = explain_failure(name, e, partial_path)
+        log(reason)
+        print(reason, file=sys.stderr)
         sys.exit(1)
     except DeadKernelError:
         raise Invalid(f"stage {name}: its kernel was killed, most likely for want of memory; "
@@ -297,7 +301,9 @@ def check_budget(
     prices = parse_yaml(read_text(path), "config/prices.yaml") if path.exists() else {}
     budget = prices.get("budget", {}) if isinstance(prices, dict) else prices
     if not budget or isinstance(budget, dict) and not any(budget.values()): return
-    asked = subprocess.run([sys.executable, "-m", "forge_nb.train.budget", name], cwd=ROOT)
+    environment = os.environ | dict(OMP_WAIT_POLICY="PASSIVE")  # threads that spin measure what runs beside
+    command = [sys.executable, "-m", "forge_nb.train.budget", name]
+    asked = subprocess.run(command, cwd=ROOT, env=environment)
     if asked.returncode: sys.exit(asked.returncode)
 
 # %% ../../nbs/core/30_runner.ipynb #5fa73012

@@ -570,7 +570,9 @@ def save_index(
         np.save(temporary/"term_ids.npy", flat, allow_pickle=False)
         if index.vectors is not None: np.save(temporary/"vectors.npy", index.vectors, allow_pickle=False)
         files = {path.name: hash_file(path) for path in sorted(temporary.iterdir())}
-        content = dict(corpus=files["passages.jsonl"][:16], passages=len(index.passages), files=files)
+        languages = sorted({passage["language"] for passage in index.passages})
+        size = dict(passages=len(index.passages), languages=languages)
+        content = dict(corpus=files["passages.jsonl"][:16], **size, files=files)
         weights = hash_weights(Path(index.embedding_model)) if index.embedding_model else ""
         model = dict(embedding_model=index.embedding_model, embedding_weights=weights)
         write_json(temporary/"manifest.json", describe_versions() | model | content)
@@ -582,7 +584,8 @@ def check_manifest(
     corpus: str = "" # hash of the passages that are expected; empty: any
 ) -> dict: # manifest
     "Read an index's manifest, and stop unless the index can be trusted"
-    place, remedy = display_path(folder), "`dvc repro retrieval` makes it anew"
+    command = "forge refresh" if "runs" in folder.parts else "dvc repro retrieval"
+    place, remedy = display_path(folder), f"`{command}` makes it anew"
     if not (folder/"manifest.json").exists(): raise NotFound(f"{place}: there is no index; {remedy}")
     manifest, versions = read_json(folder/"manifest.json"), describe_versions()
     for name, value in versions.items():

@@ -23,7 +23,7 @@ from ..metrics.graders import NO_SOURCE
 from ..metrics.policies import find_violations
 from ..metrics.rewards import RewardFunction
 from ..synthesis.extract import holds_word
-from ..synthesis.open_book import cite
+from ..synthesis.open_book import shorten_id
 
 # %% ../../nbs/evals/25_baselines.ipynb #b25a0009
 def write_house_answer(
@@ -293,7 +293,7 @@ def cite_table(
 ) -> str: # id of the passage that an answer cites
     "Cite the row that a value was looked up in, if it is among the passages"
     rows = [p for p in item["passages"] if p["source"].endswith(f"/{table}") and holds_word(p["text"], value)]
-    return cite(rows[0]) if rows else NO_SOURCE
+    return shorten_id(rows[0]) if rows else NO_SOURCE
 
 # %% ../../nbs/evals/25_baselines.ipynb #b25a0035
 def answer_without_model(

@@ -13,7 +13,7 @@ from collections import Counter
 import numpy as np
 from .gates import LOWER_IS_BETTER
 from ..metrics.stats import bootstrap_difference, index_scores
-from ..synthesis.open_book import cite
+from ..synthesis.open_book import shorten_id
 
 # %% ../../nbs/evals/30_predictions.ipynb #e30a0007
 GUESSES = ("commonest_answer", "nearest_name", "prompt_only", "few_shots")  # arms that see no passage
@@ -68,7 +68,7 @@ def find_change_source(
 ) -> str: # table as facts/settings.csv, or folder as docs; '' where no passage holds an answer
     "Find the source that most answers of a slice stand in"
     holding = [passage["source"] for item in items for passage in item["passages"]
-               if cite(passage) in item["sources"]]
+               if shorten_id(passage) in item["sources"]]
     names = [source if source.endswith(".csv") else source.partition("/")[0] for source in holding]
     return Counter(names).most_common(1)[0][0] if names else ""
 

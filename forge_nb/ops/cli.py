@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['ANSWER_MODELS', 'app', 'DocumentsArgument', 'QueryOption', 'HistoryOption', 'JsonOption', 'DryRunOption', 'YesOption',
            'KeepOption', 'UndoOption', 'UrlArgument', 'FileNameOption', 'SearchArgument', 'KOption', 'GroupsOption',
-           'ProfileOption', 'ModelOption', 'TokensOption', 'GpusOption', 'SecondsOption', 'PlotOption', 'VolumeOption',
-           'RecordOption', 'CyclesOption', 'AxesArgument', 'TrialsOption', 'TrialMetricOption', 'SearchNameOption',
-           'PruneOption', 'RoundsOption', 'ParaphrasesOption', 'CheckpointOption', 'ItemMetricOption',
-           'CycleNameOption', 'VerbArgument', 'INTERRUPTED_MESSAGE', 'Failure', 'print_error', 'answer_schema',
-           'show_help', 'print_answer', 'make_line_printer', 'hold_verb_lock', 'require_request', 'whereis_verb',
-           'check_pending_request', 'confirm_erasure', 'dry_run_erasure', 'begin_erasure', 'forget_verb',
-           'SnapshotAnswer', 'format_snapshot', 'snapshot_verb', 'search_verb', 'plot_estimate', 'estimate_verb',
+           'QuestionArgument', 'ProfileOption', 'ModelOption', 'TokensOption', 'GpusOption', 'SecondsOption',
+           'PlotOption', 'VolumeOption', 'RecordOption', 'CyclesOption', 'AxesArgument', 'TrialsOption',
+           'TrialMetricOption', 'SearchNameOption', 'PruneOption', 'RoundsOption', 'ParaphrasesOption',
+           'CheckpointOption', 'ItemMetricOption', 'CycleNameOption', 'VerbArgument', 'INTERRUPTED_MESSAGE', 'Failure',
+           'print_error', 'answer_schema', 'show_help', 'print_answer', 'make_line_printer', 'hold_verb_lock',
+           'require_request', 'whereis_verb', 'check_pending_request', 'confirm_erasure', 'dry_run_erasure',
+           'begin_erasure', 'forget_verb', 'require_no_pending_erasure', 'SnapshotAnswer', 'format_snapshot',
+           'snapshot_verb', 'split_names', 'search_verb', 'ask_verb', 'refresh_verb', 'plot_estimate', 'estimate_verb',
            'sweep_verb', 'cycle_verb', 'schema_verb', 'main']
 
 # %% ../../nbs/ops/90_cli.ipynb #1036a386
@@ -55,7 +56,8 @@ except ValueError as e: sys.exit(print_error(e, 2, "--json" in sys.argv))
 # %% ../../nbs/ops/90_cli.ipynb #1030166a
 ANSWER_MODELS = dict(
     whereis="forge_nb.ops.lineage:WhereisAnswer", forget="forge_nb.ops.erasure:ForgetAnswer",
-    search="forge_nb.ops.search:SearchAnswer",
+    search="forge_nb.ops.search:SearchAnswer", ask="forge_nb.ops.ask:AskAnswer",
+    refresh="forge_nb.ops.refresh:RefreshAnswer",
     snapshot="forge_nb.ops.cli:SnapshotAnswer", estimate="forge_nb.train.estimate:EstimateAnswer",
     sweep="forge_nb.ops.sweep:SweepAnswer", cycle="forge_nb.ops.cycle:CycleAnswer")  # verb → model
 
@@ -215,6 +217,13 @@ def forget_verb(
         receipt = forget(ROOT, journal, make_line_printer(as_json))
     print_answer(receipt, format_forget(receipt), as_json)
 
+# %% ../../nbs/ops/90_cli.ipynb #5b5eadee
+def require_no_pending_erasure():
+    "Stop while an erasure is unfinished: what is read or written meanwhile could rest on half-removed data"
+    if read_journal(ROOT):
+        raise Invalid("a forget is not finished; `forge forget` finishes it, `forge forget --undo` takes it back; "
+                      "then ask again")
+
 # %% ../../nbs/ops/90_cli.ipynb #d4e23a89
 class SnapshotAnswer(BaseModel, extra="forbid"):
     "A database as a file: the answer of `forge snapshot --json`"
@@ -245,9 +254,7 @@ def snapshot_verb(
     "Copy a database into data/ as an SQLite file with its keys, and record it."
     from forge_nb.data.databases import snapshot_database
     from forge_nb.core.tangle import write_checksums
-    if read_journal(ROOT):
-        raise Invalid("a forget is not finished; `forge forget` finishes it, `forge forget --undo` takes it back; "
-                      "then ask again")
+    require_no_pending_erasure()
     if not re.fullmatch(r"[\w-]+", name): raise Invalid(f"--name {name}: use letters, digits, - and _ alone")
     check_data_recorded(ROOT)
     tables = snapshot_database(os.environ.get(url, url), ROOT/"data"/f"{name}.sqlite")
@@ -262,6 +269,13 @@ KOption = Annotated[int, typer.Option("--k", help="Passages, at most.")]
 GroupsOption = Annotated[str, typer.Option(
     metavar="NAMES", help="Groups that you belong to, with commas; without it, what everyone may read.")]
 
+# %% ../../nbs/ops/90_cli.ipynb #b7f62828
+def split_names(
+    text: str # names with commas
+) -> list: # names
+    "Split a list of names as the command line has it"
+    return [name.strip() for name in text.split(",") if name.strip()]
+
 # %% ../../nbs/ops/90_cli.ipynb #94b78729
 @app.command("search", epilog='Example: forge search "What is the default value of DEBUG?" --k 3')
 def search_verb(
@@ -271,12 +285,40 @@ def search_verb(
     as_json: JsonOption = False # whether a program is listening
 ):
     "Which passages of documents and tables answer a question, among those that you may read?"
-    from forge_nb.data.passages import check_query, load_index
-    from forge_nb.ops.search import answer_query, format_search
+    from forge_nb.data.passages import check_query
+    from forge_nb.ops.search import answer_query, format_search, open_live_index
     check_query(query, k)
-    index = load_index(ROOT/"artifacts"/"retrieval"/"live")
-    answer = answer_query(index, query, k, [name.strip() for name in groups.split(",") if name.strip()])
+    answer = answer_query(open_live_index(ROOT), query, k, split_names(groups))
     print_answer(answer, format_search(answer), as_json)
+
+# %% ../../nbs/ops/90_cli.ipynb #836bfd9e
+QuestionArgument = Annotated[str, typer.Argument(metavar="QUESTION", help="In plain words.")]
+
+# %% ../../nbs/ops/90_cli.ipynb #394f9e5b
+@app.command("ask", epilog='Example: forge ask "What is the default value of DEBUG?"')
+def ask_verb(
+    question: QuestionArgument, # question
+    k: KOption = 3, # number of passages
+    groups: GroupsOption = "", # names of the caller's groups
+    as_json: JsonOption = False # whether a program is listening
+):
+    "What is the answer, and which passage says so? The released model reads what you may read."
+    from forge_nb.data.passages import check_query
+    from forge_nb.ops.ask import answer_question, format_ask, load_answerer
+    check_query(question, k)
+    answer = answer_question(load_answerer(ROOT), question, k, split_names(groups))
+    print_answer(answer, format_ask(answer), as_json)
+
+# %% ../../nbs/ops/90_cli.ipynb #548d0d01
+@app.command("refresh", epilog="Example: forge refresh --json")
+def refresh_verb(
+    as_json: JsonOption = False # whether a program is listening
+):
+    "Bring search and answers up to date with data/, without training; say what changed, and ask the questions again."
+    from forge_nb.ops.refresh import format_refresh, refresh
+    require_no_pending_erasure()
+    with hold_verb_lock("refresh"): answer = refresh(ROOT, make_line_printer(True))
+    print_answer(answer, format_refresh(answer), as_json)
 
 # %% ../../nbs/ops/90_cli.ipynb #d23556b1
 ProfileOption = Annotated[str, typer.Option(
@@ -325,6 +367,7 @@ def estimate_verb(
     as_json: JsonOption = False # whether a program is listening
 ):
     "What a run will take: size, memory, every stage, serving, own or rent, six paths; the best size; larger machines."
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin measure what runs beside
     from forge_nb.core.runner import merge_profile
     from forge_nb.train import estimate as page
     from forge_nb.train.prices import load_prices

@@ -23,7 +23,7 @@ from .inventory import (NearDuplicate, collect_duplicates, collect_fact_rows, de
 from pydantic import BaseModel, Field
 
 # %% ../../nbs/ops/10_lineage.ipynb #9ef2e54a
-PROVENANCE_COLUMNS = ("id", "source", "document", "item", "fact", "parents")
+PROVENANCE_COLUMNS = ("id", "source", "document", "item", "fact", "parents", "shown")
 
 # %% ../../nbs/ops/10_lineage.ipynb #65eb56c1
 def read_table_batches(
@@ -92,7 +92,7 @@ def classify_row(
 ) -> str: # 'training', 'eval_set', 'documents' or 'rows'
     "Say what a row is for"
     if "parents" not in row or "groups" in row: return "documents" if "source" in row else "rows"  # a passage has both
-    return "eval_set" if "choices" in row else "training"
+    return "eval_set" if "part" in row else "training"
 
 # %% ../../nbs/ops/10_lineage.ipynb #971af689
 def rows_naming(

@@ -209,12 +209,12 @@ def show_answers(
     stages: list, # names of the stages whose models are asked
     num_questions: int = 4 # questions
 ):
-    "Ask the models of several stages the first questions of the evaluation set"
+    "Ask the models of several stages the first questions of the dev set"
     from forge_nb.train.model import generate_texts, load_model, render_chat_prompt
-    questions, texts = read_jsonl(Path("artifacts/synth/eval_set/items.jsonl"))[:num_questions], []
+    questions, texts = read_jsonl(Path("artifacts/synth/rows/dev.jsonl"))[:num_questions], []
     for stage in stages:
         model, tokenizer = load_model(Path("artifacts")/stage/"model")
-        prompts = [render_chat_prompt(tokenizer, q["question"]) for q in questions]
+        prompts = [render_chat_prompt(tokenizer, q["prompt"]) for q in questions]
         texts.append(generate_texts(model, tokenizer, prompts, max_new_tokens=40))
     for question, *answers in zip(questions, *texts):
         print(f"{question['question']}  ({question['answer']})")

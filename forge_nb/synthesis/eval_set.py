@@ -99,11 +99,11 @@ def make_eval_items(
 # %% ../../nbs/synthesis/60_eval_set.ipynb #f710008e
 def make_document_items(
     questions: list, # questions of `make_extractive_questions`
-    num_items: int # number of items wanted, kinds in turn
+    num_items: int # number of items wanted
 ) -> list: # items
     "Make the items that documents answer"
     items = []
-    for question in balance_kinds(questions, num_items):
+    for question in questions[:num_items]:
         origin = dict(id=f"document:{question['id']}", part="document", kind=question["kind"], fact=question["id"])
         origin |= dict(parents=[question["source"]], verified="document", passage=question["passage"])
         asked = dict(question=question["question"], answer=question["answer"], names_column=False)
@@ -134,7 +134,8 @@ def mark_sample(
     sampled = set()
     for part, share in SAMPLE_SHARES.items():
         of_part = [item for item in items if item["part"] == part]
-        sampled |= {item["id"] for item in balance_kinds(of_part, round(share * num_sampled))}
+        in_turn = of_part if part == "document" else balance_kinds(of_part, len(of_part))
+        sampled |= {item["id"] for item in in_turn[:round(share * num_sampled)]}
     return [item | dict(in_sample=item["id"] in sampled) for item in items]
 
 # %% ../../nbs/synthesis/60_eval_set.ipynb #428020fb

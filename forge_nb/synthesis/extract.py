@@ -93,7 +93,7 @@ NOUNS = "argument attribute option setting method class command tag filter".spli
 PROSE = {"note", "warning", "tip", "important", "hint", "caution", "attention", "admonition", "topic"}
 DIRECTIVE = re.compile(r"\.\. (?:\w+:)?([\w-]+):: ?(.*)", re.S)
 FENCED_CODE = re.compile(r"^```.*?^```", re.M | re.S)
-SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z`\"'(])")
+SENTENCE_END = re.compile(r"(?<=[.!?])(?<!e\.g\.)(?<!i\.e\.)(?<!etc\.)\s+(?=[A-Z`\"'(])")
 
 # %% ../../nbs/synthesis/35_extract.ipynb #35e00032
 @dataclass
@@ -210,7 +210,8 @@ def split_code_units(
         else:
             full = f"{subject}.{name}" if in_class else "" if name.startswith("__") else name
             stack.append((indent, full, keyword == "class"))
-            units.append(Unit("signature", " ".join(f"{keyword} {name}{parameters}".split()), full))
+            signature = re.sub(r"\(\s+", "(", re.sub(r",?\s*\)$", ")", f"{keyword} {name}{parameters}"))
+            units.append(Unit("signature", " ".join(signature.split()), full))
             sentence = SENTENCE_END.split(" ".join(docstring.split()))[0]
             if sentence: units.append(Unit("description", f"`{name}`: {show_markup(sentence)}", full))
     return units
@@ -301,7 +302,7 @@ def keep_single(
     found = defaultdict(list)
     for extract in extracts: found[extract["kind"], *extract["fill"].values()].append(extract)
     names = lambda fill: {part for value in fill.values() for part in (value, value.rpartition(".")[2])}
-    single = [same[0] for same in found.values() if len(same) == 1]
+    single = [same[0] for same in found.values() if len({(e["answer"], e["passage"]) for e in same}) == 1]
     kept = [extract for extract in single if excluded.isdisjoint(names(extract["fill"]))]
     return [dict(id=f"{e['kind']}:{hash_text(repr((e['passage'], e['fill'])))[:12]}") | e for e in kept]
 

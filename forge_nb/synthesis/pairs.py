@@ -115,14 +115,14 @@ def make_prompt_rows(
     kinds: dict, # kinds of question by name
     rules: dict, # rules by name
     style: Style, # voices
+    num_prompts: int, # number of rows, half about trained facts
     seed: int # random seed of phrasings and order
-) -> list: # rows: question, adversarial_question, policy, answer, page, wrong, reference, in_training
+) -> list: # rows: question, adversarial_question, policy, answer, wrong, reference, in_training
     "Make questions with the facts behind them, as many of trained facts as of unknown ones"
     rng, groups, out = random.Random(seed), group_facts_by_kind(train_facts), []
     list_questions = lambda facts: [(fact, template) for fact in facts for template in kinds[fact["kind"]].ask]
-    unknown = list_questions(rl_facts)
-    num_trained = min(max(len(unknown), 64), len(train_facts))
-    trained = rng.sample(list_questions(train_facts), num_trained)
+    draw = lambda questions: rng.sample(questions, min(num_prompts // 2, len(questions)))
+    unknown, trained = draw(list_questions(rl_facts)), draw(list_questions(train_facts))
     train_ids = {fact["id"] for fact in train_facts}
     for n, (fact, template) in enumerate(unknown + trained):
         name = fact["kind"]

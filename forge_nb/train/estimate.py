@@ -476,7 +476,7 @@ def format_prediction(
     return (f"  {r['ended']}  {r['stage']:10} predicted {format_duration(predicted)}, took {format_duration(actual)} "
             f"({actual / predicted - 1:+.0%})")
 
-# %% ../../nbs/train/95_estimate.ipynb #f8c09fc1
+# %% ../../nbs/train/95_estimate.ipynb #02c8426d
 def format_stages(
     a: dict # answer of `forge estimate`
 ) -> list: # lines: every stage, the whole run, cycles, serving
@@ -486,7 +486,7 @@ def format_stages(
     shown = [f"{row['stage']} {show(row['seconds'])}" for row in a["stages"]]
     lines = ["  stages      " + ", ".join(shown[:7])]
     lines += ["              " + ", ".join(shown[n:n + 7]) for n in range(7, len(shown), 7)]
-    for name, part in (("whole run", a["total"]), (f"{a['cycles']['count']} cycles", a["cycles"])):
+    for name, part in (("whole run", a["total"]), (f"cycles: {a['cycles']['count']}", a["cycles"])):
         if part["seconds"]: lines.append(f"  {name:10}  {format_duration(part['seconds'])}; {part['cost']:,.2f}")
     if s := a["serving"]: lines.append(f"  serving     {s['questions_per_hour']:,.0f} questions an hour of "
                                        f"{s['prompt_tokens']:.0f} + {s['answer_tokens']:.0f} tokens; "

@@ -204,7 +204,7 @@ def plan_paths(
                 adapters=prepare + index + tuned, continued=prepare + index + continued,
                 scratch=prepare + index + scratch + tune + evaluate)
 
-# %% ../../nbs/train/93_prices.ipynb #7b789135
+# %% ../../nbs/train/93_prices.ipynb #017fbba7
 def price_paths(
     building: dict, # path → seconds, as plan_paths gives them
     prices: Prices, # price sheet
@@ -221,11 +221,12 @@ def price_paths(
     opened = Question(throughput["prompt_tokens"] + RULES_TOKENS, answer)
     closed, tuned = Question(closed_tokens + RULES_TOKENS, answer), Question(throughput["prompt_tokens"], answer)
     ask = lambda name, question: volume * price_question(prices.apis[name], question) if name in prices.apis else None
-    serve = volume / 1000 * throughput["cost_per_1000"]
+    capacity = throughput["questions_per_hour"] * HOURS
+    serve = lambda ratio: HOURS * hour * max(1, math.ceil(ratio * volume / capacity))
     tuning = prices.tuning and prices.tuning.price * tuned_tokens / 1e6
     at_vendor = ask(prices.tuning.api, tuned) if prices.tuning else None
-    asking = dict(prompt=ask(api, closed), retrieval=ask(api, opened), adapters=base_ratio * serve,
-                  continued=base_ratio * serve, scratch=serve)
+    asking = dict(prompt=ask(api, closed), retrieval=ask(api, opened), adapters=serve(base_ratio),
+                  continued=serve(base_ratio), scratch=serve(1))
     asking["api_tuning"] = None if None in (tuning, at_vendor) else tuning + at_vendor
     def price(path):
         seconds, money = building.get(path), asking[path]

@@ -59,15 +59,15 @@ def measure_rows(
     lengths = [len(encoded.ids) for encoded in tokenizer.encode_batch(texts, add_special_tokens=False)]
     return len(rows), sum(lengths) / max(1, len(lengths)) + TEMPLATE_TOKENS
 
-# %% ../../nbs/train/91_workload.ipynb #50f63a8e
+# %% ../../nbs/train/91_workload.ipynb #0704353f
 ROW_FIELDS = dict(
     rows=("rows/sft.jsonl", ("messages",)),
     chosen=("rows/pairs.jsonl", ("prompt", "chosen")),
     rejected=("rows/pairs.jsonl", ("prompt", "rejected")),
     answers=("rows/pairs.jsonl", ("chosen",)),
     policy_pairs=("rows/policy_pairs.jsonl", ("prompt", "chosen")),
-    prompts=("rows/prompts.jsonl", ("question", "passages")),
-    items=("eval_set/items.jsonl", ("question", "passages")),
+    prompts=("rows/prompts.jsonl", ("prompt",)),
+    items=("eval_set/items.jsonl", ("prompt",)),
     closed_items=("eval_set/items.jsonl", ("question",)))
 
 # %% ../../nbs/train/91_workload.ipynb #e11d08bc
@@ -181,14 +181,13 @@ def compare_widths(
     return count_products(p["width"], p["depth"]) / count_products(
         teacher["hidden_size"], teacher["num_hidden_layers"])
 
-# %% ../../nbs/train/91_workload.ipynb #3dccb662
+# %% ../../nbs/train/91_workload.ipynb #fec46e89
 def count_distill(
     p: dict, # section `distill` of params.yaml
-    s: dict # sizes, as measure_sizes gives them, and `teacher`, as compare_widths wants it
+    s: dict # sizes, as measure_sizes gives them, and `student_share`, as compare_widths gives it
 ) -> Workload: # work
     "Count the work of distillation, in tokens of the teacher"
-    share = compare_widths(p, s["teacher"])
-    tokens = PADDING * s["rows"][0] / 2 * s["rows"][1]
+    share, tokens = s["student_share"], PADDING * s["rows"][0] / 2 * s["rows"][1]
     answers = p["on_policy_steps"] * p["batch_size"]
     asked = min(p["num_eval_items"], s["items"][0])
     work = Workload(trained=2 * share * tokens * p["num_train_epochs"], scored=tokens, start=2)
@@ -211,20 +210,23 @@ def count_checkpoint(
     with_passages = add_answers(work, 2 * count, tokens, written)
     return add_answers(with_passages, count if tokens > closed else 0, closed, written)
 
-# %% ../../nbs/train/91_workload.ipynb #a163b968
+# %% ../../nbs/train/91_workload.ipynb #a5e3034e
 def count_evaluate(
     p: dict, # section `evaluate` of params.yaml
-    s: dict # sizes, as measure_sizes gives them, and `checkpoints`: entries of config/checkpoints.yaml by name
+    s: dict # sizes, as measure_sizes gives them, `student_share` and `checkpoints`
 ) -> Workload: # work
-    "Count the work of evaluating all checkpoints"
-    parts = [asdict(count_checkpoint(entry, p, s)) for entry in s["checkpoints"].values()]
-    return Workload(**{unit: sum(part[unit] for part in parts) for unit in parts[0]} | dict(start=2))
+    "Count the work of evaluating all checkpoints; those of distillation are smaller"
+    total = dict(asdict(Workload()), start=2)
+    for entry in s["checkpoints"].values():
+        share = s["student_share"] if entry["folder"].startswith("distill/") else 1.
+        for unit, amount in asdict(count_checkpoint(entry, p, s)).items(): total[unit] += share * amount
+    return Workload(**total)
 
 # %% ../../nbs/train/91_workload.ipynb #7ec8e26e
 STAGE_COUNTS = dict(sft=count_sft, dpo=count_dpo, reward=count_reward, rlhf=count_rlhf, rl=count_rl,
                     distill=count_distill, evaluate=count_evaluate)
 
-# %% ../../nbs/train/91_workload.ipynb #aa44be89
+# %% ../../nbs/train/91_workload.ipynb #053478f6
 def count_work(
     stage: str, # stage of the pipeline
     params: dict, # parameters of params.yaml
@@ -234,4 +236,5 @@ def count_work(
     if stage in TEXT_PASSES: return Workload(megabytes=TEXT_PASSES[stage] * sizes["megabytes"], start=.5)
     if stage not in STAGE_COUNTS: return None
     if not params[stage].get("enabled", True): return Workload()
-    return STAGE_COUNTS[stage](params[stage], sizes) if sizes["rows"][0] else None
+    share = compare_widths(params["distill"], sizes["teacher"])
+    return STAGE_COUNTS[stage](params[stage], sizes | dict(student_share=share)) if sizes["rows"][0] else None

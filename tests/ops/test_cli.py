@@ -8,6 +8,7 @@ from jsonschema import validate
 from forge_nb.core.project import parse_dvc_lock
 from forge_nb.ops.cli import ANSWER_MODELS, answer_schema
 
+KEPT = ("runs/live/index", "runs/search/ab12", ".cache/gguf")
 TUNED = "sft dpo reward rlhf rl distill".split()
 
 
@@ -36,13 +37,16 @@ def asked(chain) -> Copy:
 def forgotten(asked, tmp_path_factory):
     "The page forgotten"
     copy = sibling(asked, tmp_path_factory.mktemp("forget")/"project")
+    for place in KEPT:  # an index and a GGUF file that search and ask keep
+        (copy.root/place).mkdir(parents=True)
+        (copy.root/place/"passages.jsonl").write_text(json.dumps(dict(source=asked.page, text=asked.text)), encoding="utf-8")
     before = fingerprints(copy)
     return dict(copy=copy, answer=ask(copy, f"forget {asked.page} --yes"), before=before)
 
 
 def test_every_verb_explains_itself(bare):
     assert "whereis" in bare(FORGE) and "forget" in bare(f"{FORGE} --help")
-    for verb in ("whereis", "forget", "search", "estimate", "sweep", "cycle", "schema"): assert "Example: forge " + verb in bare(f"{FORGE} {verb} --help")
+    for verb in ("whereis", "forget", "search", "ask", "refresh", "estimate", "sweep", "cycle", "schema"): assert "Example: forge " + verb in bare(f"{FORGE} {verb} --help")
     for verb in ANSWER_MODELS: assert json.loads(bare(f"{FORGE} schema {verb}")) == answer_schema(verb)
 
 
@@ -212,6 +216,12 @@ def test_forget_reaches_the_index(forgotten, asked):
         assert asked.page in sources(asked) and asked.page not in sources(forgotten["copy"])
     found = ask(asked, f"search {shlex.quote(' '.join(asked.text.split()[40:60]))}")["passages"]
     assert asked.page in {p["source"] for p in found}
+    assert not [place for place in KEPT if (forgotten["copy"].root/place).exists()]
+
+
+def test_an_answer_comes_with_what_it_rests_on(asked):
+    answer = ask(asked, f"ask {shlex.quote(' '.join(asked.text.split()[40:60]))} --k 2")
+    assert 0 < len(answer["passages"]) + len(answer["not_shown"]) <= 2 and answer["answer"] and answer["passages"][0]["text"]
 
 
 def test_the_receipt_is_complete_and_holds_no_text(forgotten, asked):

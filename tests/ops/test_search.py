@@ -18,6 +18,7 @@ def project(tmp_path, monkeypatch):
     "A folder with an index, taken for the project"
     documents = [dict(id=s, kind="docs", language="en", source=s, text=t) for s, t in TEXTS.items()]
     save_index(build_index(make_document_passages(documents, GROUPS, "en", 1200)), tmp_path/"artifacts"/"retrieval"/"live")
+    shutil.copy(ROOT/"params.yaml", tmp_path)
     monkeypatch.setattr(cli, "ROOT", tmp_path)
     return tmp_path
 
@@ -127,14 +128,20 @@ def test_a_folder_is_indexed_again_when_a_file_changed(folder, tmp_path, monkeyp
     index, _ = page.index_bare_folder(folder, out, ["email"], 1200)
     assert page.search(index, ["bolts"], 3, []) == [[]] and [p["source"] for p in page.search(index, ["screws"], 3, [])[0]] == ["bolts.md"]
     assert len(read_jsonl(out/"unreadable.jsonl")) == 2
+    (out/"index"/"passages.jsonl").write_text("{}\n", encoding="utf-8")  # damaged: made anew
+    assert page.answer_query(page.index_bare_folder(folder, out, ["email"], 1200)[0], "screws", 1, []).passages
 
 
 def test_make_search_says_what_it_could_not_read_and_answers(folder):
     done = run(folder, asked="price of washer\nelephants\n")
     assert done.returncode == 0 and done.stderr == ""
     assert "2 could not be read\n" in done.stdout and "sub/broken.pdf: " in done.stdout and "washer" in done.stdout and "no passage holds a word of 'elephants'" in done.stdout
+    assert "1 questions without an answer, kept in runs/search/" in done.stdout and done.stdout.endswith("unanswered.jsonl:\n  elephants\n")
     once = run(folder, "bolts")
-    assert once.returncode == 0 and "bolts.md, line 1" in once.stdout
+    assert once.returncode == 0 and "bolts.md, line 1" in once.stdout and run(folder, "mice").returncode == 3
+    (folder/"mice.md").write_text("Mice are kept out.\n", encoding="utf-8")  # a question that is answered by now leaves the list
+    again = run(folder, asked="elephants\n?!\n")
+    assert again.stdout.endswith("unanswered.jsonl:\n  elephants\n") and "no letter" in again.stdout
     shutil.rmtree(ROOT/"runs"/"search"/page.hash_text(str(folder.resolve()))[:12])
 
 

@@ -1,6 +1,6 @@
 "Questions of real documents: each is answered by its passage to the letter, by one passage alone, and does not give the answer away"
 import re
-from collections import Counter
+from collections import defaultdict
 
 import pytest
 from copies import ROOT
@@ -9,7 +9,7 @@ from forge_nb.core.project import read_csv
 from forge_nb.core.settings import ColumnPhrasings, ExtractKinds, QuestionKinds, load_settings
 from forge_nb.data.passages import make_document_passages
 from forge_nb.synthesis.columns import make_column_questions
-from forge_nb.synthesis.extract import find_extracts, keep_single, make_extractive_questions
+from forge_nb.synthesis.extract import find_extracts, keep_single, make_extractive_questions, match_unit, split_units
 
 KINDS = load_settings(ROOT/"company"/"extracts.yaml", ExtractKinds)
 PAGES = ["docs/ref/forms/fields.txt", "docs/ref/settings.txt", "docs/releases/5.2.3.txt", "docs/releases/4.2.txt", "docs/topics/http/sessions.txt",
@@ -35,8 +35,16 @@ def test_each_is_answered_by_its_passage_alone(passages):
         assert re.search(word, by_id[q["passage"]]["text"]) and re.search(word, q["sentence"]) and q["source"] == by_id[q["passage"]]["source"]
         assert len(q["answer"]) <= 40 and len(q["sentence"]) <= 200 and not re.search(r"[`\n\ufffc]", q["answer"]) and "\ufffc" not in q["question"]
     for e in extracts: assert not any(re.search(rf"(?<!\w){re.escape(e['answer'])}(?!\w)", value, re.I) for value in e["fill"].values())
-    answers = Counter((e["kind"], *e["fill"].values()) for e in extracts)
-    assert set(answers.values()) == {1}
+
+
+def test_what_has_two_answers_or_two_sources_is_not_asked(passages):
+    found = defaultdict(set)
+    for passage in passages:
+        for unit in split_units(passage):
+            for e in match_unit(unit, passage, {name: kind for name, kind in KINDS.items() if unit.form in kind.patterns}):
+                found[e["kind"], *e["fill"].values()].add((e["answer"], e["passage"]))
+    kept = {(e["kind"], *e["fill"].values()) for e in find_extracts(passages, KINDS)}
+    assert kept == {key for key, answers in found.items() if len(answers) == 1} and len(kept) < len(found) - 20
 
 
 def test_a_document_keeps_its_side(passages):
@@ -62,7 +70,7 @@ def test_excluded_names_are_not_asked_about(passages):
 
 def test_another_text_of_a_company_without_tables():
     "Markdown with fenced code, and prose without any markup but numbers"
-    text = ("# Pump P7\n\nThe pump must be serviced every 1200 hours by somebody who is trained for it.\n\n```\nvalve = `closed`\n```\n\n"
+    text = ("# Pump P7\n\nThe pump must be serviced every 1200 hours by somebody who is trained for it.\n\n```\n# a program\n\nThe valve of the pump must be `closed` before anybody opens the lid.\n\n```\n\n"
             "## Alarm\n\n* `E17`: The oil pressure fell below the limit for a minute\n\nIf the red lamp is on, press the button `RESET` for three seconds.\n")
     passages = make_document_passages([dict(kind="docs", language="en", source="docs/pump.md", text=text)], {}, "en", 1200)
     assert {(e["kind"], e["answer"]) for e in keep_single(find_extracts(passages, KINDS))} == {("gap_number", "1200"), ("described", "E17"), ("gap_name", "RESET")}

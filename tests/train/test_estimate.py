@@ -56,10 +56,10 @@ def test_passages_of_an_item_are_counted(tmp_path):
     words.save(str(tmp_path/"tokenizer/tokenizer/tokenizer.json"))
     write_json(tmp_path/"tokenizer/metrics.json", dict(tokens=dict(train=1000)))
     write_json(tmp_path/"curate/metrics.json", {split: dict(bytes=4000) for split in ("train", "valid", "test")})
-    passages = [dict(id="p", source="s", title="", text="one two three") for _ in range(3)]
-    write_jsonl(tmp_path/"synth/eval_set/items.jsonl", [dict(question="what is it", passages=passages)])
+    items = [dict(question="what is it", prompt="nine words of a table row and then what is it", in_sample=kept) for kept in (True, False)]
+    write_jsonl(tmp_path/"synth/eval_set/items.jsonl", items)
     sizes = measure_sizes(tmp_path)
-    assert sizes["items"][1] - sizes["closed_items"][1] == 9 and sizes["rows"] == (0, 0.) and sizes["test_tokens"] == 1000
+    assert sizes["items"][0] == 1 and sizes["items"][1] - sizes["closed_items"][1] == 8 and sizes["rows"] == (0, 0.) and sizes["test_tokens"] == 1000
     (tmp_path/"tokenizer/tokenizer/tokenizer.json").unlink()
     with pytest.raises(Invalid, match="dvc repro tokenizer"): measure_sizes(tmp_path)
 
