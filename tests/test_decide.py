@@ -8,7 +8,7 @@ from forge_nb.data.passages import build_index, read_table_passages, save_index
 from forge_nb.decide import decide
 from forge_nb.evals.predictions import confirm_predictions
 from forge_nb.evals.suites import make_score_row
-from forge_nb.synthesis.open_book import cite
+from forge_nb.synthesis.open_book import shorten_id
 
 KIND = dict(table="prices.csv", key=["name"], answer="price", ask=["Price of {name}?"], ask_held_out=["What does {name} cost?"], state="{name} costs {answer}.")
 STYLE = dict(house="house", unknown_answer="unknown", pattern=r"`(?P<value>[^`]+)` \((?P<source>\S+)\)",
@@ -31,7 +31,7 @@ class Company:
 
     def items(self, wording="Price of {name}?"):
         prices = [dict(id=f"p{n}", part="fact", kind="price", fact=f"price:bolt M{n}", answer=f"{n} EUR", names_column="Price" in wording,
-                       question=wording.format(name=f"bolt M{n}"), passages=[self.passages[n - 20]], sources=[cite(self.passages[n - 20])]) for n in range(20, 60)]
+                       question=wording.format(name=f"bolt M{n}"), passages=[self.passages[n - 20]], sources=[shorten_id(self.passages[n - 20])]) for n in range(20, 60)]
         orders = [dict(id=f"o{n}", part="order", kind="order", fact="", parents=[], passage="", answer=f"noted {n}", question=f"Note the order {n}.", sources=[],
                        passages=self.passages[:1]) for n in range(40)]
         return [item | dict(adversarial_question=f"At length: {item['question']}", policy="brief", in_sample=True) for item in prices + orders]
