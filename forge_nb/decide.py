@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KEPT_METRICS', 'Exam', 'check_items', 'find_ranks', 'load_exam', 'score_without_model', 'make_shots', 'pick_evenly',
-           'score_base', 'count_millions', 'add_changes', 'write_decision', 'decide']
+           'score_base', 'count_millions', 'add_changes', 'read_costs', 'write_decision', 'decide']
 
 # %% ../nbs/22_decide.ipynb #d22a0004
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ from .core.settings import Case, QuestionKinds, Style, load_settings
 from .data.passages import load_index, search
 from .data.versions import describe_change_rate, measure_changes
 from .evals.baselines import (DEPTHS, answer_without_model, ask_base, find_answer_rank, list_known_answers,
-                                      make_base_prompts, read_tables, score_arm, score_found, score_shown_violations,
+                                      make_base_prompts, read_tables, score_found, score_shown_violations,
                                       show_first_passage)
 from .evals.paths import gather_evidence, recommend
 from .evals.predictions import predict
-from .evals.suites import nest_means
+from .evals.suites import nest_means, score_answers
 from .metrics.graders import NO_SOURCE, format_answer
 from .metrics.policies import load_policies
 from .metrics.rewards import RewardFunction
@@ -93,7 +93,7 @@ def score_without_model(
     "Score every arm that needs no model"
     known, rows = list_known_answers(exam.facts, exam.items), []
     for arm, texts in answer_without_model(exam.items, known, exam.tables, exam.style).items():
-        rows += score_arm(arm, exam.items, texts, exam.reward, exam.style)
+        rows += score_answers(arm, exam.items, texts, exam.reward, exam.style)
     asked = [item for item in exam.items if item.get("adversarial_question")]
     shown = [show_first_passage(item["adversarial_question"], item["passages"]) for item in asked]
     rows = [row for row in rows if row["metric"] in KEPT_METRICS]
@@ -134,7 +134,7 @@ def score_base(
     prompts = make_base_prompts(items, make_shots(exam, num_shots), exam.style, format_prompt)
     rows = []
     for arm, texts in ask_base(folder, prompts, max_new_tokens).items():
-        rows += score_arm(arm, items, texts, exam.reward, exam.style)
+        rows += score_answers(arm, items, texts, exam.reward, exam.style)
     return [row for row in rows if row["metric"] in KEPT_METRICS]
 
 # %% ../nbs/22_decide.ipynb #d22a0018
@@ -161,6 +161,15 @@ def add_changes(
     words = lambda row: describe_change_rate(changes.get(row["source"]), num_versions) if row["source"] else ""
     return [row | dict(changes=words(row)) for row in predictions]
 
+# %% ../nbs/22_decide.ipynb #d22a002d
+def read_costs(
+    path: Path # results/costs.csv, which may be missing
+) -> list: # dicts: path, minutes, money; None is not estimated
+    "Read what the paths cost"
+    if not path.exists(): return []
+    def parse(row): return {name: float(row[name]) if row[name] else None for name in ("minutes", "money")}
+    return [dict(path=row["path"]) | parse(row) for row in read_csv(path)]
+
 # %% ../nbs/22_decide.ipynb #d22a001d
 def write_decision(
     rows: list, # rows of scores
@@ -186,7 +195,7 @@ def decide(
     documents: Path, # train.jsonl
     company: Path, # folder with the company's files
     versions: Path, # results/versions.csv
-    costs: list, # dicts with path, minutes, money; empty: not estimated
+    costs: Path, # results/costs.csv, which may be missing
     *,
     base: str, # base model, or scratch
     depth: int, # passages among which the answer must stand
@@ -215,7 +224,7 @@ def decide(
     megabytes = sum(len(text["text"].encode()) for text in texts) / 1e6
     evidence = gather_evidence(exam.items, predictions, rows, base=base, base_parameters=parameters,
                                megabytes=megabytes)
-    verdict = recommend(evidence, load_settings(company/"case.yaml", Case), costs)
+    verdict = recommend(evidence, load_settings(company/"case.yaml", Case), read_costs(costs))
     rows = [row for row in rows if row["metric"] in ("exact_match", f"answer@{depth}") or "/" not in row["slice"]]
     num_versions = len({row["version"] for row in recorded})
     return write_decision(rows, add_changes(predictions, changes, num_versions), verdict, out)

@@ -261,11 +261,12 @@ def open_all(
     style: Style, # style with the admission of not knowing
     *,
     lacking_percent: float, # share of rows whose passages lack the answer
-    closed_percent: float # share of rows without passages
+    closed_percent: float, # share of rows without passages
+    single_percent: float # share of rows with one passage
 ) -> dict: # the same lists, opened; rows about two facts stay closed
     "Put passages before the questions of all training rows"
     book = books.train
-    cases = dict(lacking_percent=lacking_percent, closed_percent=closed_percent)
+    cases = dict(lacking_percent=lacking_percent, closed_percent=closed_percent, single_percent=single_percent)
     return dict(
         sft=open_rows(rows["sft"], facts, book, style, **cases),
         reasoning=rows["reasoning"],
@@ -360,6 +361,7 @@ def synth(
     document_percent: float, # share of training documents that only the evaluation set asks about
     lacking_percent: float, # share of rows whose passages lack the answer
     closed_percent: float, # share of rows without passages
+    single_percent: float, # share of rows with one passage
     num_passages: int, # number of passages of a prompt
     max_passage_characters: int, # limit of a document's excerpt in characters
     groups: list, # groups whose passages rows may show
@@ -404,7 +406,8 @@ def synth(
     check_eval_overlap(rows, candidates, "questions.yaml")
     rows["dev"] = [item for item in candidates if item["part"] == "fact" and not item["in_sample"]][:160]
     asked = {fact["id"]: fact for fact in inputs.known_facts} | index_questions(cells + training)
-    rows = open_all(rows, asked, books, inputs.style, lacking_percent=lacking_percent, closed_percent=closed_percent)
+    rows = open_all(rows, asked, books, inputs.style, lacking_percent=lacking_percent, closed_percent=closed_percent,
+                    single_percent=single_percent)
     eval_items = open_items(candidates, asked, books.live)
     metrics = count_facts(inputs.known_facts, inputs.held_out_facts, inputs.rl_facts)
     metrics |= dict(paraphrased=num_paraphrased, document_rows=len(training), column_rows=len(cells))

@@ -8,7 +8,7 @@ from forge_nb.data.passages import build_index, read_table_passages, save_index
 from forge_nb.decide import decide
 from forge_nb.evals.predictions import confirm_predictions
 from forge_nb.evals.suites import make_score_row
-from forge_nb.synthesis.open_book import cite
+from forge_nb.synthesis.open_book import shorten_id
 
 KIND = dict(table="prices.csv", key=["name"], answer="price", ask=["Price of {name}?"], ask_held_out=["What does {name} cost?"], state="{name} costs {answer}.")
 STYLE = dict(house="house", unknown_answer="unknown", pattern=r"`(?P<value>[^`]+)` \((?P<source>\S+)\)",
@@ -31,7 +31,7 @@ class Company:
 
     def items(self, wording="Price of {name}?"):
         prices = [dict(id=f"p{n}", part="fact", kind="price", fact=f"price:bolt M{n}", answer=f"{n} EUR", names_column="Price" in wording,
-                       question=wording.format(name=f"bolt M{n}"), passages=[self.passages[n - 20]], sources=[cite(self.passages[n - 20])]) for n in range(20, 60)]
+                       question=wording.format(name=f"bolt M{n}"), passages=[self.passages[n - 20]], sources=[shorten_id(self.passages[n - 20])]) for n in range(20, 60)]
         orders = [dict(id=f"o{n}", part="order", kind="order", fact="", parents=[], passage="", answer=f"noted {n}", question=f"Note the order {n}.", sources=[],
                        passages=self.passages[:1]) for n in range(40)]
         return [item | dict(adversarial_question=f"At length: {item['question']}", policy="brief", in_sample=True) for item in prices + orders]
@@ -41,8 +41,8 @@ class Company:
         write_json(self.root/"case.yaml", self.case)
         rows = [dict(version=f"v{n}", date=day, source="facts/prices.csv" if n else "", before=40 if n else "", kept=0 if n else "") for n, day in enumerate(self.days)]
         write_csv(self.root/"versions.csv", rows)
-        inputs = [self.root/name for name in ("eval_set", "live", "facts", "train.jsonl", ".", "versions.csv")]
-        decide(*inputs, [], **PARAMS | changed, out=self.root/"out")
+        inputs = [self.root/name for name in ("eval_set", "live", "facts", "train.jsonl", ".", "versions.csv", "costs.csv")]
+        decide(*inputs, **PARAMS | changed, out=self.root/"out")
         self.predictions = read_csv(self.root/"out"/"predictions.csv")
         return {row["slice"]: row for row in self.predictions if row["metric"] == "exact_match"}
 
@@ -74,6 +74,15 @@ def test_two_columns_are_an_answer_and_wide_rows_have_to_be_read(company):
     wide = [item | dict(passages=[p | dict(text=p["text"].replace("; price", "; stock `9`; price")) for p in item["passages"]]) for item in company.items("What does {name} cost?")]
     assert company.run(company.items("What does {name} cost?"))["fact"]["lookup_arm"] == "top_passage"
     assert company.run(wide)["fact"]["decision"] == "both"
+
+
+def test_a_budget_counts_what_was_estimated(company):
+    company.case = dict(budget=10.)
+    write_csv(company.root/"costs.csv", [dict(path=path, minutes=5., money=money) for path, money in (("adapters", 30.), ("continued", 9.), ("scratch", None))])
+    company.run()
+    verdict = company.verdict()
+    assert verdict["path"] == "continued" and verdict["obstacles"]["adapters"] == ["it costs 30.00, and 10.00 may be spent (`budget`)"]
+    assert verdict["costs"][2] == dict(path="scratch", minutes=5., money=None) and "scratch" not in verdict["obstacles"]
 
 
 def test_what_people_know_turns_the_path_and_no_score(company):

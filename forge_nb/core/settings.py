@@ -261,5 +261,5 @@ class Case(Settings):
     base_models: bool = True # whether a model that others trained may be used
     largest_model: int = Field(0, ge=0) # millions of parameters that answer in time where it runs; 0 is no limit
     engineers: int = Field(1, ge=0) # number of people who can train a model and look after it
-    budget: float = Field(0., ge=0) # money that training may cost; 0 is no limit
+    budget: float = Field(0., ge=0) # money that building and a month of questions may cost; 0 is no limit
     form_matters: bool = True # whether answers must keep form and rules, or a passage with its source will do

@@ -6,8 +6,7 @@
 __all__ = ['DEPTHS', 'write_house_answer', 'name_of_item', 'list_known_answers', 'guess_commonest', 'find_nearest_name',
            'guess_values', 'read_tables', 'index_keys', 'find_rows', 'split_words', 'find_column', 'look_up_value',
            'find_answer_rank', 'show_first_passage', 'write_instruction', 'render_turns', 'make_base_prompts',
-           'ask_base', 'list_wording_slices', 'score_arm', 'score_found', 'cite_table', 'answer_without_model',
-           'score_shown_violations']
+           'ask_base', 'score_found', 'cite_table', 'answer_without_model', 'score_shown_violations']
 
 # %% ../../nbs/evals/25_baselines.ipynb #b25a0004
 import re
@@ -126,12 +125,13 @@ def find_rows(
 ) -> tuple: # file name and rows with the longest key that stands in the question; '' and none
     "Find the rows that a question names"
     best, found = 0, ("", [])
-    named = [key for key in index if key[1] in question]
+    stands = lambda value: value in question and holds_word(question, value)  # the first test is a hundred times faster
+    named = [key for key in index if stands(key[1])]
     for name, first in named:
         for row in index[name, first]:
             values = [row[key] for key in tables[name][0]]
             size = sum(map(len, values))
-            if size < best or not all(holds_word(question, value) for value in values): continue
+            if size < best or not all(map(stands, values)): continue
             if size > best: best, found = size, (name, [])
             if name == found[0]: found[1].append(row)
     return found
@@ -227,9 +227,10 @@ def make_base_prompts(
     user = lambda text: dict(role="user", content=f"{instruction}\n\n{text}")
     examples = [turn for shot in shots
                 for turn in (user(shot["question"]), dict(role="assistant", content=shot["answer"]))]
+    opened = [user(format_prompt(item["question"], item["passages"])) for item in items]
     return dict(prompt_only=[[user(item["question"])] for item in items],
                 few_shots=[[*examples, user(item["question"])] for item in items],
-                retrieval_and_reading=[[user(format_prompt(item["question"], item["passages"]))] for item in items])
+                retrieval_and_reading=[[*examples, turn] for turn in opened])
 
 # %% ../../nbs/evals/25_baselines.ipynb #b25a002d
 def ask_base(
@@ -247,29 +248,6 @@ def ask_base(
         answers[arm] = [(text.strip(), finished) for text, finished in texts]
     return answers
 
-# %% ../../nbs/evals/25_baselines.ipynb #b25a0031
-def list_wording_slices(
-    item: dict # question of the evaluation set
-) -> list: # slices
-    "List the slice of a question's wording, where it is about a table"
-    if item["part"] not in ("phrasing", "fact") or "names_column" not in item: return []
-    return [f"names_column/{str(bool(item['names_column'])).lower()}"]
-
-# %% ../../nbs/evals/25_baselines.ipynb #b25a0032
-def score_arm(
-    arm: str, # name of the arm
-    items: list, # questions
-    answers: list, # (text, finished) for each question
-    reward: RewardFunction, # company's number
-    style: Style # house style
-) -> list: # rows of scores
-    "Grade what an arm answered, as a checkpoint is graded"
-    rows = score_answers(arm, items, answers, reward, style)
-    wording, known = {item["id"]: list_wording_slices(item) for item in items}, {row["slice"] for row in rows}
-    added = [row | dict(slice=name) for row in rows if row["slice"] == "all" for name in wording[row["item"]]
-             if row["metric"] in ("exact_match", "false_answer_rate") and name not in known]
-    return rows + added
-
 # %% ../../nbs/evals/25_baselines.ipynb #b25a0033
 def score_found(
     items: list, # questions
@@ -279,7 +257,7 @@ def score_found(
     rows = []
     for item, rank in zip(items, ranks):
         for depth in DEPTHS:
-            for name in dict.fromkeys([*list_slices(item), *list_wording_slices(item)]):
+            for name in list_slices(item):
                 rows.append(make_score_row("retrieval", f"answer@{depth}", name, item["id"], 0 < rank <= depth))
     return rows
 

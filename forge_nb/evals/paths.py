@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 
 from ..core.settings import Case
 from .predictions import compare_items, read_scores
-from .suites import list_slices
 from ..metrics.stats import index_scores
 
 # %% ../../nbs/evals/35_paths.ipynb #e35a0007
@@ -35,7 +34,7 @@ def measure_needs(
     "Count the questions by what was predicted for their finest slice"
     ways = {row["slice"]: row["decision"] for row in predictions if row["metric"] == "exact_match"}
     def find_way(item):
-        part, kind, _ = list_slices(item)
+        part, kind = item["part"], f"{item['part']}/{item['kind']}"
         return ways[kind] if ways.get(kind, "open") != "open" else ways.get(part, "open")
     found = [find_way(item) for item in items]
     share = lambda *names: round(sum(way in names for way in found) / max(1, len(found)), 4)

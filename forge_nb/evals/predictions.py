@@ -105,7 +105,7 @@ def predict_slice(
     is_guess = shown["diff"] < 0
     untrained = guess if is_guess else lookup
     left = compare_items(untrained, dict.fromkeys(untrained, 1.))
-    expected = {"both": unread, "train": left, "look up": shown}.get(way, gain)
+    expected = {"both": compare_items(untrained, reach), "train": left, "look up": shown}.get(way, gain)
     nature = {"look up": "knowledge", "both": "knowledge", "train": "behaviour"}.get(way, "")
     row = dict(metric="exact_match", slice=part, n=len(reach), decision=way, nature=nature, guess=gain["before"],
                guess_arm=guess_arm, lookup=unread["before"], lookup_arm=lookup_arm, reach=unread["after"])

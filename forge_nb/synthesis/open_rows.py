@@ -7,6 +7,8 @@ __all__ = ['CASES', 'draw_case', 'shows_answer', 'open_question', 'fill_source',
            'reject_answer', 'open_pairs', 'open_prompts', 'open_items']
 
 # %% ../../nbs/synthesis/55_open_rows.ipynb #0c000004
+from dataclasses import replace
+
 from ..core.project import stable_uniform
 from ..core.settings import Style
 from ..metrics.graders import NO_SOURCE, SOURCE_SLOT, VALUE_PATTERN
@@ -81,15 +83,18 @@ def open_rows(
     style: Style, # style with the admission of not knowing
     *,
     lacking_percent: float, # percent of rows whose passages lack the answer
-    closed_percent: float # percent of rows without passages
+    closed_percent: float, # percent of rows without passages
+    single_percent: float # percent of rows with one passage
 ) -> list: # the same rows: `messages` with passages, `question` as asked, `sources`
     "Put passages before the questions of rows, and sources into their answers"
-    out, found_by_row = [], book.find([row["messages"][0]["content"] for row in rows])
+    single, out = replace(book, num_passages=1), []
+    found_by_row = book.find([row["messages"][0]["content"] for row in rows])
     for row, found in zip(rows, found_by_row):
         question, answer = (message["content"] for message in row["messages"])
         always_found = row["voice"] == "noncompliant"
         case = "found" if always_found else draw_case(row["id"], lacking_percent, closed_percent)
-        shown, sources = open_question(book, question, facts.get(row["fact"]), found, case)
+        shelf = single if stable_uniform("single", row["id"]) * 100 < single_percent else book
+        shown, sources = open_question(shelf, question, facts.get(row["fact"]), found, case)
         if always_found and not sources: continue
         prompt = dict(role="user", content=format_prompt(question, shown))
         reply = dict(role="assistant", content=fill_source(answer, sources, style))
