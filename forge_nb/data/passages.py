@@ -269,7 +269,8 @@ def make_document_passages(
         known = document["language"] if document["language"] in STEMMERS else language
         if document["kind"] == "rows" and document.get("record"):
             record = document["record"]
-            names = [*map(str, (record["key"] or {}).values())] or [str(next(iter(record["values"].values()), ""))]
+            names = [*map(str, (record["key"] or {}).values())]
+            names = names or [str(value) for value in record["values"].values()][:1]
             parts = [(1, " ".join(names), format_row(record["table"], record["values"]))]
         else: parts = split_document(document, max_characters)
         for line, title, text in parts:
@@ -401,7 +402,8 @@ def list_stopwords(
     from bm25s import stopwords
     lists = {code: getattr(stopwords, f"STOPWORDS_{name.upper()}", ()) for code, name in STEMMERS.items()}
     lists["en"] = {*stopwords.STOPWORDS_EN_PLUS, *QUESTION_WORDS}
-    return frozenset(term for code in languages for word in lists.get(code, ()) for term in make_analyzer(code)(word))
+    words = [(code, word) for code in languages for word in lists.get(code, ())]
+    return frozenset(term for code, word in words for term in make_analyzer(code)(word))
 
 # %% ../../nbs/data/90_passages.ipynb #cc9dde8c
 def find_term_ids(
@@ -427,7 +429,8 @@ def weigh_titles(
 ) -> dict: # position of a passage → what its titles add to its score
     "Find titles that stand whole in a query"
     words, stopwords, added = split_title(query), list_stopwords(tuple(readable.languages)), Counter()
-    runs = {words[a:b] for a in range(len(words)) for b in range(a + 1, min(len(words), a + MAX_TITLE) + 1)}
+    lengths = range(1, MAX_TITLE + 1)
+    runs = {words[n:n + length] for n in range(len(words)) for length in lengths}
     for run in sorted(runs & readable.titles.keys()):
         if len(run) == 1 and run[0] in stopwords: continue
         terms = {term for language in readable.languages for term in make_analyzer(language)(" ".join(run))}
@@ -490,7 +493,8 @@ def embed_texts(
     tokenizer = AutoTokenizer.from_pretrained(model_folder, local_files_only=True)
     model = AutoModel.from_pretrained(model_folder, local_files_only=True).eval()
     max_length = min(tokenizer.model_max_length, model.config.max_position_embeddings)
-    vectors, order = [None] * len(texts), sorted(range(len(texts)), key=lambda n: len(texts[n]))
+    vectors = [None] * len(texts)
+    order = sorted(range(len(texts)), key=lambda n: len(texts[n]))
     for start in range(0, len(order), batch_size):
         numbers = order[start:start + batch_size]
         batch = embed_batch(model, tokenizer, [texts[n] for n in numbers], max_length)

@@ -188,7 +188,8 @@ def write_answers(
 ) -> dict: # (text, finished) for each question, by field of the item
     "Let a model answer every question with passages and without, a tuned one the adversarial questions too"
     fields = ["prompt", "question"] + ["adversarial_prompt"] * tuned
-    render = lambda text: render_chat_prompt(tokenizer, text) if tuned else PROMPT_FORMATS["plain"].format(question=text)
+    def render(text):
+        return render_chat_prompt(tokenizer, text) if tuned else PROMPT_FORMATS["plain"].format(question=text)
     return {field: generate_texts(model, tokenizer, [render(item[field]) for item in items],
                                   max_new_tokens=max_new_tokens) for field in fields}
 

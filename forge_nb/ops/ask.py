@@ -41,9 +41,11 @@ def fit_passages(
     if not fits(passages[:1] and [shorten(MIN_SHOWN)]): raise Invalid(
         f"the question has {count_tokens(question):,} tokens and the model reads {max_tokens:,}, passages included; "
         "ask in fewer words")
-    count = next((n for n in range(len(passages), 0, -1) if fits(passages[:n])), 0)
+    counts = range(len(passages), 0, -1)
+    count = next((n for n in counts if fits(passages[:n])), 0)
     if count or not passages: return passages[:count]
-    return [shorten(bisect_left(range(len(passages[0]["text"])), True, key=lambda n: not fits([shorten(n)])) - 1)]
+    lengths = range(len(passages[0]["text"]))
+    return [shorten(bisect_left(lengths, True, key=lambda n: not fits([shorten(n)])) - 1)]
 
 # %% ../../nbs/ops/65_ask.ipynb #c6c50480
 def break_special_tokens(
@@ -144,7 +146,7 @@ TEMPLATE_TOKENS = 64  # tokens that a chat template may add to a turn
 # %% ../../nbs/ops/65_ask.ipynb #ea9574e8
 def describe_shown(
     shown: list, # passages as the model is shown them
-    found: list # passages as the search found them
+    found: list # passages as the search found them, those and more
 ) -> list: # ShownPassage of each
     "Say of each passage what the model is not shown"
     whole = {passage["id"]: passage for passage in found}
@@ -170,7 +172,7 @@ def answer_question(
     [found] = book.find([question])
     if not found: raise NotFound(f"no passage holds a word of {question[:60]!r}, so there is nothing to answer from; "
                                  "ask in other words")
-    chosen, found = book.choose(question, found), found[:k]
+    chosen = book.choose(question, found)
     max_tokens = reader.context_length - answerer.max_new_tokens - TEMPLATE_TOKENS
     shown = fit_passages(question, chosen, reader.count_tokens, max_tokens)
     turn = break_special_tokens(format_prompt(question, shown), reader.special_tokens)
@@ -179,7 +181,8 @@ def answer_question(
     cited = find_cited(matched["source"], shown) if matched else None
     value = matched["value"] if matched else None
     is_known = value != answerer.style.unknown_answer
-    not_shown = [passage["id"] for passage in found if passage["id"] not in {p["id"] for p in shown}]
+    known = {passage["id"] for passage in shown}
+    not_shown = [passage["id"] for passage in found[:k] if passage["id"] not in known]
     return AskAnswer(question=question, answer=written["text"], value=value if is_known else None, is_known=is_known,
                      is_finished=written["finished"], cited=cited and cited["id"],
                      passages=describe_shown(shown, found), not_shown=not_shown)

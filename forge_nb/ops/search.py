@@ -160,7 +160,7 @@ def keep_unanswered(
 ) -> list: # all queries that are still without an answer
     "Add queries without an answer to those that are kept, and drop those that have one by now"
     kept = [row["query"] for row in read_jsonl(path)] if path.exists() else []
-    found = search(index, kept, 1, [])
+    found = find_passages(index, kept, 1, [])
     still = [query for query, passages in zip(kept, found) if not passages]
     still = [*dict.fromkeys([*still, *queries])]
     write_jsonl(path, [dict(query=query) for query in still])

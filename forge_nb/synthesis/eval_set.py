@@ -119,8 +119,11 @@ def make_absent_items(
     "Make the items whose passages lack the answer"
     drawn = balance_kinds(sorted(items, key=lambda item: stable_uniform("absent", item["id"])), num_items)
     changed = dict(part="absent", answer=unknown_answer, verified="absent")
-    kept = [{name: value for name, value in item.items() if name not in ("choices", "gold")} for item in drawn]
-    return [item | changed | dict(id=f"absent:{item['fact']}") for item in {i["fact"]: i for i in kept}.values()]
+    kept = []
+    for item in {item["fact"]: item for item in drawn}.values():
+        open_item = {name: value for name, value in item.items() if name not in ("choices", "gold")}
+        kept.append(open_item | changed | dict(id=f"absent:{item['fact']}"))
+    return kept
 
 # %% ../../nbs/synthesis/60_eval_set.ipynb #f0b9a4c0
 SAMPLE_SHARES = dict(phrasing=.3, fact=.3, document=.3, absent=.1)  # part → share of the sample

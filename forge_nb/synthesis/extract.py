@@ -264,7 +264,8 @@ def make_extract(
     "Make an extract of a match"
     known = dict(subject=unit.subject, title=passage["title"].partition(" › ")[0], source=passage["source"])
     known |= {name: value for name, value in match.groupdict().items() if value is not None}
-    fill, answer, sentence = {name: known[name] for name in fields}, known["answer"].strip(), unit.text
+    fill = {name: known[name] for name in fields}
+    answer, sentence = known["answer"].strip(), unit.text
     if "subject" in fill and not holds_word(sentence, fill["subject"]): sentence = f"`{fill['subject']}`: {sentence}"
     if not is_answerable(answer, fill, sentence, passage["text"]): return None
     return dict(kind=kind, fill=fill, answer=answer, passage=passage["id"], source=passage["source"], sentence=sentence)
@@ -301,9 +302,10 @@ def keep_single(
     "Keep what has one answer, in one passage"
     found = defaultdict(list)
     for extract in extracts: found[extract["kind"], *extract["fill"].values()].append(extract)
-    names = lambda fill: {part for value in fill.values() for part in (value, value.rpartition(".")[2])}
-    single = [same[0] for same in found.values() if len({(e["answer"], e["passage"]) for e in same}) == 1]
-    kept = [extract for extract in single if excluded.isdisjoint(names(extract["fill"]))]
+    def is_single(same): return len({(extract["answer"], extract["passage"]) for extract in same}) == 1
+    def list_names(fill): return [*fill.values(), *(value.rpartition(".")[2] for value in fill.values())]
+    single = [same[0] for same in found.values() if is_single(same)]
+    kept = [extract for extract in single if excluded.isdisjoint(list_names(extract["fill"]))]
     return [dict(id=f"{e['kind']}:{hash_text(repr((e['passage'], e['fill'])))[:12]}") | e for e in kept]
 
 # %% ../../nbs/synthesis/35_extract.ipynb #35e00081

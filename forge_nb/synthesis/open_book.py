@@ -43,7 +43,8 @@ def split_sentences(
     units = split_units(dict(source=source, text=text, parents=[]))
     has_name = lambda unit: not unit.subject or holds_word(unit.text, unit.subject)
     named = [mark_values(unit.text if has_name(unit) else f"`{unit.subject}`: {unit.text}") for unit in units]
-    lines = [*dict.fromkeys(named)] or [" ".join(show_markup(line).split()) for line in text.splitlines()]
+    lines = [*dict.fromkeys(named)]
+    if not lines: lines = [" ".join(show_markup(line).split()) for line in text.splitlines()]
     analyze = make_analyzer("en")
     return [(line, frozenset(analyze(line))) for line in lines if re.search(r"\w", line)]
 
@@ -177,7 +178,7 @@ def rank_again(
     "Rank passages by their score and by their best sentence"
     if not found: return []
     terms = set(make_analyzer("en")(question)) - list_stopwords(("en",))
-    best_score, total = found[0]["score"], sum(weights.get(term, 1) for term in sorted(terms)) or 1
+    best_score, total = found[0]["score"], weigh_terms(weights, terms, terms) or 1
     def rate(passage):
         sentences = list_sentences(passage)
         fit = max((weigh_terms(weights, found, terms) for _, found in sentences), default=0) / total

@@ -36,7 +36,8 @@ def shows_answer(
 ) -> bool: # True where the value stands in the passage, or is its page
     "Say whether a passage shows a value"
     value = fact.get("value", fact["answer"])
-    return name_page(passage["source"]) == value or holds_word(passage["text"].replace("`", ""), value.replace("`", ""))
+    if name_page(passage["source"]) == value: return True
+    return holds_word(passage["text"].replace("`", ""), value.replace("`", ""))
 
 # %% ../../nbs/synthesis/55_open_rows.ipynb #0c000012
 def open_question(
@@ -86,7 +87,8 @@ def open_rows(
     single_percent: float # percent of rows with one passage
 ) -> list: # the same rows: `messages` with passages, `question` as asked, `sources`
     "Put passages before the questions of rows, and sources into their answers"
-    single, out, found_by_row = replace(book, num_passages=1), [], book.find([row["messages"][0]["content"] for row in rows])
+    single, out = replace(book, num_passages=1), []
+    found_by_row = book.find([row["messages"][0]["content"] for row in rows])
     for row, found in zip(rows, found_by_row):
         question, answer = (message["content"] for message in row["messages"])
         always_found = row["voice"] == "noncompliant"
@@ -96,7 +98,8 @@ def open_rows(
         if always_found and not sources: continue
         prompt = dict(role="user", content=format_prompt(question, shown))
         reply = dict(role="assistant", content=fill_source(answer, sources, style))
-        out.append(row | dict(question=question, sources=sources, shown=list_shown(shown), messages=[prompt, reply]))
+        origin = dict(question=question, sources=sources, shown=list_shown(shown))
+        out.append(row | origin | dict(messages=[prompt, reply]))
     return out
 
 # %% ../../nbs/synthesis/55_open_rows.ipynb #0c000021
