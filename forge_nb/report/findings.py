@@ -115,8 +115,11 @@ def describe_gains(
 
 # %% ../../nbs/report/05_findings.ipynb #985ac132
 TRIVIAL_NAMES = dict(always_unknown="always saying that one does not know",
-                     commonest_answer="always giving the commonest answer to questions of that kind")
-PART_NAMES = dict(fact="facts that no training row asked about", phrasing="trained facts in new phrasings")
+                     commonest_answer="always giving the commonest answer to questions of that kind",
+                     nearest_name="giving the answer of the fact whose name looks most alike",
+                     table_lookup="looking up row and column in the tables, without a model")
+PART_NAMES = dict(fact="facts that no training row asked about", phrasing="trained facts in new phrasings",
+                  document="sentences of documents", absent="questions whose passages lack the answer")
 
 # %% ../../nbs/report/05_findings.ipynb #8861296c
 def describe_answers(
@@ -128,7 +131,8 @@ def describe_answers(
     parts = [f"{format_share(share)} of {PART_NAMES.get(part, part)}" for part, share in shares]
     name, questions = headline["checkpoint"], headline["questions"]
     return (f"Of {questions} held-out questions, the model that ships (`{name}`) answers {right} right and {false} "
-            f"wrong; to {unknown} it says that it does not know. It answers right: {', '.join(parts)}.")
+            f"wrong; to {unknown} it says that it does not know. It answers right: {', '.join(parts)}. "
+            f"Of its right answers {format_share(headline['source'])} name the passage that holds the value.")
 
 # %% ../../nbs/report/05_findings.ipynb #7ab96ab7
 def find_unbeaten(
@@ -162,7 +166,7 @@ def describe_use(
         return f"**It should not be used.** {text} Beyond noise it is not better than {TRIVIAL_NAMES[unbeaten[0]]}."
     false = format_share(headline["false"])
     text = (f"**It may be used, where a share of {false} wrong answers does no harm.** {text} "
-            "The model is better than both, beyond noise.")
+            "The model is better than each of them, beyond noise.")
     return " ".join([text, *describe_limits(headline)])
 
 # %% ../../nbs/report/05_findings.ipynb #ed958652
