@@ -15,9 +15,9 @@ import torch
 
 from ..core.project import Invalid, make_checkpoint_folder, pin, write_csv
 from .common import compare_variants, round_fields, run_variant, write_study
-from .moe import held_out_row_bytes, score_held_out_rows
 from ..train.architecture import ModelShape, PretrainConfig, build_model, count_parameters, derive_config
 from ..train.loop import train_model
+from ..train.loss import held_out_row_bytes, score_held_out_rows
 from ..train.lookup import init_lookup
 from ..train.sequences import open_tokens, sequences_by_kind
 
@@ -94,7 +94,7 @@ def train_start(
     copied = {f"{name}_at_start": share for name, share in state["copied_at_start"].items()}
     copied |= {name: state["curve"][-1][name] for name in state["copied_at_start"]}
     size = dict(parameters=count_parameters(model)["total"], steps=config.max_steps, embedding_lr=config.embedding_lr)
-    return size | copied | dict(bits=bits.tolist())
+    return size | copied | dict(bits=bits)
 
 # %% ../../nbs/studies/15_start.ipynb #15b00022
 COPIED = ["copied_random_at_start", "copied_random", "copied_text_at_start", "copied_text"]  # shares of a run
@@ -182,7 +182,7 @@ def start(
             build = lambda: build_start(tokenizer, shape, variant)
             return run_variant(folder, lambda: train_start(folder, build, tokenizer, data, config))
         runs[depth, name] = [run(run_seed) for run_seed in seeds]
-    row_bytes = held_out_row_bytes(sequences_by_kind(*open_tokens(data, "valid"), context_length))
+    row_bytes = np.array(held_out_row_bytes(sequences_by_kind(*open_tokens(data, "valid"), context_length)))
     write_csv(runs_table, list_start_runs(runs, row_bytes, seed))
     comparisons = compare_starts(runs, row_bytes)
     return write_study(out, dict(comparisons=comparisons), summarize_starts(comparisons))
