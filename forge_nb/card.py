@@ -224,8 +224,12 @@ CARD_USE = """
 ```python
 from transformers import pipeline
 ask = pipeline("text-generation", "artifacts/{{ folder }}")
-print(ask([{"role": "user", "content": {{ question | tojson }}}])[0]["generated_text"][-1]["content"])
+prompt = {{ prompt | tojson }}
+print(ask([{"role": "user", "content": prompt}])[0]["generated_text"][-1]["content"])
 ```
+
+The model reads what stands before the question, as a search finds it. `forge ask` searches, writes the prompt, asks,
+and shows the passage that the answer cites.
 
 ## How to make it again
 
@@ -248,10 +252,10 @@ def collect_card_values(
     makers = [name for name in all_makers if name not in skipped]
     metric = lambda stage, key, spec="": citations.cite(f"{artifacts.name}/{stage}/metrics.json", key, spec)
     base = read_json(artifacts/"pretrain"/"metrics.json").get("base") or {}
-    question = read_jsonl(artifacts/"synth"/"eval_set"/"items.jsonl")[0]["question"]
+    prompt = read_jsonl(artifacts/"synth"/"eval_set"/"items.jsonl")[0]["prompt"]
     return headline | dict(
         answers=describe_answers(headline), use=describe_use(headline), makers=makers, skipped=skipped,
-        metric=metric, made=makers.__contains__, base=base, question=question)
+        metric=metric, made=makers.__contains__, base=base, prompt=prompt)
 
 # %% ../nbs/95_card.ipynb #251d39ea
 def card(

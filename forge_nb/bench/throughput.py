@@ -53,12 +53,12 @@ def read_dataset(
 # %% ../../nbs/bench/00_throughput.ipynb #57d1b003
 def read_prompts(
     path: Path # prompts.jsonl
-): # datasets.Dataset with prompt, answer, page
+): # datasets.Dataset with prompt, answer, sources
     "Read questions as prompts for the trainers that generate answers"
     from datasets import Dataset
     rows = []
     for r in read_jsonl(path):
-        turn = dict(role="user", content=r["question"])
+        turn = dict(role="user", content=r["prompt"])
         rows.append(dict(prompt=[turn], answer=r["answer"], sources=r["sources"]))
     return Dataset.from_list(rows)
 
@@ -76,10 +76,10 @@ def wrap_reward(
     reward # function: question, answer, row → number
 ): # function as trl's trainers call it
     "Wrap a reward so that trl can call it on a batch"
-    def reward_batch(prompts, completions, answer, page, **_):
+    def reward_batch(prompts, completions, answer, sources, **_):
         rewards = []
-        for prompt, completion, expected, source in zip(prompts, completions, answer, page):
-            row = dict(answer=expected, page=source)
+        for prompt, completion, expected, ids in zip(prompts, completions, answer, sources):
+            row = dict(answer=expected, sources=ids)
             rewards.append(reward(prompt[-1]["content"], completion[-1]["content"], row))
         return rewards
     return reward_batch
@@ -205,13 +205,13 @@ def measure_generation(
     section = load_params(ROOT/"params.yaml")["rl"]
     model, tokenizer = load_model(ROOT/"artifacts"/"rlhf"/"model")
     rows = read_jsonl(ROOT/"artifacts"/"synth"/"rows"/"prompts.jsonl")[:num_answers // section["num_generations"]]
-    questions = [r["question"] for r in rows for _ in range(section["num_generations"])]
+    prompts = [r["prompt"] for r in rows for _ in range(section["num_generations"])]
     def generate(batch, seed): return sample_answers(model, tokenizer, batch, temperature=section["temperature"],
                                                      seed=seed, max_new_tokens=section["max_new_tokens"])
-    generate(questions[:2], 0)
+    generate(prompts[:2], 0)
     start = time.perf_counter()
-    if batched: answers = generate(questions, 0)
-    else: answers = [generate([question], n)[0] for n, question in enumerate(questions)]
+    if batched: answers = generate(prompts, 0)
+    else: answers = [generate([prompt], n)[0] for n, prompt in enumerate(prompts)]
     seconds = time.perf_counter() - start
     return sum(len(ids) for ids in tokenizer(answers)["input_ids"]) / seconds
 

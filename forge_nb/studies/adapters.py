@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.project import (Invalid, ROOT, log, make_checkpoint_folder, pin, read_json, read_jsonl,
-                                   run_cli, write_json)
+                                   run_cli, stable_uniform, write_json)
 from ..metrics.graders import grade_value
 from .common import compare_variants, estimate_mean, run_variant, write_study
 from ..train.finetune import encode_conversations, make_sft_trainer, training_order
@@ -78,11 +78,11 @@ def train_with_method(
 def grade_written_answers(
     model, # causal language model
     tokenizer, # tokenizer of the model
-    items: list, # questions with their answers
+    items: list, # questions with passages, as `prompt`, and their answers
     max_new_tokens: int # most tokens of an answer
 ) -> list: # grades of `grade_value`, one for each item
     "Let a model answer questions, and grade the answers"
-    prompts = [render_chat_prompt(tokenizer, i["question"]) for i in items]
+    prompts = [render_chat_prompt(tokenizer, i["prompt"]) for i in items]
     texts = generate_texts(model, tokenizer, prompts, max_new_tokens=max_new_tokens)
     return [grade_value(text, finished, i["answer"]) for i, (text, finished) in zip(items, texts)]
 
@@ -107,7 +107,8 @@ def run_adapter_variant(
     train_texts = [d["text"] for d in read_jsonl(Path(documents)/"train.jsonl")]
     merged, tokenizer, memory, curve, merge_stats = train_with_method(method, Path(base), rows, train_texts, seed=seed,
                                                                       **training)
-    grades = grade_written_answers(merged, tokenizer, read_jsonl(Path(eval_set))[:num_eval_items], max_new_tokens)
+    items = sorted(read_jsonl(Path(eval_set)), key=lambda item: stable_uniform("adapters", item["id"]))
+    grades = grade_written_answers(merged, tokenizer, items[:num_eval_items], max_new_tokens)
     bpb = held_out_bpb(merged, tokenizer, Path(documents)/"valid.jsonl")
     trained = dict(method=method, memory=memory, curve=curve, adapter=merge_stats)
     write_json(Path(out), trained | dict(grades=grades, bpb=bpb))

@@ -6,7 +6,7 @@
 __all__ = ['MONTHS', 'VALUE', 'MAX_HEADING', 'MAX_VALUE', 'NUM_CANDIDATES', 'EXCERPT_WEIGHT', 'mark_values', 'split_sentences',
            'weigh_terms', 'cut_line', 'excerpt', 'shorten_values', 'name_page', 'choose_heading', 'show_passage',
            'shorten_id', 'choose_passages', 'analyze_row', 'list_sentences', 'rank_again', 'OpenBook', 'format_prompt',
-           'find_cited', 'find_sources']
+           'find_cited', 'find_sources', 'shows_answer']
 
 # %% ../../nbs/synthesis/37_open_book.ipynb #0b000004
 import re
@@ -244,3 +244,13 @@ def find_sources(
         shown = passage["title"] + "\n" + passage["text"]
         return name_page(passage["source"]) == fact["answer"] and key in shown.replace("``", "")
     return [passage["id"] for passage in passages if holds(passage)]
+
+# %% ../../nbs/synthesis/37_open_book.ipynb #396f8327
+def shows_answer(
+    passage: dict, # passage as it was found
+    fact: dict # fact with its true `value`, or `answer`
+) -> bool: # True where the value stands in the passage, or is its page
+    "Say whether a passage shows a value"
+    value = fact.get("value", fact["answer"])
+    if name_page(passage["source"]) == value: return True
+    return holds_word(passage["text"].replace("`", ""), value.replace("`", ""))
