@@ -63,7 +63,7 @@ def test_a_checkpoint_is_one_entry(tmp_path, monkeypatch):
     entries = yaml.safe_load((ROOT/"config"/"checkpoints.yaml").read_text(encoding="utf-8"))
     entries["checkpoints"]["merged"] = dict(folder="merged/model", compared_with=dict(rl=["kpi", "bpb"]), aims=["kpi"])
     (tmp_path/"checkpoints.yaml").write_text(yaml.safe_dump(entries, sort_keys=False), encoding="utf-8")
-    items = [dict(id=f"q{n}", part="fact", kind="price", question="Price?", answer="3 EUR") for n in range(20)]
+    items = [dict(id=f"q{n}", part="fact", kind="price", question="Price?", answer="3 EUR", in_sample=True) for n in range(20)]
     write_jsonl(tmp_path/"eval_set"/"items.jsonl", items)
     write_jsonl(tmp_path/"test.jsonl", [dict(id="d1", kind="docs", text="four")])
     write_jsonl(tmp_path/"ngram.jsonl", [dict(id="d1", bits=8.)])
@@ -104,7 +104,7 @@ def measured(tmp_path):
         curate=dict(documents=40, dropped=10, **splits), tokenizer=dict(vocab_size=4096), pretrain=dict(parameters=5_311_232, tokens=595_968),
         synth=dict(facts=1673, held_out=250, pairs=1000, chance_accuracy=.26), sft=dict(rows=4663), dpo=dict(pairs=600), reward=dict(accuracy=.93), rlhf={}, rl=dict(answers=1408))
     for stage, metrics in made.items(): write_json(artifacts/stage/"metrics.json", metrics)
-    write_jsonl(artifacts/"synth"/"eval_set"/"items.jsonl", [dict(question="Which \"level\" has E1?")])
+    write_jsonl(artifacts/"synth"/"eval_set"/"items.jsonl", [dict(question="Which \"level\" has E1?", prompt="checks: id `E1`. Source: 0f6f.\nWhich \"level\" has E1?")])
     trivial = dict(right=0., right_diff=.16, right_low=.12, right_high=.2, kpi=.4, kpi_diff=.08, kpi_low=.05, kpi_high=.11)
     write_json(artifacts/"evaluate"/"headline.json", {
         "folder": "rl/model", "architecture": "Qwen3ForCausalLM", "checkpoint": "rl", "questions": 320, "right": .156, "false": .034,

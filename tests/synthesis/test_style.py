@@ -43,7 +43,7 @@ def test_rows_rewards_and_metrics_follow_the_file(company, tmp_path, monkeypatch
     write_jsonl(tmp_path/"train.jsonl", [dict(kind="docs", source="docs/a.txt", text="Going live\n==========\n")])
     (tmp_path/"facts").mkdir()
     (tmp_path/"facts"/"parts.csv").write_text("name,price\n" + "".join(f"bolt M{n},{n} EUR\n" for n in range(1, 60)), encoding="utf-8")
-    (company/"questions.yaml").write_text('price: {table: parts.csv, key: [name], answer: price, source: parts/list, ask: ["What does {name} cost?"], '
+    (company/"questions.yaml").write_text('price: {table: parts.csv, key: [name], answer: price, ask: ["What does {name} cost?"], '
                                           'ask_held_out: ["How much is {name} at the moment?"], state: "{name} costs {answer}."}\n', encoding="utf-8")
     (company/"paraphrases.yaml").write_text('everywhere: {question: ["I wonder: {lowered}"]}\n', encoding="utf-8")
     files = [company/f"{name}.yaml" for name in ("questions", "policies", "paraphrases", "style")]
