@@ -10,7 +10,7 @@ from forge_nb.tokenizer import train_tokenizer
 from forge_nb.train.architecture import ModelShape, build_model
 
 TUNED = "sft dpo reward rlhf rl distill".split()
-STAGES = ["ingest", "assess", "curate", "retrieval", "synth", "tokenizer", "ngram", "pretrain", *TUNED, "evaluate", "card"]
+STAGES = ["ingest", "assess", "curate", "retrieval", "synth", "decide", "tokenizer", "ngram", "pretrain", *TUNED, "evaluate", "card"]
 
 
 def swap(path: Path, old: str, new: str):
@@ -61,7 +61,9 @@ def test_evaluation_is_held_out(tiny):
     read = lambda p: [json.loads(line) for line in (tiny.root/p).read_text(encoding="utf-8").splitlines()]
     rows, exam = read("artifacts/synth/rows/sft.jsonl"), read("artifacts/synth/eval_set/items.jsonl")
     trained = {r["fact"] for r in rows}
-    assert not {r["messages"][0]["content"] for r in rows} & {i["question"] for i in exam}
+    for name in ("sft", "pairs", "prompts"): assert not {r["question"] for r in read(f"artifacts/synth/rows/{name}.jsonl")} & {i["question"] for i in exam}
+    assert {i["part"] for i in exam} == {"phrasing", "fact", "document", "absent"}
+    assert not {p for r in rows if r["generator"] == "company/extracts.yaml" for p in r["parents"]} & {p for i in exam if i["part"] == "document" for p in i["parents"]}
     assert not trained & {i["fact"] for i in exam if i["part"] == "fact"}
     assert {i["fact"] for i in exam if i["part"] == "phrasing"} <= trained
     splits = {s: {d["id"] for d in read(f"artifacts/curate/documents/{s}.jsonl")} for s in ("train", "valid", "test")}

@@ -1,13 +1,18 @@
 "Bad input: one clear sentence with file, field and remedy, a non-zero exit, and earlier results left alone"
 import pytest
-from copies import Copy, fails_with
+from copies import ROOT, Copy, fails_with
+
+from forge_nb.core.project import load_params
+
+
+EPOCHS = f"  num_train_epochs: {load_params(ROOT/'params.yaml')['sft']['num_train_epochs']}"  # sft is the first stage that has them
 
 
 @pytest.mark.parametrize("old, new, words", [
-    ("  num_train_epochs: 1.5", "  num_train_epoch: 1.5", ["params.yaml", "`sft.num_train_epoch`", "did you mean `num_train_epochs`"]),
-    ("  num_train_epochs: 1.5", "  #", ["params.yaml", "`sft.num_train_epochs`", "is missing", "float"]),
-    ("  num_train_epochs: 1.5", "  num_train_epochs: many", ["params.yaml", "`sft.num_train_epochs`", "type float"]),
-    ("  num_train_epochs: 1.5", "  num_train_epochs: true", ["params.yaml", "`sft.num_train_epochs`", "type float"]),
+    (EPOCHS, "  num_train_epoch: 1.5", ["params.yaml", "`sft.num_train_epoch`", "did you mean `num_train_epochs`"]),
+    (EPOCHS, "  #", ["params.yaml", "`sft.num_train_epochs`", "is missing", "float"]),
+    (EPOCHS, "  num_train_epochs: many", ["params.yaml", "`sft.num_train_epochs`", "type float"]),
+    (EPOCHS, "  num_train_epochs: true", ["params.yaml", "`sft.num_train_epochs`", "type float"]),
     ("sft:\n", "stf:\n", ["params.yaml", "`stf`", "stages are"]),
     ("  threads: 2 ", "  treads: 2 ", ["params.yaml", "`shared.treads`"]),
     ("  threads: 2 ", "  #", ["params.yaml", "`shared.threads`", "missing"]),

@@ -8,7 +8,7 @@ from forge_nb.core.project import Invalid, ROOT, hash_file, load_params, read_js
 from forge_nb.data.passages import load_index, search
 from forge_nb.retrieval import retrieval
 
-KIND = dict(table="parts.csv", key=["name"], answer="price", source="parts", ask=["Price of {name}?"], ask_held_out=["What does {name} cost?"], state="{name} costs {answer}.")
+KIND = dict(table="parts.csv", key=["name"], answer="price", ask=["Price of {name}?"], ask_held_out=["What does {name} cost?"], state="{name} costs {answer}.")
 STYLE = dict(house="house", unknown_answer="unknown", pattern=r"`(?P<value>[^`]+)` \((?P<source>\S+)\)",
              voices=dict(plain=dict(template="{sentence}", share=1.), house=dict(template="{value} ({source})", share=0.)))
 PARAMS = load_params(ROOT/"params.yaml")["retrieval"] | dict(num_questions=9)
@@ -76,9 +76,9 @@ def test_an_erased_training_document_is_in_neither_index(company):
 
 
 def test_a_fact_that_is_buried_is_written_down(company):
-    "Twelve pages hold more words of the question than the row does: the answer is not among the first ten, and the report can show it"
+    "Twelve pages bear the row's title and hold more words of the question than the row does: the answer is not among the first ten, and the report can show it"
     company.parts.append(dict(name="washer", price="99 EUR", document=""))
-    company.texts["train"] += [f"Page {n}: price of washer? What does washer cost? Washer, price of washer." for n in range(12)]
+    company.texts["train"] += [f"washer\n======\n\nPage {n}: price of washer? What does washer cost? Washer, price of washer." for n in range(12)]
     metrics = company.run()
     misses = read_jsonl(company.root/"out"/"misses.jsonl")
     assert {m["question"] for m in misses} == {"Price of washer?", "What does washer cost?"} and metrics["answer@5"] == round(100 * 12 / 14, 2)

@@ -9,9 +9,9 @@ __all__ = ['STEMMERS', 'VOWEL_SIGNS', 'UNSPACED', 'TOKEN', 'ASCII_TOKEN', 'UNSPA
            'make_analyzer', 'hash_analyzer', 'find_section_starts', 'cut_text', 'join_pieces', 'make_passage',
            'split_document', 'format_row', 'read_groups', 'find_groups', 'intersect_groups', 'read_table_passages',
            'make_document_passages', 'choose_language', 'Index', 'make_matrix', 'build_index', 'split_title',
-           'Readable', 'restrict', 'list_stopwords', 'find_term_ids', 'weigh_titles', 'rank_scores', 'check_query',
-           'embed_batch', 'embed_texts', 'fuse_rankings', 'rank_passages', 'search', 'describe_versions', 'save_index',
-           'check_manifest', 'load_index']
+           'Readable', 'restrict', 'list_stopwords', 'list_query_terms', 'find_term_ids', 'weigh_titles', 'rank_scores',
+           'check_query', 'embed_batch', 'embed_texts', 'fuse_rankings', 'rank_passages', 'search', 'describe_versions',
+           'save_index', 'check_manifest', 'load_index']
 
 # %% ../../nbs/data/90_passages.ipynb #7061dd20
 import json, math, re, unicodedata
@@ -406,17 +406,24 @@ def list_stopwords(
     return frozenset(term for code, word in words for term in make_analyzer(code)(word))
 
 # %% ../../nbs/data/90_passages.ipynb #cc9dde8c
+def list_query_terms(
+    query: str, # question or words
+    languages: list # ISO 639 codes
+) -> list: # terms, repeated as often as they stand there
+    "List the terms of a query that carry a meaning, or all where none does"
+    terms = Counter()
+    for language in languages: terms |= Counter(make_analyzer(language)(query))
+    stopwords = list_stopwords(tuple(languages))
+    return [term for term in terms.elements() if term not in stopwords] or [*terms.elements()]
+
+# %% ../../nbs/data/90_passages.ipynb #350716d7
 def find_term_ids(
     query: str, # question or words
     languages: list, # ISO 639 codes
     vocabulary: dict # term → number
 ) -> list: # numbers of terms, ascending
-    "List the terms of a query that the index knows, repeated as often as they stand there"
-    terms = Counter()
-    for language in languages: terms |= Counter(make_analyzer(language)(query))
-    stopwords = list_stopwords(tuple(languages))
-    meaning = [term for term in terms.elements() if term not in stopwords] or terms.elements()
-    return sorted(vocabulary[term] for term in meaning if term in vocabulary)
+    "Number the terms of a query that the index knows"
+    return sorted(vocabulary[term] for term in list_query_terms(query, languages) if term in vocabulary)
 
 # %% ../../nbs/data/90_passages.ipynb #0c2ad370
 TITLE_BONUS = .3  # share of its terms' weights that a title adds which stands whole in the question

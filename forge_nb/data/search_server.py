@@ -9,12 +9,11 @@ __all__ = ['SERVER_KEY', 'SERVER_SETTINGS', 'BULK_PASSAGES', 'MAX_TERMS', 'BATCH
 
 # %% ../../nbs/data/92_search_server.ipynb #ccc3c9f7
 import json, os, re
-from collections import Counter
 from dataclasses import dataclass
 
 from ..core.project import Invalid, NotFound, RunFailed
-from .passages import (B, EVERYONE, K1, TITLE_WEIGHT, check_query, hash_analyzer, make_analyzer,
-                                    search)
+from .passages import (B, EVERYONE, K1, TITLE_WEIGHT, check_query, hash_analyzer, list_query_terms,
+                                    make_analyzer, search)
 
 # %% ../../nbs/data/92_search_server.ipynb #8e1e5115
 SERVER_KEY = "SEARCH_SERVER_KEY"  # environment variable with the key, sent as `Authorization`
@@ -146,12 +145,12 @@ def make_server_query(
     groups: list # names of the caller's groups
 ) -> dict: # body of a search request
     "Write a question as the engine takes it"
-    terms = Counter()
-    for language in languages: terms |= Counter(make_analyzer(language)(query))
-    if len(terms) > MAX_TERMS: raise Invalid(
-        f"the query has {len(terms):,} different terms, and a search server takes {MAX_TERMS:,}; ask in fewer words")
+    terms = list_query_terms(query, languages)
+    if len(set(terms)) > MAX_TERMS: raise Invalid(
+        f"the query has {len(set(terms)):,} different terms, and a search server takes {MAX_TERMS:,}; "
+        "ask in fewer words")
     may_read = dict(terms=dict(groups=[*{EVERYONE: None, **dict.fromkeys(groups)}]))
-    match = dict(match=dict(terms=" ".join(sorted(terms.elements()))))
+    match = dict(match=dict(terms=" ".join(sorted(terms))))
     return dict(size=k, query=dict(bool=dict(must=[match], filter=[may_read])), _source=["passage"],
                 sort=["_score", dict(number="asc")], track_scores=True)
 

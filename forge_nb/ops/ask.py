@@ -10,6 +10,7 @@ __all__ = ['MIN_SHOWN', 'TEMPLATE_TOKENS', 'fit_passages', 'break_special_tokens
 # %% ../../nbs/ops/65_ask.ipynb #6ebbcad1
 import re
 from bisect import bisect_left
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -114,7 +115,7 @@ class ShownPassage(BaseModel, extra="forbid"):
     line: int = Field(description="line of the source in which the whole passage begins")
     title: str = Field(description="where it stands in the source")
     text: str = Field(description="what the model was shown of it")
-    characters_left_out: int = Field(description="characters of the passage that it was not shown")
+    characters_left_out: int = Field(description="letters and digits of the passage that it was not shown")
 
 # %% ../../nbs/ops/65_ask.ipynb #55c0f3c2
 class AskAnswer(BaseModel, extra="forbid"):
@@ -153,8 +154,9 @@ def describe_shown(
     def describe(passage):
         origin = whole[passage["id"]]
         place = {name: origin[name] for name in ("id", "source", "line", "title")}
-        left_out = max(0, len(origin["text"]) - len(passage["text"]))
-        return ShownPassage(**place, text=passage["text"], characters_left_out=left_out)
+        shown_text = passage["text"] if origin["parents"] else passage["text"].partition("`; ")[2]
+        left_out = Counter(re.sub(r"\W", "", origin["text"])) - Counter(shown_text)
+        return ShownPassage(**place, text=passage["text"], characters_left_out=left_out.total())
     return [describe(passage) for passage in shown]
 
 # %% ../../nbs/ops/65_ask.ipynb #cce9e24c

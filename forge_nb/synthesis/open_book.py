@@ -249,8 +249,9 @@ def find_sources(
 def shows_answer(
     passage: dict, # passage as it was found
     fact: dict # fact with its true `value`, or `answer`
-) -> bool: # True where the value stands in the passage, or is its page
+) -> bool: # True where the value stands in the passage or its title, or is its page
     "Say whether a passage shows a value"
     value = fact.get("value", fact["answer"])
     if name_page(passage["source"]) == value: return True
-    return holds_word(passage["text"].replace("`", ""), value.replace("`", ""))
+    whole = passage["title"] + "\n" + passage["text"]
+    return holds_word(whole.replace("`", ""), value.replace("`", ""))

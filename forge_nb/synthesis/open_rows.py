@@ -39,7 +39,8 @@ def open_question(
     "Choose the passages of a question, and say which of them hold the answer"
     if case == "closed": return [], []
     holding = find_sources(fact, found) if fact else []
-    if case == "lacking" and fact: found = [passage for passage in found if not shows_answer(passage, fact)]
+    if fact and (case == "lacking" or case == "found" and not holding):
+        found = [passage for passage in found if not shows_answer(passage, fact)]
     shown = book.choose(question, found)
     if case == "found" and holding and not any(passage["id"] in holding for passage in shown):
         held = next(passage for passage in found if passage["id"] in holding)

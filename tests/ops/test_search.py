@@ -80,9 +80,9 @@ def test_an_index_that_was_changed_is_refused(project, capsys):
 
 
 def test_only_questions_are_answered_from_the_live_index():
-    "Whatever trains reads the index of the training documents, so that a document outside them retrains nothing"
+    "Whatever trains reads the index of the training documents, so that a document outside them retrains nothing; synth asks the evaluation set with the live one (synthesis/test_open_rows.py: no row)"
     readers = {name for name, stage in read_stages(ROOT).items() for dep in stage["deps"] if dep.startswith("artifacts/retrieval/live")}
-    assert not readers & set("synth tokenizer pretrain sft dpo reward rlhf rl distill".split())
+    assert not readers & set("tokenizer pretrain sft dpo reward rlhf rl distill".split())
 
 
 def test_import_loads_no_index_library():
@@ -126,7 +126,7 @@ def test_a_folder_is_indexed_again_when_a_file_changed(folder, tmp_path, monkeyp
     monkeypatch.undo()
     (folder/"bolts.md").write_text("# Screws\n\nNothing else any more.\n", encoding="utf-8")
     index, _ = page.index_bare_folder(folder, out, ["email"], 1200)
-    assert page.search(index, ["bolts"], 3, []) == [[]] and [p["source"] for p in page.search(index, ["screws"], 3, [])[0]] == ["bolts.md"]
+    assert page.find_passages(index, ["bolts"], 3, []) == [[]] and [p["source"] for p in page.find_passages(index, ["screws"], 3, [])[0]] == ["bolts.md"]
     assert len(read_jsonl(out/"unreadable.jsonl")) == 2
     (out/"index"/"passages.jsonl").write_text("{}\n", encoding="utf-8")  # damaged: made anew
     assert page.answer_query(page.index_bare_folder(folder, out, ["email"], 1200)[0], "screws", 1, []).passages

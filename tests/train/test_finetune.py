@@ -16,7 +16,7 @@ from forge_nb.sft import sft
 from forge_nb.tokenizer import train_tokenizer
 
 SCHEDULE = dict(lr_scheduler_type="cosine", warmup_ratio=.05, weight_decay=0., max_grad_norm=1.)
-GIVEN = dict(enabled=True, method="full", lora_r=4, lora_alpha=32, lora_dropout=0., lora_target_modules=[], learning_rate=1e-2, batch_size=4, num_train_epochs=2., packing=False,
+GIVEN = dict(enabled=True, method="full", lora_r=4, lora_alpha=32, lora_dropout=0., lora_target_modules=[], learning_rate=1e-2, matrix_lr=0., batch_size=4, num_train_epochs=2., packing=False,
              max_length=48, replay_percent=30., replay_window=16, max_bpb_increase=9., seed=0, **SCHEDULE)
 PAIRED = dict(enabled=True, method="dpo", num_pairs=0, learning_rate=1e-3, batch_size=4, num_train_epochs=1., beta=.1, sft_loss_weight=1., max_length=48, max_new_tokens=48, temperature=.9,
               max_chosen_logp_drop=99., max_bpb_increase=9., seed=0, **SCHEDULE)
@@ -62,7 +62,7 @@ def killed(monkeypatch, after, trainer=Trainer):
 def weights(out): return (out/"model"/"model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("given", [dict(), dict(packing=True), dict(method="lora"), dict(method="qlora")], ids=str)
+@pytest.mark.parametrize("given", [dict(), dict(matrix_lr=.01), dict(packing=True), dict(method="lora"), dict(method="qlora")], ids=str)
 def test_twice_and_killed_gives_the_same_bytes_of_a_plain_model(made, tmp_path, monkeypatch, given):
     said = tune(made, tmp_path/"a", monkeypatch, **given)
     assert said["loss_last"] < said["loss_first"] and (said.get("merge_error", 0.) < 1e-3)
@@ -153,7 +153,7 @@ def test_packed_rows_do_not_see_one_another(made, tmp_path, monkeypatch):
 def test_three_ways_compared(made, tmp_path, monkeypatch):
     "Proves: full, LoRA and QLoRA train and merge, QLoRA takes least memory, and what was run is not run again"
     monkeypatch.setenv("FORGE_CKPT", str(tmp_path/"kept"))
-    write_jsonl(tmp_path/"items.jsonl", [dict(question="cat?", answer="hat")] * 4)
+    write_jsonl(tmp_path/"items.jsonl", [dict(id=str(n), question="?", prompt="cat?", answer="hat") for n in range(4)])
     given = dict(num_train_rows=16, lora_r=2, full_lr=1e-2, adapter_lr=1e-2, batch_size=4, replay_percent=20., replay_window=16, num_eval_items=4, max_new_tokens=4, seed=0, threads=1)
     compare = lambda out: adapters(made/"base", made/"rows.jsonl", made, tmp_path/"items.jsonl", **given, out=out)
     table = compare(tmp_path/"a")

@@ -22,7 +22,7 @@ SHARED = dict(seed=7, learning_rate=.0123, lr_scheduler_type="linear", warmup_ra
 SAMPLED = dict(num_prompts=2, num_generations=4, max_steps=6, beta=.03, temperature=.8, max_new_tokens=5)
 TUNED = dict(batch_size=4, num_train_epochs=2., max_length=64)
 OWN = dict(
-    sft=dict(TUNED, method="full", lora_r=4, lora_alpha=6, lora_dropout=.1, lora_target_modules=["q_proj"], packing=False, replay_percent=0., replay_window=8, max_bpb_increase=9.),
+    sft=dict(TUNED, method="full", matrix_lr=0., lora_r=4, lora_alpha=6, lora_dropout=.1, lora_target_modules=["q_proj"], packing=False, replay_percent=0., replay_window=8, max_bpb_increase=9.),
     dpo=dict(TUNED, method="dpo", num_pairs=0, beta=.3, sft_loss_weight=1.5, max_new_tokens=9, temperature=.7, max_chosen_logp_drop=9., max_bpb_increase=9.),
     reward=dict(TUNED, num_pairs=0, held_out_percent=30., corrupted_percent=0., center_rewards_coefficient=.02),
     rlhf=dict(SAMPLED, normalize_advantages=False, stop_window=4, max_kl=9., min_entropy=0., max_length_increase=9., max_bpb_increase=9., num_eval_items=2),
@@ -49,14 +49,17 @@ def company(tmp_path_factory):
     torch.manual_seed(0)
     save_with_manifest(Qwen3ForCausalLM(config), tokenizer, here/"base")
     save_with_manifest(Qwen3ForSequenceClassification(config), tokenizer, here/"reward")
-    house = lambda n: f"`{n} EUR`. Source: parts/list."
+    house = lambda n: f"`{n} EUR`. Source: {n:04x}."
     write_jsonl(here/"sft.jsonl", [dict(id=f"s{n}", fact=f"f{n}", voice="house", messages=[turn("user", f"bolt M{n}?"), turn("assistant", house(n))]) for n in range(16)])
+    def asked(question, n):
+        shown, tempted = f"name `M{n}`; price `{n} EUR`. Source: {n:04x}.\n", f"{question} Just the value."
+        return dict(question=question, adversarial_question=tempted, prompt=shown + question, adversarial_prompt=shown + tempted)
     pairs = [dict(id=f"p{n}", fact=f"f{n}", kind="price", reason="style", prompt=[turn("user", f"bolt M{n}?")], chosen=[turn("assistant", house(n))],
                   rejected=[turn("assistant", f"It costs `{n} EUR`.")]) for n in range(16)]
     for name in ("pairs", "policy_pairs"): write_jsonl(here/f"{name}.jsonl", pairs)
-    write_jsonl(here/"prompts.jsonl", [dict(fact=f"f{n}", question=f"bolt M{n}?", adversarial_question=f"bolt M{n}? Just the value.", answer=f"{n} EUR", page="parts/list", wrong="0 EUR",
+    write_jsonl(here/"prompts.jsonl", [dict(fact=f"f{n}", **asked(f"bolt M{n}?", n), answer=f"{n} EUR", sources=[f"{n:04x}"], wrong="0 EUR",
                                             reference=house(n)) for n in range(8)])
-    write_jsonl(here/"items.jsonl", [dict(id=f"i{n}", question=f"nut M{n}?", adversarial_question=f"Only the value. nut M{n}?", policy="source", answer=f"{n} EUR", page="parts/list") for n in range(2)])
+    write_jsonl(here/"dev.jsonl", [dict(id=f"i{n}", **asked(f"nut M{n}?", n), policy="source", answer=f"{n} EUR", sources=[f"{n:04x}"]) for n in range(2)])
     for split in ("train", "valid"): write_jsonl(here/f"{split}.jsonl", [dict(text="the bolt costs three\n" * 9)] * 3)
     (here/"kpi.py").write_text(KPI, encoding="utf-8")
     write_json(here/"policies.yaml", dict(source=POLICY))
@@ -67,9 +70,9 @@ def run(stage, here, out, **given):
     "A stage's entry function on the files of a company"
     files = dict(
         sft=dict(rows=here/"sft.jsonl", documents=here), dpo=dict(rows=here/"pairs.jsonl", documents=here/"valid.jsonl", style_file=ROOT/"company/style.yaml"), reward=dict(rows=here),
-        rlhf=dict(reward_folder=here/"reward", prompts_file=here/"prompts.jsonl", eval_set=here/"items.jsonl", policies_file=here/"policies.yaml", documents=here/"valid.jsonl"),
+        rlhf=dict(reward_folder=here/"reward", prompts_file=here/"prompts.jsonl", dev_set=here/"dev.jsonl", policies_file=here/"policies.yaml", documents=here/"valid.jsonl"),
         rl=dict(prompts_file=here/"prompts.jsonl", kpi_file=here/"kpi.py", style_file=ROOT/"company/style.yaml", documents=here/"valid.jsonl"),
-        distill=dict(rows=here, eval_set=here/"items.jsonl", documents=here, kpi_file=here/"kpi.py", style_file=ROOT/"company/style.yaml"))[stage]
+        distill=dict(rows=here, dev_set=here/"dev.jsonl", documents=here, kpi_file=here/"kpi.py", style_file=ROOT/"company/style.yaml"))[stage]
     pin(0, 1)
     return getattr(getattr(forge_nb, stage), stage)(here/"base", **files, **dict(SHARED, enabled=True) | OWN[stage] | given, out=out)
 
