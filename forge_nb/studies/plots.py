@@ -52,7 +52,7 @@ def draw_sweep(
 
 # %% ../../nbs/studies/05_plots.ipynb #5ed5e1d4
 def plot_starts(
-    path: Path, # lookup_start.csv: depth, variant, seed, bpb
+    path: Path, # runs.csv: depth, variant, seed, bpb
     sweep_depth: int # depth at which one setting at a time was changed
 ):
     "Draw the variants of the start at one depth, and both starts by depth"

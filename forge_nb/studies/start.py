@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..core.project import Invalid, make_checkpoint_folder, pin, write_csv
+from ..core.project import Invalid, make_checkpoint_folder, pin
 from .common import compare_variants, round_fields, run_variant, write_study
 from ..train.architecture import ModelShape, PretrainConfig, build_model, count_parameters, derive_config
 from ..train.loop import train_model
@@ -167,7 +167,6 @@ def start(
     context_length: int, # tokens in a row
     num_seeds: int, # runs of each start at each depth
     seed: int, # random seed of the first run
-    runs_table: Path, # CSV of all runs to write
     out: Path # folder to write to
 ) -> list: # rows of comparisons.csv
     "Train every variant of the start, and compare"
@@ -183,6 +182,6 @@ def start(
             return run_variant(folder, lambda: train_start(folder, build, tokenizer, data, config))
         runs[depth, name] = [run(run_seed) for run_seed in seeds]
     row_bytes = np.array(held_out_row_bytes(sequences_by_kind(*open_tokens(data, "valid"), context_length)))
-    write_csv(runs_table, list_start_runs(runs, row_bytes, seed))
     comparisons = compare_starts(runs, row_bytes)
-    return write_study(out, dict(comparisons=comparisons), summarize_starts(comparisons))
+    tables = dict(comparisons=comparisons, runs=list_start_runs(runs, row_bytes, seed))
+    return write_study(out, tables, summarize_starts(comparisons))
