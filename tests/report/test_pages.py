@@ -65,6 +65,9 @@ def test_a_checkpoint_is_one_entry(tmp_path, monkeypatch):
     (tmp_path/"checkpoints.yaml").write_text(yaml.safe_dump(entries, sort_keys=False), encoding="utf-8")
     items = [dict(id=f"q{n}", part="fact", kind="price", question="Price?", answer="3 EUR", in_sample=True) for n in range(20)]
     write_jsonl(tmp_path/"eval_set"/"items.jsonl", items)
+    arms = [make_score_row(arm, m, "all", i["id"], .25) for arm in ("commonest_answer", "nearest_name", "table_lookup") for m in ("exact_match", "kpi") for i in items]
+    write_jsonl(tmp_path/"decide"/"scores.jsonl", arms)
+    write_csv(tmp_path/"decide"/"predictions.csv", [dict(metric="exact_match", slice="all", decision="train", untrained_arm="nearest_name")])
     write_jsonl(tmp_path/"test.jsonl", [dict(id="d1", kind="docs", text="four")])
     write_jsonl(tmp_path/"ngram.jsonl", [dict(id="d1", bits=8.)])
     write_json(tmp_path/"models"/"rl"/"model"/"config.json", dict(architectures=["Qwen3ForCausalLM"]))
@@ -77,14 +80,17 @@ def test_a_checkpoint_is_one_entry(tmp_path, monkeypatch):
         value = 1. if name == "merged" else .5
         rows = [make_score_row(name, m, "all", i["id"], value) for m in METRICS if m != "bpb" for i in items] + [
             make_score_row(name, "mc_accuracy", "all", i["id"], value) for i in items] + [make_score_row(name, "bpb", "all", "d1", value, 4)]
-        return rows, [dict(checkpoint=name, prompt_field="question", text="`3 EUR`.", finished=True) for _ in items]
+        return rows, [dict(checkpoint=name, prompt_field="prompt", text="`3 EUR`.", finished=True) for _ in items]
     monkeypatch.setattr(evaluate_page, "score_checkpoint", score)
     out = tmp_path/"evaluate"
     metrics = evaluate_page.evaluate(
         tmp_path/"models", tmp_path/"checkpoints.yaml", tmp_path/"ngram.jsonl", tmp_path/"test.jsonl", tmp_path/"eval_set",
-        tmp_path/"policies.yaml", tmp_path/"kpi.py", ROOT/"company/style.yaml", context_length=8, max_new_tokens=4, document_stride=1, out=out)
+        tmp_path/"decide", tmp_path/"policies.yaml", tmp_path/"kpi.py", ROOT/"company/style.yaml", context_length=8, max_new_tokens=4, document_stride=1,
+        margin=.05, all_items=False, out=out)
     assert scored[-1] == ("merged", "merged/model") and metrics["merged"]["kpi"]["all"] == 1
     assert {r["metric"] for r in read_csv(out/"effects.csv") if (r["stage"], r["against"]) == ("merged", "rl")} == {"kpi", "bpb"}
+    assert {r["diff"] for r in read_csv(out/"effects.csv") if (r["stage"], r["against"]) == ("rl", "nearest_name")} == {"0.25"}
+    assert [(r["before"], r["after"]) for r in read_csv(out/"confirmations.csv")] == [("0.25", "0.5")]
     from forge_nb.evals.gates import find_gains
     from forge_nb.report.findings import load_findings, tabulate_scores
     findings = load_findings(out, tmp_path/"checkpoints.yaml")
@@ -107,7 +113,7 @@ def measured(tmp_path):
     write_jsonl(artifacts/"synth"/"eval_set"/"items.jsonl", [dict(question="Which \"level\" has E1?", prompt="checks: id `E1`. Source: 0f6f.\nWhich \"level\" has E1?")])
     trivial = dict(right=0., right_diff=.16, right_low=.12, right_high=.2, kpi=.4, kpi_diff=.08, kpi_low=.05, kpi_high=.11)
     write_json(artifacts/"evaluate"/"headline.json", {
-        "folder": "rl/model", "architecture": "Qwen3ForCausalLM", "checkpoint": "rl", "questions": 320, "right": .156, "false": .034,
+        "folder": "rl/model", "architecture": "Qwen3ForCausalLM", "checkpoint": "rl", "questions": 320, "right": .156, "source": .97, "false": .034,
         "unknown": .81, "kpi": .477, "right_by_part": dict(fact=.24, phrasing=.07), "trivial": dict(always_unknown=trivial, commonest_answer=trivial)})
     write_csv(artifacts/"evaluate"/"intervals.csv", [dict(checkpoint="rl", metric=m, slice="all", mean=v, low=v - .01, high=v + .01, n=320) for m, v in METRICS.items()])
     effect = dict(stage="rl", against="rlhf", slice="all", before=.37, after=.48, seeds=1, n=320)

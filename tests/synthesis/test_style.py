@@ -6,6 +6,7 @@ from copies import ROOT
 
 from forge_nb.core.project import Invalid, load_params, read_jsonl, write_jsonl
 from forge_nb.core.settings import Style, load_settings
+from forge_nb.data.passages import build_index, read_table_passages, save_index
 from forge_nb.metrics.graders import grade_answer
 from forge_nb.metrics.rewards import RewardFunction, audit
 from forge_nb.synth import synth
@@ -46,9 +47,10 @@ def test_rows_rewards_and_metrics_follow_the_file(company, tmp_path, monkeypatch
     (company/"questions.yaml").write_text('price: {table: parts.csv, key: [name], answer: price, ask: ["What does {name} cost?"], '
                                           'ask_held_out: ["How much is {name} at the moment?"], state: "{name} costs {answer}."}\n', encoding="utf-8")
     (company/"paraphrases.yaml").write_text('everywhere: {question: ["I wonder: {lowered}"]}\n', encoding="utf-8")
-    files = [company/f"{name}.yaml" for name in ("questions", "policies", "paraphrases", "style")]
+    passages = read_table_passages(tmp_path/"facts", {"parts.csv": ["name"]}, {}, "en")
+    for name in ("train", "live"): save_index(build_index(passages), tmp_path/"indices"/name)
     params = load_params(ROOT/"params.yaml")["synth"] | dict(paraphrase_weights=[], num_pairs=60, num_eval_items=20)
-    metrics = synth(*files, tmp_path/"facts", tmp_path/"train.jsonl", seed=0, **params, out=tmp_path/"out")
+    metrics = synth(company, tmp_path/"facts", tmp_path/"train.jsonl", tmp_path/"indices", seed=0, **params, out=tmp_path/"out")
     style, rows = load_settings(company/"style.yaml", Style), tmp_path/"out"/"rows"
     assert set(metrics["voices"]) == {"memo", "table", "noncompliant"}
     for row in read_jsonl(rows/"sft.jsonl"): assert bool(style.match(row["messages"][1]["content"])) == (row["voice"] == "table")
@@ -56,7 +58,9 @@ def test_rows_rewards_and_metrics_follow_the_file(company, tmp_path, monkeypatch
     prompts = read_jsonl(rows/"prompts.jsonl")
     assert all(style.match(row["reference"])["value"] == row["answer"] for row in prompts)
     kpi = RewardFunction(company/"kpi.py")
-    assert [kpi("?", answer, dict(answer="5 EUR", page="parts/list")) for answer in ("| `5 EUR` | parts/list |", "| `5 EUR` | other |", "| `no entry` | other |", "`5 EUR`. Source: parts/list.")] == [1., .9, .4, 0.]
+    assert [kpi("?", answer, dict(answer="5 EUR", sources=["0f6f"])) for answer in ("| `5 EUR` | 0f6f |", "| `5 EUR` | 9c01 |", "| `no entry` | none |", "`5 EUR`. Source: 0f6f.")] == [1., .7, .2, 0.]
+    unknown = [row for row in read_jsonl(rows/"sft.jsonl") if not row["sources"] and row["voice"] == "table"]
+    assert unknown and {row["messages"][1]["content"] for row in unknown} == {"| `no entry` | none |"}
     assert max(row["reward"] for row in audit(kpi, [(row["question"], row["reference"], row) for row in prompts[:8]], style)) <= .5
     assert grade_answer("| `no entry` | other |", True, "5 EUR", style) == dict(eos_rate=1, format_rate=1, exact_match=0, style_rate=1, false_answer_rate=0)
 
