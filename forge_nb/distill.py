@@ -26,8 +26,8 @@ from .metrics.stats import bootstrap_difference
 from .metrics.rewards import RewardFunction
 from .train.model import generate_texts, load_model, render_chat_prompt
 from .train.trainer import (TrainingConfig, check_training_config, check_weights_changed, find_skip_reason,
-                                    held_out_bpb, load_verified, make_trainer_config, pass_model_on, run_trainer,
-                                    save_with_manifest, write_run)
+                                    held_out_bpb, load_verified, make_trainer_config, run_trainer,
+                                    save_with_manifest, write_run, write_skipped, write_skipped_model)
 from .core.project import (Invalid, log, make_checkpoint_folder, read_json, read_jsonl, stable_uniform,
                                    write_json)
 
@@ -627,7 +627,8 @@ def distill(
     sources = [read_jsonl(rows/f"{name}.jsonl") for name in ("sft", "prompts", "pairs")]
     questions = select_questions(*sources, load_settings(style_file, Style), questions_per_fact)
     if reason := find_skip_reason("distill", enabled, questions, "no question has an answer in house style"):
-        return pass_model_on("distill", teacher, out, reason, DISTILL_TABLES, DISTILL_MODELS)
+        for name in DISTILL_MODELS: write_skipped_model(out/name, reason)
+        return write_skipped("distill", out, reason, DISTILL_TABLES)
     training = TrainingConfig(seed, learning_rate, batch_size, num_train_epochs, lr_scheduler_type, warmup_ratio,
                               weight_decay, max_grad_norm)
     check_training_config("distill", training)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SynthInputs', 'load_inputs', 'collect_columns', 'propose_paraphrases', 'filter_proposed_rows', 'propose_rows',
-           'ask_documents', 'make_value_rows', 'ask_columns', 'index_questions', 'assemble_answer_rows',
-           'check_eval_overlap', 'Books', 'load_books', 'open_all', 'write_training_rows', 'write_outputs',
-           'make_plain_rows', 'make_all_items', 'synth']
+           'ask_documents', 'make_value_rows', 'make_value_prompts', 'ask_columns', 'index_questions',
+           'assemble_answer_rows', 'check_eval_overlap', 'Books', 'load_books', 'open_all', 'write_training_rows',
+           'write_outputs', 'make_plain_rows', 'make_all_items', 'synth']
 
 # %% ../nbs/20_synth.ipynb #0e3cd7cc
 import random
@@ -18,7 +18,7 @@ from .core.project import (Invalid, atomic, hash_text, log, make_checkpoint_fold
 from .core.settings import ColumnPhrasings, ExtractKinds, QuestionKinds, Style, load_settings
 from .data.passages import load_index
 from .metrics.graders import draw_voice, phrase_value
-from .metrics.policies import load_policies
+from .metrics.policies import load_policies, make_adversarial_questions
 from .synthesis.columns import make_column_questions
 from .synthesis.eval_set import (add_adversarial_questions, count_facts, count_rows, drop_leaked_items,
                                          make_absent_items, make_document_items, make_eval_items, mark_sample,
@@ -172,6 +172,26 @@ def make_value_rows(
         rows.append(row | dict(voice=voice, messages=messages))
     return rows
 
+# %% ../nbs/20_synth.ipynb #67d71964
+def make_value_prompts(
+    questions: list, # questions whose answer is a value
+    inputs: SynthInputs, # rules and voices
+    num_prompts: int, # number of questions, at most
+    seed: int # random seed of the draw
+) -> list: # rows as `make_prompt_rows` makes them
+    "Put questions about cells and sentences beside what decides an answer's worth"
+    style, rows = inputs.style, []
+    drawn = random.Random(seed).sample(questions, min(num_prompts, len(questions)))
+    for question, other in zip(drawn, drawn[1:]):
+        fact = dict(id=question["id"], kind=question["kind"], verified="document", parents=[question["source"]])
+        row = dict(id=f"prompt:{question['id']}") | make_provenance(fact, "company/extracts.yaml", seed)
+        known = {name: question[name] for name in ("question", "answer")} | dict(wrong=other["answer"])
+        reference = phrase_value(question["answer"], style, style.house)
+        rows.append(row | known | dict(reference=reference, in_training=True))
+    adversarial = make_adversarial_questions(rows, inputs.rules, "adversarial_prompts")
+    added = [dict(adversarial_question=a["question"], policy=a["policy"]) for a in adversarial]
+    return [row | fields for row, fields in zip(rows, added)]
+
 # %% ../nbs/20_synth.ipynb #2955febc
 def ask_columns(
     tables: Path, # data/facts
@@ -270,8 +290,8 @@ def open_all(
     return dict(
         sft=open_rows(rows["sft"], facts, book, style, **cases),
         reasoning=rows["reasoning"],
-        pairs=open_pairs(rows["pairs"], facts, book, style),
-        policy_pairs=open_pairs(rows["policy_pairs"], facts, book, style),
+        pairs=open_pairs(rows["pairs"], facts, book, style, 2 * lacking_percent),
+        policy_pairs=open_pairs(rows["policy_pairs"], facts, book, style, 0),
         prompts=open_prompts(rows["prompts"], facts, book, style, lacking_percent),
         dev=open_items(rows["dev"], facts, book))
 
@@ -403,6 +423,8 @@ def synth(
     rows = make_plain_rows(inputs, accepted, cells, training, noncompliant_percent=noncompliant_percent, seed=seed,
                            absent_percent=absent_percent, num_pairs=num_pairs, num_prompts=num_prompts,
                            train_on_reasoning=train_on_reasoning)
+    rows["prompts"] += make_value_prompts(training, inputs, num_prompts // 3, seed)
+    random.Random(seed).shuffle(rows["prompts"])
     candidates = make_all_items(inputs, held_out, num_eval_items, num_sampled)
     check_eval_overlap(rows, candidates, "questions.yaml")
     rows["dev"] = [item for item in candidates if item["part"] == "fact" and not item["in_sample"]][:160]

@@ -429,7 +429,7 @@ def format_growth(
             f"{asked['search_gib']:.1f} GiB; {asking}")
 
 # %% ../../nbs/bench/20_bench.ipynb #bf44aad8
-BYTES_PER_BYTE = 11  # bytes of memory that an index takes at its peak for a byte of text
+BYTES_PER_BYTE = 8  # bytes of memory that an index takes at its peak for a byte of text
 
 # %% ../../nbs/bench/20_bench.ipynb #3d959631
 def measure_index(

@@ -15,17 +15,17 @@ __all__ = ['STEMMERS', 'VOWEL_SIGNS', 'UNSPACED', 'TOKEN', 'ASCII_TOKEN', 'UNSPA
 
 # %% ../../nbs/data/90_passages.ipynb #7061dd20
 import json, math, re, unicodedata
+from array import array
 from collections import Counter
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cached_property, lru_cache
 from importlib.metadata import version
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from ..core.project import (Invalid, NotFound, atomic, display_path, hash_file, hash_text, hash_weights,
-                                   read_csv, read_json, read_jsonl, write_json, write_jsonl)
+                                   read_csv, read_json, write_json, write_jsonl)
 from ..core.settings import Texts, load_settings
 
 # %% ../../nbs/data/90_passages.ipynb #ff764c54
@@ -291,7 +291,7 @@ def choose_language(
 class Index:
     "Passages, the terms of each, and the matrix that ranks them"
     passages: list # passages, in the order of their numbers
-    term_ids: list # lists of numbers of terms, one a passage
+    term_ids: list # arrays of numbers of terms, one a passage
     vocabulary: dict # term → number
     matrix: object # bm25s.BM25 over all passages
     vectors: object = None # (passages, width) float32 of an embedding model, or None
@@ -309,7 +309,7 @@ TITLE_WEIGHT = 2  # times that the title counts
 
 # %% ../../nbs/data/90_passages.ipynb #e4ce5d93
 def make_matrix(
-    term_ids: list, # lists of numbers of terms, one a passage
+    term_ids: list, # sequences of numbers of terms, one a passage
     vocabulary: dict # term → number
 ): # bm25s.BM25
     "Compute the score of every term in every passage"
@@ -328,7 +328,7 @@ def build_index(
     for passage in passages[len(term_ids):]:
         analyze = make_analyzer(passage["language"])
         terms = analyze(passage["title"]) * TITLE_WEIGHT + analyze(passage["text"])
-        term_ids.append([vocabulary.setdefault(term, len(vocabulary)) for term in terms])
+        term_ids.append(array("i", [vocabulary.setdefault(term, len(vocabulary)) for term in terms]))
     if not vocabulary: raise Invalid(
         "there is no passage to index: no document holds a letter or a digit, and no table a row; add some")
     return Index(passages, term_ids, vocabulary, make_matrix(term_ids, vocabulary))
@@ -577,7 +577,7 @@ def save_index(
         index.matrix.save(temporary, show_progress=False)
         counts = np.array([len(ids) for ids in index.term_ids], np.int32)
         np.save(temporary/"term_counts.npy", counts, allow_pickle=False)
-        flat = np.array([*chain.from_iterable(index.term_ids)], np.int32)
+        flat = np.concatenate([np.asarray(ids, np.int32) for ids in index.term_ids])
         np.save(temporary/"term_ids.npy", flat, allow_pickle=False)
         if index.vectors is not None: np.save(temporary/"vectors.npy", index.vectors, allow_pickle=False)
         files = {path.name: hash_file(path) for path in sorted(temporary.iterdir())}
@@ -623,8 +623,8 @@ def load_index(
     import bm25s
     matrix = bm25s.BM25.load(folder, show_progress=False)
     flat, counts = (np.load(folder/f"{name}.npy", allow_pickle=False) for name in ("term_ids", "term_counts"))
-    term_ids = [ids.tolist() for ids in np.split(flat, np.cumsum(counts)[:-1])]
+    term_ids = [array("i", ids.tobytes()) for ids in np.split(flat, np.cumsum(counts)[:-1])]
     path = folder/"vectors.npy"
     vectors = np.load(path, allow_pickle=False) if path.exists() else None
-    passages = read_jsonl(folder/"passages.jsonl")
+    with open(folder/"passages.jsonl", newline="\n", encoding="utf-8") as file: passages = [*map(json.loads, file)]
     return Index(passages, term_ids, matrix.vocab_dict, matrix, vectors, manifest["embedding_model"])

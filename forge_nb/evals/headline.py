@@ -45,7 +45,7 @@ def grade_answers(
         scores["unknown"].append(int(values[:1] == [style.unknown_answer]))
         kpi = reward(item["question"], text, item) if finished else 0.
         scores["kpi"].append(round(float(kpi), 6))
-        if grades["exact_match"]: scores["source"].append(int(grade_source(text, item, style)))
+        if grades["exact_match"]: scores["source_rate"].append(int(grade_source(text, item, style)))
     return scores
 
 # %% ../../nbs/evals/40_headline.ipynb #c8c89741

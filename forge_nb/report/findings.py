@@ -132,7 +132,7 @@ def describe_answers(
     name, questions = headline["checkpoint"], headline["questions"]
     return (f"Of {questions} held-out questions, the model that ships (`{name}`) answers {right} right and {false} "
             f"wrong; to {unknown} it says that it does not know. It answers right: {', '.join(parts)}. "
-            f"Of its right answers {format_share(headline['source'])} name the passage that holds the value.")
+            f"Of its right answers {format_share(headline['source_rate'])} name the passage that holds the value.")
 
 # %% ../../nbs/report/05_findings.ipynb #7ab96ab7
 def find_unbeaten(

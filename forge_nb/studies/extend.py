@@ -430,10 +430,11 @@ def make_extend_config(
     batch_size: int, # rows in a batch
     max_steps: int, # steps of training
     matrix_lr: float, # learning rate of the blocks' matrices
+    is_tied: bool, # whether one table reads and writes tokens
     seed: int # random seed of the order
 ) -> PretrainConfig: # hyperparameters
     "Make the hyperparameters of the continued training, its rates in pretraining's proportions"
-    rates = dict(matrix_lr=matrix_lr, embedding_lr=5 * matrix_lr, lm_head_lr=matrix_lr / 5)
+    rates = dict(matrix_lr=matrix_lr, embedding_lr=matrix_lr if is_tied else 5 * matrix_lr, lm_head_lr=matrix_lr / 5)
     return PretrainConfig(context_length=context_length, batch_size=batch_size, max_steps=max_steps, num_evals=1,
                           seed=seed, optimizer="muon", warmup_steps=5, **rates, **SHORT_RUN)
 
@@ -674,14 +675,15 @@ def extend(
     check_extend(model, train_tokens=train_tokens, batch_size=batch_size, target_length=target_length,
                  retrieval_ratio=retrieval_ratio)
     tokenizer, checkpoints = AutoTokenizer.from_pretrained(model), make_checkpoint_folder()
-    yarn_config = make_yarn_config(AutoConfig.from_pretrained(model), context_length=context_length,
+    old_config = AutoConfig.from_pretrained(model)
+    yarn_config = make_yarn_config(old_config, context_length=context_length,
                                    rope_factor=rope_factor, beta_fast=beta_fast)
     original = partial(load_for_length, model, target_length)
     scaled = partial(load_for_length, model, target_length, yarn_config)
     held_out = select_across_documents(read_long_rows(data, "valid", target_length), num_test_rows)
     max_steps = train_tokens // target_length // batch_size
     config = make_extend_config(context_length=target_length, batch_size=batch_size, max_steps=max_steps,
-                                matrix_lr=matrix_lr, seed=seed)
+                                matrix_lr=matrix_lr, is_tied=old_config.tie_word_embeddings, seed=seed)
     variants = dict(before=original, window=original, scaled=scaled)
     variants |= prepare_trained_variants(dict(original=original, scaled=scaled), tokenizer, data, held_out, config,
                                          checkpoints, short_length=context_length, retrieval_ratio=retrieval_ratio)

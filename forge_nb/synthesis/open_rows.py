@@ -123,13 +123,16 @@ def open_pairs(
     pairs: list, # pairs with `prompt`, `chosen`, `rejected`, `reason`
     facts: dict, # fact by id; what is not there does not exist
     book: OpenBook, # index, and how much of it a prompt shows
-    style: Style # style with the admission of not knowing
+    style: Style, # style with the admission of not knowing
+    lacking_percent: float # percent of pairs about truth whose passages lack the answer
 ) -> list: # the same pairs with passages; those whose answers would be equal are left out
     "Put passages before the questions of pairs, and sources into their answers"
     out, found_by_pair = [], book.find([pair["prompt"][0]["content"] for pair in pairs])
     for pair, found in zip(pairs, found_by_pair):
         question, fact = pair["prompt"][0]["content"], facts.get(pair["fact"])
-        shown, sources = open_question(book, question, fact, found)
+        case = draw_case(pair["id"], lacking_percent, 0) if pair["reason"] == "fact" else "found"
+        shown, sources = open_question(book, question, fact, found, case)
+        if case == "lacking": pair = pair | dict(reason="absent")
         chosen = fill_source(pair["chosen"][-1]["content"], sources, style)
         rejected = reject_answer(pair, shown, sources, fact["answer"] if fact else style.unknown_answer)
         if chosen == rejected: continue

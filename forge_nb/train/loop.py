@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['set_learning_rates', 'accumulate_gradients', 'apply_gradients', 'train_step', 'nan_message', 'TrainingData',
-           'open_training_data', 'TrainingSpeed', 'TrainingRun', 'check_batch_size', 'make_run', 'take_step',
-           'sample_text', 'unshard', 'measure_copied', 'measure_and_sample', 'record_expert_load', 'evaluate_step',
+           'open_training_data', 'TrainingSpeed', 'measure_copied', 'TrainingRun', 'check_batch_size', 'make_run',
+           'take_step', 'sample_text', 'unshard', 'measure_and_sample', 'record_expert_load', 'evaluate_step',
            'is_eval_step', 'agree_on_checkpoint', 'save_run', 'train_model']
 
 # %% ../../nbs/train/35_loop.ipynb #a7ad1a55
@@ -140,6 +140,16 @@ class TrainingSpeed:
         tokens_per_second = self.steps * self.tokens_per_step / self.elapsed
         return {"tokens/s": tokens_per_second, "% of peak": 100 * tokens_per_second * self.peak_seconds_per_token}
 
+# %% ../../nbs/train/35_loop.ipynb #cf867505
+def measure_copied(
+    model, # causal language model, whole
+    accelerator, # accelerate.Accelerator
+    spans: dict # kind → (rows, tokens) spans
+) -> dict: # 'copied_' and kind → share
+    "Measure how much of each kind of spans is copied when they come twice"
+    with accelerator.autocast():
+        return {f"copied_{kind}": measure_copying(model, rows) for kind, rows in spans.items()}
+
 # %% ../../nbs/train/35_loop.ipynb #f1958bd0
 @dataclass
 class TrainingRun:
@@ -151,6 +161,7 @@ class TrainingRun:
     tokenizer: object # tokenizer of the model
     loss_module: object # wrapped module: tokens → mean loss
     optimizers: list # optimizers
+    spans: dict # kind → spans on which copying is measured; none for a base
     checkpoints: Path # folder of this run's checkpoints
     state: dict # plain values: step, losses, curve, samples, copied_at_start; loads, of a mixture
     speed: TrainingSpeed # clock of the steps
@@ -182,6 +193,9 @@ def make_run(
     data = open_training_data(tokens_folder, config.context_length)
     accelerator = make_accelerator()
     check_batch_size(config.batch_size, accelerator.num_processes)
+    from_scratch, model = config.base == "scratch", model.to(accelerator.device)
+    spans = sample_spans(data.valid, tokenizer, config.context_length // 4) if from_scratch else {}
+    copied = measure_copied(model, accelerator, spans)
     loss_module = LossModule(model, tokenizer.eos_token_id, config.z_loss_weight, config.router_aux_loss_coef)
     loss_module = shard_model(accelerator, loss_module, config.sharding)
     optimizers = make_optimizers(
@@ -190,9 +204,10 @@ def make_run(
         matrix_lr=config.matrix_lr,
         embedding_lr=config.embedding_lr,
         lm_head_lr=config.lm_head_lr)
-    state = load_checkpoint(accelerator, loss_module, optimizers, checkpoints)
+    state = load_checkpoint(accelerator, loss_module, optimizers, checkpoints) | dict(copied_at_start=copied)
     speed = TrainingSpeed(accelerator, model, config.batch_size, config.context_length)
-    return TrainingRun(config, accelerator, data, model, tokenizer, loss_module, optimizers, checkpoints, state, speed)
+    return TrainingRun(config, accelerator, data, model, tokenizer, loss_module, optimizers, spans, checkpoints,
+                       state, speed)
 
 # %% ../../nbs/train/35_loop.ipynb #9cc9bd03
 def take_step(
@@ -240,16 +255,6 @@ def unshard(
     finally:
         if is_spread: loss_module.reshard()
 
-# %% ../../nbs/train/35_loop.ipynb #cf867505
-def measure_copied(
-    run: TrainingRun # run to measure
-) -> dict: # 'copied_random', 'copied_text' → share; nothing for a base
-    "Measure how much a model from scratch copies of spans that come twice"
-    if run.config.base != "scratch": return {}
-    spans = sample_spans(run.data.valid, run.tokenizer, run.config.context_length // 4)
-    with run.accelerator.autocast(), unshard(run.loss_module):
-        return {f"copied_{kind}": measure_copying(run.model, rows) for kind, rows in spans.items()}
-
 # %% ../../nbs/train/35_loop.ipynb #2d53fc02
 def measure_and_sample(
     run: TrainingRun # run to measure
@@ -283,9 +288,10 @@ def evaluate_step(
     "Measure and sample, and write both into the state"
     state = run.state
     bpb, samples = measure_and_sample(run)
-    by_kind = {f"bpb_{kind}": value for kind, value in bpb.items() if kind != "all"} | measure_copied(run)
+    by_kind = {f"bpb_{kind}": value for kind, value in bpb.items() if kind != "all"}
+    with unshard(run.loss_module): copied = measure_copied(run.model, run.accelerator, run.spans)
     mean_loss = sum(state["losses"]) / len(state["losses"])
-    state["curve"].append(dict(step=state["step"], loss=mean_loss, held_out_bpb=bpb["all"]) | by_kind)
+    state["curve"].append(dict(step=state["step"], loss=mean_loss, held_out_bpb=bpb["all"]) | by_kind | copied)
     state["samples"] += [dict(step=state["step"]) | sample for sample in samples]
     state["losses"] = []
     if run.routing: record_expert_load(run)
@@ -330,7 +336,6 @@ def train_model(
     "Train and measure until the last step, from the last checkpoint where there is one"
     run = make_run(model, tokenizer, tokens_folder, config, checkpoints)
     first_step, max_steps = run.state["step"], config.max_steps
-    if not first_step: run.state["copied_at_start"] = measure_copied(run)
     progress = Progress("step", max_steps, first_step)
     with catch_sigterm() as sigterm:
         for step in range(first_step, max_steps):

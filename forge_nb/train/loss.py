@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['chunk_loss', 'choose_chunk_size', 'ChunkedCrossEntropy', 'last_hidden_states', 'compute_lm_loss',
-           'check_plain_scores', 'LossModule', 'sum_nats', 'evaluate_bpb']
+           'check_plain_scores', 'LossModule', 'sum_nats', 'evaluate_bpb', 'score_held_out_rows', 'held_out_row_bytes']
 
 # %% ../../nbs/train/25_loss.ipynb #63d084ff
 import math
@@ -170,3 +170,29 @@ def evaluate_bpb(
             total_bytes += num_bytes
     loss_module.train()
     return dict(all=total_bits / total_bytes) | out
+
+# %% ../../nbs/train/25_loss.ipynb #01942160
+def score_held_out_rows(
+    model, # causal language model
+    eos_token_id: int, # token that closes a document
+    held_out: dict # kind → (rows, bytes a token)
+) -> list: # (rows,) bits
+    "Measure the bits that a model spends on each held-out row"
+    loss_module = LossModule(model, eos_token_id, 0.).eval()
+    bits = []
+    with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16):
+        for rows, _ in held_out.values():
+            for row in rows:
+                mean_nats = loss_module(row[None].to(model.device)).item()
+                bits.append(mean_nats * (len(row) - 1) / math.log(2))
+    return bits
+
+# %% ../../nbs/train/25_loss.ipynb #57d10104
+def held_out_row_bytes(
+    held_out: dict # kind → (rows, bytes a token)
+) -> list: # (rows,) bytes
+    "Count the bytes that each held-out row stands for; the first token is not predicted"
+    sizes = []
+    for rows, bytes_per_token in held_out.values():
+        sizes += [(rows.shape[1] - 1) * bytes_per_token] * len(rows)
+    return sizes

@@ -55,7 +55,7 @@ def stopped(running) -> str:
     return "".join(said) + running.communicate(timeout=HANG)[0]
 
 
-@pytest.mark.parametrize("given", [dict(), dict(num_experts=4), pytest.param(dict(optimizer="adamw"), marks=pytest.mark.slow), pytest.param(dict(micro_batch_size=2), marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize("given", [dict(depth=2), dict(num_experts=4), pytest.param(dict(optimizer="adamw"), marks=pytest.mark.slow), pytest.param(dict(micro_batch_size=2), marks=pytest.mark.slow)], ids=str)
 def test_terminated_anywhere_and_resumed_gives_the_same_bits(tiny, tmp_path, given):
     "Proves: a run that is ended by SIGTERM and called again gives the weights and the curve of one that was not"
     whole, parts = result(start(tiny, tmp_path/"whole", **given)), tmp_path/"parts"
@@ -91,8 +91,8 @@ def halves(processes: int) -> dict:
 @pytest.mark.parametrize("sharding", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_two_processes_learn_what_one_learns(tiny, tmp_path, sharding):
     "Proves: two processes, with whole copies of the model or with its parts, reach the loss of one"
-    one = curve(result(start(tiny, tmp_path/"one", **halves(1))))
-    two = curve(result(start(tiny, tmp_path/"two", sharding=sharding, **halves(2))))
+    one = curve(result(start(tiny, tmp_path/"one", depth=2, **halves(1))))
+    two = curve(result(start(tiny, tmp_path/"two", depth=2, sharding=sharding, **halves(2))))
     assert len(one) == len(two) == 2 and all(math.isclose(a, b, abs_tol=.01) for a, b in zip(one, two)), (one, two)
     assert one[0] - one[1] > .1, "nothing was learned, so nothing was compared"
 
