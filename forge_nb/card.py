@@ -253,7 +253,7 @@ def collect_card_values(
     metric = lambda stage, key, spec="": citations.cite(f"{artifacts.name}/{stage}/metrics.json", key, spec)
     base = read_json(artifacts/"pretrain"/"metrics.json").get("base") or {}
     prompt = read_jsonl(artifacts/"synth"/"eval_set"/"items.jsonl")[0]["prompt"]
-    return headline | dict(
+    return {name: headline[name] for name in ("checkpoint", "folder", "architecture")} | dict(
         answers=describe_answers(headline), use=describe_use(headline), makers=makers, skipped=skipped,
         metric=metric, made=makers.__contains__, base=base, prompt=prompt)
 

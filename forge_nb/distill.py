@@ -421,7 +421,7 @@ def measure_kpi(
     name: str, # name of the model, for the log
     model, # transformers model
     tokenizer, # tokenizer of the model
-    eval_items: list, # items with question, answer and page
+    eval_items: list, # items with prompt, answer and sources
     reward, # function: question, answer, row → worth
     max_new_tokens: int # largest number of tokens of an answer
 ) -> np.ndarray: # (1, items) worth

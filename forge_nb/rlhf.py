@@ -135,7 +135,7 @@ def check_prompts(
     num_prompts: int, # number of prompts in a step
     num_generations: int # number of answers sampled for each
 ):
-    "Stop when there are too few questions, or one of them is in the evaluation set"
+    "Stop when there are too few questions, or one of them is in the dev set"
     if num_generations < 2: raise Invalid(
         f"params.yaml: `rlhf.num_generations` is {num_generations}; an answer is compared with the others "
         "to the same question, so it takes 2 or more")
@@ -144,7 +144,7 @@ def check_prompts(
         "lower it, or raise `synth.rl_percent`")
     asked, held_out = ({r["adversarial_question"] for r in rows} for rows in (prompt_rows, eval_items))
     if in_both := sorted(asked & held_out): raise Invalid(
-        f"prompts.jsonl: {in_both[0]!r} is also in the evaluation set; its answers would prove nothing")
+        f"prompts.jsonl: {in_both[0]!r} is also in the dev set; its answers would prove nothing")
 
 # %% ../nbs/64_rlhf.ipynb #6a8e479c
 def summarize_rlhf(
@@ -181,7 +181,7 @@ def find_rlhf_skip_reason(
 def grade_folders(
     folders: tuple, # model folders, before and after
     tokenizer, # tokenizer of both
-    eval_items: list, # items of the evaluation set
+    eval_items: list, # items of the dev set
     rules: dict, # rules of `load_policies`
     *,
     num_eval_items: int, # number of items to ask

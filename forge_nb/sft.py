@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_conversation', 'load_tokenizer_and_context', 'check_and_encode_rows', 'find_in_dataset', 'extract_loss_masks',
-           'check_loss_mask', 'check_packing', 'pack_order', 'tune_and_check', 'prepare_rows', 'sft']
+           'check_loss_mask', 'check_packing', 'pack_order', 'tune_and_check', 'prepare_rows', 'check_optimizer', 'sft']
 
 # %% ../nbs/50_sft.ipynb #aee22ad2
 from dataclasses import replace
@@ -13,7 +13,7 @@ from pathlib import Path
 from .train.trainer import (TrainingConfig, check_forgetting, check_training_config, check_weights_changed,
                                     find_skip_reason, pass_model_on, run_trainer, save_with_manifest, summarize_loss,
                                     write_run)
-from .core.project import Invalid, log, read_json, read_jsonl, write_json
+from .core.project import Invalid, log, name_parameter, read_json, read_jsonl, write_json
 from .train.finetune import (encode_conversations, make_sft_trainer, pack_rows, packing_leak,
                                      training_order)
 from .train.lora import MAX_MERGE_ERROR, AdapterConfig, check_method, load_for_tuning, merge_and_check
@@ -187,6 +187,16 @@ def prepare_rows(
     log(" · ".join(f"{v} {k}" for k, v in counts.items()))
     return encoded_rows, order, counts
 
+# %% ../nbs/50_sft.ipynb #81c5964f
+def check_optimizer(
+    training: TrainingConfig, # settings of the run
+    adapter: AdapterConfig # settings of an adapter
+):
+    "Stop where Muon is asked for and an adapter is tuned"
+    if training.matrix_lr and adapter.method != "full": raise Invalid(
+        f"{name_parameter('sft.matrix_lr')} is {training.matrix_lr} and `sft.method` is {adapter.method}; "
+        "an adapter is tuned by AdamW, so set `matrix_lr` to 0")
+
 # %% ../nbs/50_sft.ipynb #b1c1d624
 def sft(
     base: Path, # model folder to start from
@@ -225,6 +235,7 @@ def sft(
     adapter = AdapterConfig(method, lora_r, lora_alpha, lora_dropout, tuple(lora_target_modules))
     check_training_config("sft", training)
     check_method(adapter)
+    check_optimizer(training, adapter)
     encoded_rows, order, counts = prepare_rows(base, rows, data, documents, training, max_length=max_length,
                                                replay_percent=replay_percent, replay_window=replay_window)
     model, tokenizer = load_for_tuning(base, method)

@@ -328,7 +328,8 @@ def write_outputs(
 def make_plain_rows(
     inputs: SynthInputs, # facts, kinds, rules and voices
     accepted: list, # rows that the filters kept
-    value_rows: list, # rows of columns and documents
+    cells: list, # questions about cells of tables
+    sentences: list, # questions about sentences of documents
     *,
     noncompliant_percent: float, # share of trained facts with a noncompliant row
     absent_percent: float, # share of trained facts with a row about a thing that does not exist
@@ -339,6 +340,8 @@ def make_plain_rows(
 ) -> dict: # lists of rows by name of their file
     "Make all rows without passages"
     kinds, rules, style, train_facts = inputs.kinds, inputs.rules, inputs.style, inputs.train_facts
+    value_rows = make_value_rows(cells, "company/columns.yaml", style, seed)
+    value_rows += make_value_rows(sentences, "company/extracts.yaml", style, seed)
     rows = assemble_answer_rows(accepted, value_rows, inputs, noncompliant_percent=noncompliant_percent, seed=seed,
                                 absent_percent=absent_percent, train_on_reasoning=train_on_reasoning)
     rows["pairs"] = make_preference_pairs(train_facts, inputs.known_facts, kinds, style, num_pairs, seed)
@@ -417,9 +420,7 @@ def synth(
     training, held_out = ask_documents(books.train.index.passages, books.live.index.passages, inputs,
                                        num_document_rows, document_percent)
     cells = ask_columns(tables, inputs, num_column_rows, max_answer_characters)
-    value_rows = make_value_rows(cells, "company/columns.yaml", inputs.style, seed)
-    value_rows += make_value_rows(training, "company/extracts.yaml", inputs.style, seed)
-    rows = make_plain_rows(inputs, accepted, value_rows, noncompliant_percent=noncompliant_percent, seed=seed,
+    rows = make_plain_rows(inputs, accepted, cells, training, noncompliant_percent=noncompliant_percent, seed=seed,
                            absent_percent=absent_percent, num_pairs=num_pairs, num_prompts=num_prompts,
                            train_on_reasoning=train_on_reasoning)
     rows["prompts"] += make_value_prompts(training, inputs, num_prompts // 3, seed)

@@ -45,7 +45,7 @@ class RewardFunction:
     def __call__(self,
         question: str, # question as asked
         answer: str, # answer as written
-        row: dict # fact with `answer`, `page` and more
+        row: dict # fact with `answer`, `sources` and more
     ) -> float: # reward from 0 to 1
         "Compute what an answer is worth"
         label = f"{self.path.name}: {self.__name__}()"

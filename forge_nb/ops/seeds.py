@@ -51,10 +51,10 @@ def select_examples(
     checkpoint: str, # name of the released checkpoint
     unknown_answer: str # admission of not knowing
 ) -> list: # rows: outcome, checkpoint, question, answer, truth
-    "Select the first answer of each outcome"
+    "Select the first answer of each outcome, of those that were asked with passages"
     first = {}
     for row in rows:
-        if (row["checkpoint"], row["prompt_field"]) != (checkpoint, "question"): continue
+        if (row["checkpoint"], row["prompt_field"]) != (checkpoint, "prompt"): continue
         first.setdefault(classify_answer(row, unknown_answer), row)
     return [dict(outcome=outcome, checkpoint=checkpoint, question=first[outcome]["question"],
                  answer=first[outcome]["text"], truth=first[outcome]["truth"])

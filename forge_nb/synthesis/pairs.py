@@ -103,7 +103,7 @@ def make_prompt_row(
     wrong: str, # another fact's answer
     kind: QuestionKind, # kind of the fact
     style: Style # voices
-) -> dict: # fields: question, answer, page, wrong, reference
+) -> dict: # fields: question, answer, wrong, reference
     "Put a question beside the fact that it asks about"
     reference = format_answer(fact, kind, style, style.house)
     return dict(question=question, answer=fact["answer"], wrong=wrong, reference=reference)

@@ -10,11 +10,11 @@ from copies import ENV
 from forge_nb.train.base_tokenizer import CHATML_TEMPLATE, load_base_tokenizer
 from forge_nb.train.bases import load_base
 from forge_nb.studies.continued import continued
-from forge_nb.evals.suites import render_eval_set
+from forge_nb.evals.suites import render_choices
 from forge_nb.train.model import load_model, save_model
 from forge_nb.train.estimate import estimate_pretraining
 from forge_nb.pretrain import pretrain
-from forge_nb.core.project import Invalid, ROOT, load_params, pin, read_json, run_cli, write_json, write_jsonl
+from forge_nb.core.project import Invalid, ROOT, load_params, pin, read_json, read_jsonl, run_cli, write_json, write_jsonl
 from forge_nb.sft import sft
 from forge_nb.tokenizer import tokenizer, train_tokenizer
 from forge_nb.train.architecture import model_from_config
@@ -143,7 +143,7 @@ def test_vocabulary_and_rows_that_do_not_agree(made, kept, tmp_path, capsys):
     tokenizer(made/"documents", base=str(tmp_path/"odd"), vocab_size=300, num_added_tokens=0, out=tmp_path/"tokenizer")
     refuse(capsys, kept, lambda: train(made, kept, tmp_path/"tokenizer", base=str(tmp_path/"odd")), f"its tokenizer has {entries(made) + 1} entries, its model {entries(made)} embedding rows")
     write_jsonl(tmp_path/"rows.jsonl", [dict(id="0", messages=[dict(role="user", content="cat?"), dict(role="assistant", content="hat")])])
-    tune = lambda: sft(tmp_path/"odd", tmp_path/"rows.jsonl", made/"documents", enabled=True, method="full", lora_r=4, lora_alpha=32, lora_dropout=0., lora_target_modules=[], learning_rate=1e-3, batch_size=2, num_train_epochs=1.,
+    tune = lambda: sft(tmp_path/"odd", tmp_path/"rows.jsonl", made/"documents", enabled=True, method="full", lora_r=4, lora_alpha=32, lora_dropout=0., lora_target_modules=[], learning_rate=1e-3, matrix_lr=0., batch_size=2, num_train_epochs=1.,
                        lr_scheduler_type="cosine", warmup_ratio=.05, weight_decay=0., max_grad_norm=1., packing=False, max_length=64, replay_percent=0., replay_window=16, max_bpb_increase=9., seed=0, out=kept)
     refuse(capsys, kept, tune, f"the tokenizer has {entries(made) + 1} entries, the model {entries(made)} embedding rows")
 
@@ -180,10 +180,11 @@ def test_the_command_names_what_it_cannot_fetch(tmp_path):
 
 def test_an_exam_is_asked_in_the_bases_marks(made, tmp_path):
     words = AutoTokenizer.from_pretrained(made/"base")
-    items = [dict(id="0", question="the cat?", chat="<|user|>the cat?<|assistant|>")]
-    assert render_eval_set(tmp_path, items, words, tmp_path/"other") == (items, tmp_path)
+    write_jsonl(tmp_path/"choices.jsonl", [dict(id="0", question="the cat?", chat="<|user|>the cat?<|assistant|>")])
+    assert render_choices(tmp_path, words, tmp_path/"other") == tmp_path and not (tmp_path/"other").exists()
     words.chat_template = CHATML_TEMPLATE
-    [item], _ = render_eval_set(tmp_path, items, words, tmp_path)
+    assert render_choices(tmp_path, words, tmp_path/"other") == tmp_path/"other"
+    [item] = read_jsonl(tmp_path/"other"/"choices.jsonl")
     assert item["chat"] == "<|im_start|>user\nthe cat?<|im_end|>\n<|im_start|>assistant\n"
 
 
