@@ -200,7 +200,8 @@ def make_answer_rows(
     answers: dict # (text, finished) for each question, by field of the item
 ) -> list: # rows of answers.jsonl
     "Put each answer beside its question and the truth"
-    return [dict(checkpoint=checkpoint, id=item["id"], prompt_field=field, question=item[field],
+    asked = lambda field: "adversarial_question" if field == "adversarial_prompt" else "question"
+    return [dict(checkpoint=checkpoint, id=item["id"], prompt_field=field, question=item[asked(field)],
                  truth=item["answer"], text=text, finished=finished)
             for field, texts in answers.items() for item, (text, finished) in zip(items, texts)]
 
