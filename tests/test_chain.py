@@ -83,7 +83,9 @@ def test_prose_reruns_tangle_alone(tiny):
 
 def test_parameter_reruns_its_stage_and_what_follows_and_reverting_restores(tiny):
     before, weights = (tiny.root/"dvc.lock").read_text(encoding="utf-8"), (tiny.root/"artifacts/rl/model/model.safetensors").read_bytes()
-    swap(tiny.root/"params.yaml", "learning_rate: 0.0003", "learning_rate: 0.0006")
+    params = (tiny.root/"params.yaml").read_text(encoding="utf-8")
+    rate = re.search(r"(?ms)^rl:.*?(?=  learning_rate: )  learning_rate: (\S+)", params)
+    (tiny.root/"params.yaml").write_text(f"{params[:rate.start(1)]}{2 * float(rate[1])}{params[rate.end(1):]}", encoding="utf-8")
     assert tiny.executed(tiny("dvc repro")) == ["tangle", "rl", "distill", "evaluate", "card"]
     assert (tiny.root/"artifacts/rl/model/model.safetensors").read_bytes() != weights
     tiny("git checkout -q params.yaml")
@@ -163,7 +165,7 @@ def test_a_failing_stage_ends_the_pipeline_and_the_way_back_restores_its_results
     ("rl", "params.yaml", "  reward_function: near", "  reward_function: nearly", ["kpi.py has no function `nearly`"]),
     ("rlhf", "company/policies.yaml", "  verifier: 'holds", "  # verifier: 'holds", ["company/policies.yaml", "field `source.verifier` is missing; add it"]),
     ("dpo", "company/style.yaml", "house: house", "house: plain", ["company/style.yaml", "an answer of the house voice"]),
-    ("dpo", "artifacts/synth/rows/pairs.jsonl", "}]}\n", "}], " + ", ".join(f'"{side}": [{{"role": "assistant", "content": "`5`."}}]' for side in ("chosen", "rejected")) + "}\n", ["pairs.jsonl", "chosen and rejected are equal"]),
+    ("dpo", "artifacts/synth/rows/pairs.jsonl", "]}\n", "], " + ", ".join(f'"{side}": [{{"role": "assistant", "content": "`5`."}}]' for side in ("chosen", "rejected")) + "}\n", ["pairs.jsonl", "chosen and rejected are equal"]),
     ("distill", "params.yaml", "  student: ''", "  student: other", ["other", "entries of its vocabulary", "train the student with the teacher's tokenizer"])])
 def test_bad_input_of_a_tuning_stage_is_a_sentence_and_leaves_its_results(tiny, stage, file, old, new, words):
     save_model(build_model(letters := train_tokenizer(["abc"] * 9, 285), ModelShape(num_hidden_layers=1, hidden_size=64, intermediate_size=64, context_length=64)), letters, tiny.root/"other")
