@@ -20,9 +20,9 @@ from ..metrics.stats import compare_checkpoints
 def run_seed(
     seed: int # random seed of the run
 ) -> str: # name of the experiment
-    "Run the chain up to `evaluate` with this seed, as a DVC experiment"
+    "Run the chain up to `evaluate` with this seed and the whole evaluation set, as a DVC experiment"
     experiment, show = f"seed-{seed}", lambda line: print(line, flush=True)
-    run_experiment(ROOT, experiment, {"shared.seed": seed}, "evaluate", should_stop=show)
+    run_experiment(ROOT, experiment, {"shared.seed": seed, "evaluate.all_items": True}, "evaluate", should_stop=show)
     return experiment
 
 # %% ../../nbs/ops/35_seeds.ipynb #fd6bd1df
