@@ -114,7 +114,7 @@ def test_the_passage_that_is_cited_holds_the_value(made):
 def test_the_exam_asks_of_documents_that_no_row_asks_about(made):
     "Some are held out of training documents, some came after training; rows may still show them as passages beside others"
     of = lambda rows: {parent for r in rows for parent in r["parents"] if parent.startswith("docs/")}
-    asked, held_out = of(r for r in made.sft if r["generator"] == "company/extracts.yaml"), of(i for i in made.items if i["part"] == "document")
+    asked, held_out = of(r for r in [*made.sft, *made.prompts] if r["generator"] == "company/extracts.yaml"), of(i for i in made.items if i["part"] == "document")
     assert len(asked) > 3 and not asked & held_out
     assert held_out & set(PAGES[:-3]) and held_out & set(PAGES[-3:])
     questions = {r["question"] for r in [*made.sft, *made.prompts, *made.pairs]}
