@@ -419,8 +419,8 @@ def synth(
         inputs, config, company/"paraphrases.yaml", phrasings_per_fact=phrasings_per_fact,
         paraphrases_per_fact=paraphrases_per_fact, paraphrase_weights=paraphrase_weights,
         dedup_threshold=dedup_threshold, num_reasoning=num_reasoning, seed=seed)
-    training, held_out = ask_documents(books.train.index.passages, books.live.index.passages, inputs,
-                                       num_document_rows, document_percent)
+    training, held_out = ask_documents(books.train.passages, books.live.passages, inputs, num_document_rows,
+                                       document_percent)
     cells = ask_columns(tables, inputs, num_column_rows, max_answer_characters)
     rows = make_plain_rows(inputs, accepted, cells, training, noncompliant_percent=noncompliant_percent, seed=seed,
                            absent_percent=absent_percent, num_pairs=num_pairs, num_prompts=num_prompts,
