@@ -347,6 +347,8 @@ def make_plain_rows(
     rows["pairs"] = make_preference_pairs(train_facts, inputs.known_facts, kinds, style, num_pairs, seed)
     rows["policy_pairs"] = make_policy_pairs(train_facts, kinds, rules, style, seed)
     rows["prompts"] = make_prompt_rows(train_facts, inputs.rl_facts, kinds, rules, style, num_prompts, seed)
+    rows["prompts"] += make_value_prompts(sentences, inputs, num_prompts // 3, seed)
+    random.Random(seed).shuffle(rows["prompts"])
     return rows
 
 # %% ../nbs/20_synth.ipynb #52c85272
@@ -417,14 +419,12 @@ def synth(
         inputs, config, company/"paraphrases.yaml", phrasings_per_fact=phrasings_per_fact,
         paraphrases_per_fact=paraphrases_per_fact, paraphrase_weights=paraphrase_weights,
         dedup_threshold=dedup_threshold, num_reasoning=num_reasoning, seed=seed)
-    training, held_out = ask_documents(books.train.index.passages, books.live.index.passages, inputs,
-                                       num_document_rows, document_percent)
+    training, held_out = ask_documents(books.train.passages, books.live.passages, inputs, num_document_rows,
+                                       document_percent)
     cells = ask_columns(tables, inputs, num_column_rows, max_answer_characters)
     rows = make_plain_rows(inputs, accepted, cells, training, noncompliant_percent=noncompliant_percent, seed=seed,
                            absent_percent=absent_percent, num_pairs=num_pairs, num_prompts=num_prompts,
                            train_on_reasoning=train_on_reasoning)
-    rows["prompts"] += make_value_prompts(training, inputs, num_prompts // 3, seed)
-    random.Random(seed).shuffle(rows["prompts"])
     candidates = make_all_items(inputs, held_out, num_eval_items, num_sampled)
     check_eval_overlap(rows, candidates, "questions.yaml")
     rows["dev"] = [item for item in candidates if item["part"] == "fact" and not item["in_sample"]][:160]

@@ -19,6 +19,15 @@ def swap(path: Path, old: str, new: str):
     path.write_text(text.replace(old, new, 1), encoding="utf-8")
 
 
+def set_parameter(copy: Copy, stage: str, field: str, value) -> str:
+    "Change a parameter in params.yaml; what it was"
+    path = copy.root/"params.yaml"
+    text = path.read_text(encoding="utf-8")
+    found = re.search(rf"(?m)^{stage}:\n(?:  .*\n)*?  {field}: (\S+)", text)
+    path.write_text(f"{text[:found.start(1)]}{value}{text[found.end(1):]}", encoding="utf-8")
+    return found[1]
+
+
 def test_chain_leaves_everything(tiny):
     for name in STAGES:
         assert (tiny.root/"artifacts"/name/"metrics.json").exists() and (tiny.root/"reports"/f"{name}.ipynb").exists()
@@ -83,7 +92,8 @@ def test_prose_reruns_tangle_alone(tiny):
 
 def test_parameter_reruns_its_stage_and_what_follows_and_reverting_restores(tiny):
     before, weights = (tiny.root/"dvc.lock").read_text(encoding="utf-8"), (tiny.root/"artifacts/rl/model/model.safetensors").read_bytes()
-    swap(tiny.root/"params.yaml", "learning_rate: 0.0003", "learning_rate: 0.0006")
+    rate = set_parameter(tiny, "rl", "learning_rate", 0)
+    set_parameter(tiny, "rl", "learning_rate", 2 * float(rate))
     assert tiny.executed(tiny("dvc repro")) == ["tangle", "rl", "distill", "evaluate", "card"]
     assert (tiny.root/"artifacts/rl/model/model.safetensors").read_bytes() != weights
     tiny("git checkout -q params.yaml")
@@ -130,9 +140,7 @@ def test_experiments_compare(tiny):
     ("an optimiser nobody knows", "optimizer: sgd", ["pretrain.optimizer", "muon or adamw"]),
     ("a context longer than the validation text", "context_length: 1000000", ["pretrain.context_length", "do not fill one row"])])
 def test_a_failing_stage_names_its_cause(tiny, cause, line, words):
-    field = line.split(":")[0]
-    old = next(row for row in (tiny.root/"params.yaml").read_text(encoding="utf-8").splitlines() if row.strip().startswith(f"{field}:"))
-    swap(tiny.root/"params.yaml", old.strip(), line)
+    set_parameter(tiny, "pretrain", *line.split(": "))
     said = tiny("python -m forge_nb.core.runner pretrain", rc=2)
     error = [row for row in said.splitlines() if row.startswith("error: ")]
     assert len(error) == 1 and all(w in error[0] for w in words), said
@@ -151,7 +159,7 @@ def test_a_budget_that_is_too_small_ends_the_run_before_the_stage(tiny):
 
 
 def test_a_failing_stage_ends_the_pipeline_and_the_way_back_restores_its_results(tiny):
-    swap(tiny.root/"params.yaml", "  depth: 1", "  depth: 0")
+    set_parameter(tiny, "pretrain", "depth", 0)
     assert "`pretrain.depth` is 0" in tiny("dvc repro pretrain", rc=None)
     tiny("git checkout -q params.yaml && dvc repro && git diff --exit-code")
 
@@ -163,7 +171,7 @@ def test_a_failing_stage_ends_the_pipeline_and_the_way_back_restores_its_results
     ("rl", "params.yaml", "  reward_function: near", "  reward_function: nearly", ["kpi.py has no function `nearly`"]),
     ("rlhf", "company/policies.yaml", "  verifier: 'holds", "  # verifier: 'holds", ["company/policies.yaml", "field `source.verifier` is missing; add it"]),
     ("dpo", "company/style.yaml", "house: house", "house: plain", ["company/style.yaml", "an answer of the house voice"]),
-    ("dpo", "artifacts/synth/rows/pairs.jsonl", "}]}\n", "}], " + ", ".join(f'"{side}": [{{"role": "assistant", "content": "`5`."}}]' for side in ("chosen", "rejected")) + "}\n", ["pairs.jsonl", "chosen and rejected are equal"]),
+    ("dpo", "artifacts/synth/rows/pairs.jsonl", "]}\n", "], " + ", ".join(f'"{side}": [{{"role": "assistant", "content": "`5`."}}]' for side in ("chosen", "rejected")) + "}\n", ["pairs.jsonl", "chosen and rejected are equal"]),
     ("distill", "params.yaml", "  student: ''", "  student: other", ["other", "entries of its vocabulary", "train the student with the teacher's tokenizer"])])
 def test_bad_input_of_a_tuning_stage_is_a_sentence_and_leaves_its_results(tiny, stage, file, old, new, words):
     save_model(build_model(letters := train_tokenizer(["abc"] * 9, 285), ModelShape(num_hidden_layers=1, hidden_size=64, intermediate_size=64, context_length=64)), letters, tiny.root/"other")

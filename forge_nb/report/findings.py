@@ -130,9 +130,10 @@ def describe_answers(
     shares = headline["right_by_part"].items()
     parts = [f"{format_share(share)} of {PART_NAMES.get(part, part)}" for part, share in shares]
     name, questions = headline["checkpoint"], headline["questions"]
-    return (f"Of {questions} held-out questions, the model that ships (`{name}`) answers {right} right and {false} "
-            f"wrong; to {unknown} it says that it does not know. It answers right: {', '.join(parts)}. "
-            f"Of its right answers {format_share(headline['source_rate'])} name the passage that holds the value.")
+    text = (f"Of {questions} held-out questions, the model that ships (`{name}`) answers {right} right and {false} "
+            f"wrong; to {unknown} it says that it does not know. It answers right: {', '.join(parts)}.")
+    if "source_rate" not in headline: return text  # no answer was right
+    return f"{text} Of its right answers {format_share(headline['source_rate'])} name the passage that holds the value."
 
 # %% ../../nbs/report/05_findings.ipynb #7ab96ab7
 def find_unbeaten(

@@ -195,6 +195,11 @@ class OpenBook:
     groups: tuple = (EVERYONE,) # names of the reader's groups
 
     @property
+    def passages(self) -> list: # passages of the index
+        "List what the reader may read"
+        return restrict(self.index, list(self.groups)).passages
+
+    @property
     def weights(self) -> dict: # term → weight, larger for a rare one; a search server tells none
         "Weigh terms by how rare they are among what the reader may read"
         return restrict(self.index, list(self.groups)).weights if isinstance(self.index, Index) else {}

@@ -148,7 +148,7 @@ def test_dry_run_changes_nothing(asked):
     before, status = fingerprints(asked), asked("git status --porcelain")
     answer = ask(asked, f"forget {asked.page} --dry-run")
     assert answer["state"] == "dry-run" and {r["path"] for r in answer["removed"]} == {asked.page, "docs/zz old copy.txt"}
-    assert set(answer["may_run"]) - {"ingest"} == {*"tangle assess curate retrieval tokenizer ngram synth pretrain evaluate card".split(), *TUNED}
+    assert set(answer["may_run"]) - {"ingest"} == {*"tangle assess curate retrieval decide tokenizer ngram synth pretrain evaluate card".split(), *TUNED}
     assert fingerprints(asked) == before and asked("git status --porcelain") == status
     kept = ask(asked, f"forget {asked.page} --dry-run --keep-duplicates")
     assert [r["path"] for r in kept["removed"]] == [asked.page] and kept["kept_duplicates"]
@@ -260,7 +260,7 @@ def test_forgetting_what_was_never_used_trains_nothing(forgotten):
     page = next(s for p in sorted((copy.root/"data/docs/releases").glob("*.txt")) if (s := p.relative_to(copy.root/"data").as_posix()) not in named and s not in facts)
     old = lock(copy)
     r = ask(copy, f"forget {page} --yes")
-    assert set(r["ran"]) <= {"tangle", "ingest", "assess", "curate", "synth", "card"} and {k: r["proof"][k] for k in ("ids", "paths", "ngrams")} == dict(ids=0, paths=0, ngrams=0)
+    assert set(r["ran"]) <= {"tangle", "ingest", "assess", "curate", "retrieval", "synth", "decide", "card"} and {k: r["proof"][k] for k in ("ids", "paths", "ngrams")} == dict(ids=0, paths=0, ngrams=0)
     for stage in ("pretrain", *TUNED): assert lock(copy)[stage] == old[stage]
     assert not [e for e in r["evaluation"] if e["before"] != e["after"]]
     status = copy("git status --porcelain")

@@ -39,7 +39,7 @@ def digests(folder): return {p.relative_to(folder).as_posix(): hashlib.sha256(p.
 def server(toy, tmp_path):
     "`transformers serve` with a model that knows one sum, at each effort; a function that asks it"
     torch.set_num_threads(1)
-    rows = [dict(question=SUM, effort=e, text=page.write_reasoning(SUM, e)) for e in page.EFFORT_SHARES] * 120
+    rows = [dict(question=SUM, effort=e, text=page.write_reasoning(SUM, e)) for e in page.EFFORT_SHARES] * 240
     model, words, _ = page.fine_tune_with_effort(toy.root/"model", rows, tmp_path/"c", learning_rate=.01, batch_size=6, seed=0)
     save_model(model, words, tmp_path/"served")
     with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]

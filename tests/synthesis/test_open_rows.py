@@ -32,15 +32,15 @@ class Company:
         write_csv(root/"facts"/"parts.csv", [dict(name=f"bolt M{n}", price=f"{n % 9} EUR", store=f"hall {n % 4}") for n in range(60)])
         self.documents = [dict(id=s, kind="docs", language="en", source=s, text=(ROOT/"data"/s).read_text(encoding="utf-8")) for s in PAGES]
 
-    def run(self, num_live: int):
+    def run(self, num_live: int, patterns=None, groups=()):
         tables, documents, indices = self.root/"facts", self.root/"train.jsonl", self.root/"indices"
         write_jsonl(documents, self.documents[:-3])
         rows = read_table_passages(tables, {"parts.csv": ["name"]}, {}, "en")
-        passages = rows + make_document_passages(self.documents[:-3], {}, "en", 1200)
+        passages = rows + make_document_passages(self.documents[:-3], patterns or {}, "en", 1200)
         for name, kept in dict(train=self.documents[:-3], live=self.documents[:num_live]).items():
-            save_index(build_index(rows + make_document_passages(kept, {}, "en", 1200)), indices/name)
-        out = self.root/f"out{num_live}"
-        synth(self.root/"company", tables, documents, indices, seed=0, **PARAMS, out=out)
+            save_index(build_index(rows + make_document_passages(kept, patterns or {}, "en", 1200)), indices/name)
+        out = self.root/"_".join(["out", str(num_live), str(len(patterns or [])), *groups])
+        synth(self.root/"company", tables, documents, indices, seed=0, **PARAMS | dict(groups=[*groups]), out=out)
         limits = {name: PARAMS[name] for name in ("max_answer_characters", "held_out_percent", "rl_percent", "limit")}
         inputs = load_inputs(self.root/"company", tables, documents, **limits)
         read = lambda name: read_jsonl(out/f"{name}.jsonl")
@@ -114,7 +114,7 @@ def test_the_passage_that_is_cited_holds_the_value(made):
 def test_the_exam_asks_of_documents_that_no_row_asks_about(made):
     "Some are held out of training documents, some came after training; rows may still show them as passages beside others"
     of = lambda rows: {parent for r in rows for parent in r["parents"] if parent.startswith("docs/")}
-    asked, held_out = of(r for r in made.sft if r["generator"] == "company/extracts.yaml"), of(i for i in made.items if i["part"] == "document")
+    asked, held_out = of(r for r in [*made.sft, *made.prompts] if r["generator"] == "company/extracts.yaml"), of(i for i in made.items if i["part"] == "document")
     assert len(asked) > 3 and not asked & held_out
     assert held_out & set(PAGES[:-3]) and held_out & set(PAGES[-3:])
     questions = {r["question"] for r in [*made.sft, *made.prompts, *made.pairs]}
@@ -140,3 +140,12 @@ def test_documents_after_training_change_the_exam_and_no_row(company, made, tmp_
     fewer = company.run(len(PAGES) - 2)
     for path in sorted((made.out/"rows").iterdir()): assert path.read_bytes() == (fewer.out/"rows"/path.name).read_bytes(), path.name
     assert {p for i in fewer.items for p in i["parents"]} != {p for i in made.items for p in i["parents"]}
+
+
+def test_rows_show_and_quote_only_what_everyone_may_read(company, tmp_path, monkeypatch):
+    "Unless groups are named: a question about a sentence quotes it, and what a row holds the weights may keep"
+    monkeypatch.setenv("FORGE_CKPT", str(tmp_path/"kept"))
+    secret, patterns = PAGES[1], {PAGES[1]: ["hr"], "*": ["everyone"]}
+    named = lambda made: {name: sum(secret in (*r["parents"], *r["shown"]) for r in getattr(made, name)) for name in ("sft", "pairs", "prompts")}
+    assert not any(named(company.run(len(PAGES), patterns)).values())
+    assert all(named(company.run(len(PAGES), patterns, ["hr"]))[name] for name in ("sft", "prompts"))
