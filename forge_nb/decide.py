@@ -14,7 +14,7 @@ from .core.project import Invalid, log, read_csv, read_jsonl, write_csv, write_j
 from .core.settings import Case, QuestionKinds, Style, load_settings
 from .data.passages import load_index, search
 from .data.versions import describe_change_rate, measure_changes
-from .evals.baselines import (DEPTHS, answer_without_model, ask_base, find_answer_rank, list_known_answers,
+from .evals.arms import (DEPTHS, answer_without_model, ask_base, find_answer_rank, list_known_answers,
                                       make_base_prompts, read_tables, score_found, score_shown_violations,
                                       show_first_passage)
 from .evals.paths import gather_evidence, recommend

@@ -29,8 +29,8 @@ def project(folder: Path) -> Path:
     for name in ("Makefile", "requirements.lock", "pyproject.toml", ".gitattributes", ".gitignore"): shutil.copy(ROOT/name, folder)
     shutil.copytree(ROOT/".githooks", folder/".githooks")
     (folder/"forge_nb").mkdir()
-    for name in ("data/default_company", "train/bases", "bench/bench"):
-        (folder/"forge_nb"/name).parent.mkdir()
+    for name in ("data/default_company", "data/versions", "train/bases", "bench/bench"):
+        (folder/"forge_nb"/name).parent.mkdir(exist_ok=True)
         (folder/"forge_nb"/f"{name}.py").write_text(SOURCE, encoding="utf-8")
     base, place = sys._base_executable, "lib/python*/site-packages/pip.py"
     (python := folder.parent/"python").write_text(

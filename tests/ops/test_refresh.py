@@ -108,4 +108,5 @@ def test_forget_takes_what_search_and_ask_keep(tmp_path, monkeypatch):
 
 
 def test_without_a_first_index_there_is_a_sentence(bare):
+    bare("rm -rf artifacts/retrieval/live runs/live")  # it may have run in this copy
     refuse(bare, "refresh", 3, "there is no index to refresh", "dvc repro retrieval")

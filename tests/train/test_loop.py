@@ -91,8 +91,9 @@ def halves(processes: int) -> dict:
 @pytest.mark.parametrize("sharding", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_two_processes_learn_what_one_learns(tiny, tmp_path, sharding):
     "Proves: two processes, with whole copies of the model or with its parts, reach the loss of one"
-    one = curve(result(start(tiny, tmp_path/"one", depth=2, **halves(1))))
-    two = curve(result(start(tiny, tmp_path/"two", depth=2, sharding=sharding, **halves(2))))
+    usual = dict(depth=2, lookup_heads=0, tie_word_embeddings=False)  # an induction circuit takes the other order to other weights within twenty steps
+    one = curve(result(start(tiny, tmp_path/"one", **usual, **halves(1))))
+    two = curve(result(start(tiny, tmp_path/"two", **usual, sharding=sharding, **halves(2))))
     assert len(one) == len(two) == 2 and all(math.isclose(a, b, abs_tol=.01) for a, b in zip(one, two)), (one, two)
     assert one[0] - one[1] > .1, "nothing was learned, so nothing was compared"
 

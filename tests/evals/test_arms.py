@@ -3,7 +3,7 @@ import pytest
 
 from forge_nb.core.project import ROOT, read_csv, write_csv
 from forge_nb.core.settings import QuestionKinds, load_settings
-from forge_nb.evals.baselines import (find_answer_rank, find_nearest_name, guess_commonest, index_keys, list_known_answers, look_up_value, read_tables,
+from forge_nb.evals.arms import (find_answer_rank, find_nearest_name, guess_commonest, index_keys, list_known_answers, look_up_value, read_tables,
                                       show_first_passage)
 
 QUESTIONS = ROOT/"company"/"questions.yaml"
