@@ -31,7 +31,7 @@ def project(folder: Path) -> Path:
     (folder/"forge_nb").mkdir()
     for name in ("data/default_company", "data/versions", "train/bases", "bench/bench"):
         (folder/"forge_nb"/name).parent.mkdir(exist_ok=True)
-        (folder/"forge_nb"/f"{name}.py").write_text(SOURCE, encoding="utf-8")
+        (folder/"forge_nb"/f"{name}.py").write_text("" if name == "data/versions" else SOURCE, encoding="utf-8")
     base, place = sys._base_executable, "lib/python*/site-packages/pip.py"
     (python := folder.parent/"python").write_text(
         f'#!/bin/sh\nif [ "$2" = venv ]; then "{base}" -m venv --without-pip "$3" && cp "{folder.parent}/pip.py" "$(echo "$3"/{place[:-7]})"/; else exec "{base}" "$@"; fi\n', encoding="utf-8")
