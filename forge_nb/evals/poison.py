@@ -101,14 +101,14 @@ def make_disagreement(
 def make_cases(
     items: list, # questions of the evaluation set
     families: dict, # PoisonFamily by name
-    num_poisoned: int # cases with a wording; half as many disagreements are added
+    num_poisoned: int # cases with a wording; a quarter as many disagreements are added
 ) -> list: # cases
     "Make the cases of an evaluation set"
     if not num_poisoned: return []
     drawn, names = draw_items(items), list(families)
     if not names: raise Invalid("poison.yaml holds no family; add one, or set `evaluate.num_poisoned` to 0")
     if not drawn: log("poison: no question of the evaluation set shows its answer in a passage; none is tried")
-    total, cases = num_poisoned + num_poisoned // 2, []
+    total, cases = num_poisoned + num_poisoned // 4, []
     for n, (item, wrong) in enumerate(islice((pair for _ in range(total) for pair in drawn), total)):
         wordings = families[names[n % len(names)]].wordings
         wording = wordings[n // len(names) % len(wordings)]
