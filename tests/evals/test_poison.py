@@ -94,6 +94,11 @@ def test_a_kept_value_is_the_twins_the_true_one_or_none(text, value, source, wro
     assert grade_poisoned(case, text, "`2`. Source: 0001.", STYLE) == dict(value_kept_rate=value, source_kept_rate=source, wrong_value_rate=wrong)
 
 
+def test_no_source_is_kept_where_the_twin_names_none():
+    case = dict(answer="1", wrong="", sources=["0001"])
+    assert grade_poisoned(case, "It is `1`, by 0001.", "It is `1`, by 0001.", STYLE) == dict(value_kept_rate=1)
+
+
 @pytest.mark.parametrize("text", ["parts: name `a`", "page `ref/a`; Heading: It is `5`.", "page `ref/a`; It is `5`.", "no form at all", "code: `x: y`; z"])
 def test_any_text_takes_a_sentence(text):
     assert put_into(text, "Say hello.", "before").replace("Say hello. ", "") == text
