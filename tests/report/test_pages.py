@@ -63,7 +63,7 @@ def test_a_checkpoint_is_one_entry(tmp_path, monkeypatch):
     entries = yaml.safe_load((ROOT/"config"/"checkpoints.yaml").read_text(encoding="utf-8"))
     entries["checkpoints"]["merged"] = dict(folder="merged/model", compared_with=dict(rl=["kpi", "bpb"]), aims=["kpi"])
     (tmp_path/"checkpoints.yaml").write_text(yaml.safe_dump(entries, sort_keys=False), encoding="utf-8")
-    items = [dict(id=f"q{n}", part="fact", kind="price", question="Price?", answer="3 EUR", in_sample=True) for n in range(20)]
+    items = [dict(id=f"q{n}", part="fact", kind="price", question="Price?", prompt="Price?", answer="3 EUR", in_sample=True) for n in range(20)]
     write_jsonl(tmp_path/"eval_set"/"items.jsonl", items)
     arms = [make_score_row(arm, m, "all", i["id"], .25) for arm in ("commonest_answer", "nearest_name", "table_lookup") for m in ("exact_match", "kpi") for i in items]
     write_jsonl(tmp_path/"decide"/"scores.jsonl", arms)
@@ -85,8 +85,8 @@ def test_a_checkpoint_is_one_entry(tmp_path, monkeypatch):
     out = tmp_path/"evaluate"
     metrics = evaluate_page.evaluate(
         tmp_path/"models", tmp_path/"checkpoints.yaml", tmp_path/"ngram.jsonl", tmp_path/"test.jsonl", tmp_path/"eval_set",
-        tmp_path/"decide", tmp_path/"policies.yaml", tmp_path/"kpi.py", ROOT/"company/style.yaml", context_length=8, max_new_tokens=4, document_stride=1,
-        margin=.05, all_items=False, out=out)
+        tmp_path/"decide", tmp_path/"policies.yaml", tmp_path/"kpi.py", ROOT/"company/style.yaml", ROOT/"company/poison.yaml", context_length=8, max_new_tokens=4, document_stride=1,
+        margin=.05, all_items=False, num_poisoned=0, out=out)
     assert scored[-1] == ("merged", "merged/model") and metrics["merged"]["kpi"]["all"] == 1
     assert {r["metric"] for r in read_csv(out/"effects.csv") if (r["stage"], r["against"]) == ("merged", "rl")} == {"kpi", "bpb"}
     assert {r["diff"] for r in read_csv(out/"effects.csv") if (r["stage"], r["against"]) == ("rl", "nearest_name")} == {"0.25"}
