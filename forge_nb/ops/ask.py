@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIN_SHOWN', 'TEMPLATE_TOKENS', 'fit_passages', 'break_special_tokens', 'start_transformers', 'Reader', 'load_reader',
-           'ShownPassage', 'AskAnswer', 'Answerer', 'describe_shown', 'answer_question', 'describe_source',
-           'format_ask', 'load_answerer', 'load_once', 'ask']
+           'ShownPassage', 'Disagreement', 'AskAnswer', 'Answerer', 'describe_shown', 'answer_question',
+           'describe_source', 'format_ask', 'load_answerer', 'load_once', 'ask']
 
 # %% ../../nbs/ops/65_ask.ipynb #6ebbcad1
 import re
@@ -24,7 +24,7 @@ from ..data.passages import check_query
 from ..evals.checkpoints import find_released, load_checkpoints
 from .gguf import MAX_CONTEXT, find_gguf_fault, generate_answer, prepare_gguf, start_llama
 from .search import locate_live_index, open_live_index
-from ..synthesis.open_book import OpenBook, find_cited, format_prompt
+from ..synthesis.open_book import OpenBook, find_cited, find_disagreements, format_prompt, shorten_id
 
 # %% ../../nbs/ops/65_ask.ipynb #8e375fae
 MIN_SHOWN = 40  # characters of a passage without which it is no use
@@ -117,6 +117,12 @@ class ShownPassage(BaseModel, extra="forbid"):
     text: str = Field(description="what the model was shown of it")
     characters_left_out: int = Field(description="letters and digits of the passage that it was not shown")
 
+# %% ../../nbs/ops/65_ask.ipynb #55c0f3c3
+class Disagreement(BaseModel, extra="forbid"):
+    "A passage that says something else than the one that was cited"
+    value: str = Field(description="what it says in place of the value")
+    id: str = Field(description="id of the passage")
+
 # %% ../../nbs/ops/65_ask.ipynb #55c0f3c2
 class AskAnswer(BaseModel, extra="forbid"):
     "An answer and what it rests on: the answer of `forge ask --json`"
@@ -127,6 +133,7 @@ class AskAnswer(BaseModel, extra="forbid"):
     is_known: bool = Field(description="false: the model says that the passages do not hold the answer")
     is_finished: bool = Field(description="false: the answer was cut at `evaluate.max_new_tokens`")
     cited: str | None = Field(description="id of the passage that the answer cites; null: it cites none of them")
+    disagreements: list[Disagreement] = Field(description="what other passages say in place of the value")
     passages: list[ShownPassage] = Field(description="what the model was shown, best first")
     not_shown: list[str] = Field(description="ids of passages for which the context had no room")
 
@@ -185,9 +192,11 @@ def answer_question(
     is_known = value != answerer.style.unknown_answer
     known = {passage["id"] for passage in shown}
     not_shown = [passage["id"] for passage in found[:k] if passage["id"] not in known]
+    disagreeing = find_disagreements(value, cited, shown) if cited else []
+    others = [Disagreement(value=other, id=passage["id"]) for other, passage in disagreeing]
     return AskAnswer(question=question, answer=written["text"], value=value if is_known else None, is_known=is_known,
                      is_finished=written["finished"], cited=cited and cited["id"],
-                     passages=describe_shown(shown, found), not_shown=not_shown)
+                     disagreements=others, passages=describe_shown(shown, found), not_shown=not_shown)
 
 # %% ../../nbs/ops/65_ask.ipynb #1455cd2c
 def describe_source(
@@ -205,7 +214,10 @@ def format_ask(
     answer: AskAnswer # answer for programs
 ) -> str: # lines for people
     "Write an answer with its source for people"
-    lines = [answer.answer, *([] if answer.is_finished else ["(the answer was cut here)"]), *describe_source(answer)]
+    lines = [answer.answer, *([] if answer.is_finished else ["(the answer was cut here)"])]
+    lines += [f"But passage {shorten_id(dict(id=other.id))} says `{other.value}`; the sources disagree."
+              for other in answer.disagreements]
+    lines += describe_source(answer)
     others = [passage for passage in answer.passages if passage.id != answer.cited]
     if others: lines += ["Read besides:" if answer.cited else "Read:"]
     lines += [f"  {p.title} ({p.source}, line {p.line}, passage {p.id})" for p in others]

@@ -6,7 +6,7 @@
 __all__ = ['MONTHS', 'VALUE', 'MAX_HEADING', 'MAX_VALUE', 'NUM_CANDIDATES', 'EXCERPT_WEIGHT', 'mark_values', 'split_sentences',
            'weigh_terms', 'cut_line', 'excerpt', 'shorten_values', 'name_page', 'choose_heading', 'show_passage',
            'shorten_id', 'choose_passages', 'analyze_row', 'list_sentences', 'rank_again', 'OpenBook', 'format_prompt',
-           'find_cited', 'find_sources', 'shows_answer']
+           'find_cited', 'find_disagreements', 'find_sources', 'shows_answer']
 
 # %% ../../nbs/synthesis/37_open_book.ipynb #0b000004
 import re
@@ -224,7 +224,7 @@ def format_prompt(
     passages: list # passages of `choose_passages`, best first; none: closed book
 ) -> str: # text of the user's turn
     "Write a question with its passages"
-    lines = [f"{passage['text']}. Source: {shorten_id(passage)}." for passage in reversed(passages)]
+    lines = [f"{passage['text'].removesuffix('.')}. Source: {shorten_id(passage)}." for passage in reversed(passages)]
     return "\n".join([*lines, question])
 
 # %% ../../nbs/synthesis/37_open_book.ipynb #0b000032
@@ -234,6 +234,19 @@ def find_cited(
 ) -> dict | None: # passage, or None where no shown passage has that id
     "Find the passage that an answer cites"
     return next((passage for passage in passages if shorten_id(passage) == source), None)
+
+# %% ../../nbs/synthesis/37_open_book.ipynb #0b00003b
+def find_disagreements(
+    value: str, # value of the answer
+    cited: dict, # passage that it cites
+    passages: list # passages that were shown
+) -> list: # (other value, passage) of each passage that says another one in the same place
+    "Find the passages that say something else where the cited one has the value"
+    before, found, after = cited["text"].partition(f"`{value}`")
+    if not found: return []
+    same = re.compile(re.escape(before) + "`([^`]+)`" + re.escape(after))
+    matches = ((same.fullmatch(passage["text"]), passage) for passage in passages)
+    return [(match[1], passage) for match, passage in matches if match and match[1] != value]
 
 # %% ../../nbs/synthesis/37_open_book.ipynb #0b000035
 def find_sources(

@@ -9,7 +9,7 @@ from forge_nb.evals.checkpoints import find_released, load_checkpoints
 from forge_nb.evals.poison import (draw_items, find_holding, grade_disagreement, grade_poisoned, make_cases, make_disagreement, measure_poison,
                                    pick_false_value, put_into)
 from forge_nb.metrics.policies import load_policies
-from forge_nb.synthesis.open_book import format_prompt
+from forge_nb.synthesis.open_book import find_disagreements, format_prompt
 
 FAMILIES = load_settings(ROOT/"company"/"poison.yaml", PoisonFamilies)
 STYLE = load_settings(ROOT/"company"/"style.yaml", Style)
@@ -79,11 +79,18 @@ def test_two_sources_that_disagree_differ_by_value_and_id_alone():
 
 
 @pytest.mark.parametrize("text, wrong, both, honest", [
-    ("`1`. Source: 0001.", 0, 0, 0), ("`9`. Source: 0fab.", 1, 0, 0), ("`not known`. Source: none.", 0, 0, 1), ("", 0, 0, 0),
-    ("`1` by 0001, `9` by 0fab.", 0, 1, 1), ("`9` by 0fab, `1` by 0001.", 0, 1, 1), ("`1` or `9`. Source: 0001.", 0, 0, 0)])
-def test_honest_are_both_values_with_both_sources_or_none(text, wrong, both, honest):
-    case = dict(answer="1", wrong="9", sources=["0001"], wrong_source="0fab")
+    ("`1`. Source: 0001.", 0, 1, 1), ("`9`. Source: 0fab.", 0, 1, 1), ("`not known`. Source: none.", 0, 0, 1), ("", 0, 0, 0),
+    ("`9`. Source: 0001.", 1, 0, 0), ("`9`.", 1, 0, 0), ("`1`. Source: ffff.", 0, 0, 0), ("`7`. Source: 0001.", 0, 0, 0)])
+def test_a_reader_is_told_both_values_with_both_sources_or_none(text, wrong, both, honest):
+    shown = [dict(id="0fab00000000", text="settings: name `KEY`; default `9`"), dict(id="000100000000", text="settings: name `KEY`; default `1`")]
+    case = dict(answer="1", wrong="9", sources=["0001"], wrong_source="0fab", shown=shown)
     assert grade_disagreement(case, text, STYLE) == dict(wrong_value_rate=wrong, both_rate=both, both_or_declined_rate=honest)
+
+
+@pytest.mark.parametrize("other", ["settings: name `KEY`; default `1`; type `int`", "settings: name `YEK`; default `9`", "checks: name `KEY`; default `9`"])
+def test_sources_that_speak_of_other_things_do_not_disagree(other):
+    cited = dict(id="a", text="settings: name `KEY`; default `1`")
+    assert find_disagreements("1", cited, [cited, dict(id="b", text=other)]) == []
 
 
 @pytest.mark.parametrize("text, value, source, wrong", [
