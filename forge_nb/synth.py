@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SynthInputs', 'load_inputs', 'collect_columns', 'propose_paraphrases', 'filter_proposed_rows', 'propose_rows',
-           'ask_documents', 'make_value_rows', 'make_value_prompts', 'ask_columns', 'index_questions',
-           'assemble_answer_rows', 'check_eval_overlap', 'Books', 'load_books', 'open_all', 'write_training_rows',
-           'write_outputs', 'make_plain_rows', 'make_all_items', 'synth']
+           'ask_documents', 'make_value_rows', 'make_value_pairs', 'make_value_prompts', 'ask_columns',
+           'index_questions', 'assemble_answer_rows', 'check_eval_overlap', 'Books', 'load_books', 'open_all',
+           'write_training_rows', 'write_outputs', 'make_plain_rows', 'make_all_items', 'synth']
 
 # %% ../nbs/20_synth.ipynb #0e3cd7cc
 import random
@@ -29,7 +29,8 @@ from .synthesis.filters import (filter_rows, index_eval_wording, make_reference,
                                         parse_paraphrase_weights, summarize_acceptance)
 from .synthesis.open_book import OpenBook
 from .synthesis.open_rows import open_items, open_pairs, open_prompts, open_rows
-from .synthesis.pairs import make_policy_pairs, make_preference_pairs, make_prompt_rows
+from .synthesis.pairs import (make_policy_pairs, make_preference_pair, make_preference_pairs,
+                                     make_prompt_rows)
 from .synthesis.paraphrase import ParaphraseConfig, load_grammar, paraphrase_questions
 from .synthesis.rows import (make_absent_rows, make_messages, make_paraphrase_jobs,
                                      make_paraphrase_rows, make_provenance, make_reasoning_rows, make_sft_rows,
@@ -170,6 +171,26 @@ def make_value_rows(
         messages = make_messages(question["question"], phrase_value(question["answer"], style, voice))
         row = dict(id=question["id"]) | make_provenance(fact, generator, seed)
         rows.append(row | dict(voice=voice, messages=messages))
+    return rows
+
+# %% ../nbs/20_synth.ipynb #67d71966
+def make_value_pairs(
+    questions: list, # questions whose answer is a value
+    style: Style, # voices
+    num_pairs: int, # number of pairs, at most
+    seed: int # random seed of the draws
+) -> list: # pairs as `make_preference_pairs` makes them
+    "Make preference pairs about sentences: for the house's voice, the true value and its own source"
+    rng, rows = random.Random(seed), []
+    drawn = rng.sample(questions, min(num_pairs, len(questions)))
+    for question, other in zip(drawn, drawn[1:]):
+        [reason] = rng.choices(["style", "fact", "source"], [9, 7, 3])
+        voice = rng.choice(style.other_voices) if reason == "style" else style.house
+        chosen = phrase_value(question["answer"], style, style.house)
+        rejected = phrase_value((other if reason == "fact" else question)["answer"], style, voice)
+        fact = dict(id=question["id"], kind=question["kind"], verified="document", parents=[question["source"]])
+        pair = make_preference_pair(question["question"], chosen, rejected, reason)
+        rows.append(dict(id=f"pair:{question['id']}") | make_provenance(fact, "company/extracts.yaml", seed) | pair)
     return rows
 
 # %% ../nbs/20_synth.ipynb #67d71964
@@ -345,6 +366,8 @@ def make_plain_rows(
     rows = assemble_answer_rows(accepted, value_rows, inputs, noncompliant_percent=noncompliant_percent, seed=seed,
                                 absent_percent=absent_percent, train_on_reasoning=train_on_reasoning)
     rows["pairs"] = make_preference_pairs(train_facts, inputs.known_facts, kinds, style, num_pairs, seed)
+    rows["pairs"] += make_value_pairs(sentences, style, num_pairs // 3, seed)
+    random.Random(seed).shuffle(rows["pairs"])
     rows["policy_pairs"] = make_policy_pairs(train_facts, kinds, rules, style, seed)
     rows["prompts"] = make_prompt_rows(train_facts, inputs.rl_facts, kinds, rules, style, num_prompts, seed)
     rows["prompts"] += make_value_prompts(sentences, inputs, num_prompts // 3, seed)
