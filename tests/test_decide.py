@@ -56,7 +56,7 @@ def company(tmp_path): return Company(tmp_path)
 def test_a_fact_is_looked_up_and_a_form_is_trained(company):
     rows = company.run()
     assert {part: (rows[part]["decision"], rows[part]["nature"]) for part in ("fact", "order")} == dict(fact=("look up", "knowledge"), order=("train", "behaviour"))
-    assert rows["fact"]["changes"] == "one version: unknown" and rows["names_column/true"]["decision"] == "look up"
+    assert rows["fact"]["changes"] == "one version: unknown" and rows["header_words"]["decision"] == "look up"
     assert {row["metric"]: row["decision"] for row in company.predictions if row["slice"] == "all"} == dict(style_rate="train", violation_rate="neither")
     assert company.verdict()["path"] == "adapters" and company.verdict()["costs"] == []
 

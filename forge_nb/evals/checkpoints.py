@@ -15,7 +15,7 @@ from ..core.settings import Settings, load_settings
 
 # %% ../../nbs/evals/00_checkpoints.ipynb #04d1e0a3
 BASELINE = "ngram"  # count model that a pretrained one is compared with
-ARMS = ("always_unknown", "commonest_answer", "nearest_name", "table_lookup")  # ways to answer without a model
+ARMS = ("always_unknown", "commonest_answer", "nearest_name", "table_lookup", "top_passage")  # answers without a model
 
 # %% ../../nbs/evals/00_checkpoints.ipynb #1668d4c5
 class Checkpoint(Settings):

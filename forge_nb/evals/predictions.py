@@ -172,7 +172,7 @@ def order_slices(
 ) -> list: # names
     "Order slices: all, parts, wordings, kinds"
     kept = [name for name in dict.fromkeys(names) if not name.startswith(left_out)]
-    return sorted(kept, key=lambda name: (name != "all", "/" in name, not name.startswith("names_column")))
+    return sorted(kept, key=lambda name: (name != "all", "/" in name, name.endswith("_words")))
 
 # %% ../../nbs/evals/30_predictions.ipynb #e30a001e
 def predict(

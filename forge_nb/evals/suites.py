@@ -56,7 +56,7 @@ def list_slices(
     "List a question's part, its kind within the part, and `all`; of tables, also whether it names the column"
     slices = [item["part"], f"{item['part']}/{item['kind']}", "all"]
     if item["part"] not in ("phrasing", "fact"): return slices
-    named = [f"names_column/{str(bool(item['names_column'])).lower()}"] if "names_column" in item else []
+    named = ["header_words" if item["names_column"] else "other_words"] if "names_column" in item else []
     return [*slices, "tables", *named]
 
 # %% ../../nbs/evals/20_suites.ipynb #65fe78d2

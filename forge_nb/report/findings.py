@@ -117,7 +117,8 @@ def describe_gains(
 TRIVIAL_NAMES = dict(always_unknown="always saying that one does not know",
                      commonest_answer="always giving the commonest answer to questions of that kind",
                      nearest_name="giving the answer of the fact whose name looks most alike",
-                     table_lookup="looking up row and column in the tables, without a model")
+                     table_lookup="looking up row and column in the tables, without a model",
+                     top_passage="showing the first passage that search finds")
 PART_NAMES = dict(fact="facts that no training row asked about", phrasing="trained facts in new phrasings",
                   document="sentences of documents", absent="questions whose passages lack the answer")
 

@@ -30,7 +30,7 @@ ARM_NAMES = dict(
 # %% ../../nbs/report/15_verdict.ipynb #f15a0008
 PREDICTED_SLICES = SLICE_NAMES | {
     "document": "question from a document", "absent": "answer in none of the passages",
-    "names_column/true": "in the words of the table's header", "names_column/false": "in other words than the header's"}
+    "header_words": "in the words of the table's header", "other_words": "in other words than the header's"}
 
 # %% ../../nbs/report/15_verdict.ipynb #f15a000a
 def describe_needs(
