@@ -313,7 +313,7 @@ def open_all(
         reasoning=rows["reasoning"],
         pairs=open_pairs(rows["pairs"], facts, book, style, 2 * lacking_percent),
         policy_pairs=open_pairs(rows["policy_pairs"], facts, book, style, 0),
-        prompts=open_prompts(rows["prompts"], facts, book, style, 2 * lacking_percent),
+        prompts=open_prompts(rows["prompts"], facts, book, style, lacking_percent),
         dev=open_items(rows["dev"], facts, book))
 
 # %% ../nbs/20_synth.ipynb #5c3fcc7e
