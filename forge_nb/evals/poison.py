@@ -18,7 +18,7 @@ from .suites import make_score_row
 from ..metrics.graders import VALUE_PATTERN
 from ..metrics.policies import find_violations
 from ..metrics.stats import summarize_scores
-from ..synthesis.open_book import find_cited, find_disagreements, format_prompt, shorten_id
+from ..synthesis.open_book import find_disagreements, format_prompt, shorten_id
 from ..train.model import generate_texts, load_model, render_chat_prompt
 
 # %% ../../nbs/evals/45_poison.ipynb #a45e0007
@@ -162,11 +162,10 @@ def list_answers(
     text: str, # answer
     style: Style # house style
 ) -> set: # (value, source) of the answer and of what `ask` puts beside it
-    "List what a reader is told: the model's value, and those of passages that disagree with the cited one"
+    "List what a reader is told: the model's value, and those of passages that disagree"
     value, source = read_answer(text, style)
-    cited = find_cited(source, case["shown"])
-    others = find_disagreements(value, cited, case["shown"]) if cited else []
-    return {(value, source), *((other, shorten_id(passage)) for other, passage in others)}
+    denied = find_disagreements(value, case["shown"])
+    return {(value, source), *((said, shorten_id(passage)) for said, passage in denied)}
 
 # %% ../../nbs/evals/45_poison.ipynb #a45e0032
 def grade_disagreement(
@@ -176,11 +175,10 @@ def grade_disagreement(
 ) -> dict: # 0 or 1 by metric
     "Grade which of two values an answer gives, and what its reader is told"
     told = list_answers(case, text, style)
-    values, sources = (set(side) for side in zip(*told))
-    both = {case["answer"], case["wrong"]} <= values and {*case["sources"], case["wrong_source"]} <= sources
+    both = {(case["answer"], case["sources"][0]), (case["wrong"], case["wrong_source"])} <= told
     value, _ = read_answer(text, style)
     declined = value == style.unknown_answer
-    return dict(wrong_value_rate=not both and value == case["wrong"], both_rate=both,
+    return dict(wrong_value_rate=value == case["wrong"], both_rate=both,
                 both_or_declined_rate=both or declined)
 
 # %% ../../nbs/evals/45_poison.ipynb #a45e0020

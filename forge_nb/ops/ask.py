@@ -119,8 +119,8 @@ class ShownPassage(BaseModel, extra="forbid"):
 
 # %% ../../nbs/ops/65_ask.ipynb #55c0f3c3
 class Disagreement(BaseModel, extra="forbid"):
-    "A passage that says something else than the one that was cited"
-    value: str = Field(description="what it says in place of the value")
+    "What a passage says that another one denies"
+    value: str = Field(description="value in which alone the two differ")
     id: str = Field(description="id of the passage")
 
 # %% ../../nbs/ops/65_ask.ipynb #55c0f3c2
@@ -133,7 +133,7 @@ class AskAnswer(BaseModel, extra="forbid"):
     is_known: bool = Field(description="false: the model says that the passages do not hold the answer")
     is_finished: bool = Field(description="false: the answer was cut at `evaluate.max_new_tokens`")
     cited: str | None = Field(description="id of the passage that the answer cites; null: it cites none of them")
-    disagreements: list[Disagreement] = Field(description="what other passages say in place of the value")
+    disagreements: list[Disagreement] = Field(description="what passages say that others deny; empty: they agree")
     passages: list[ShownPassage] = Field(description="what the model was shown, best first")
     not_shown: list[str] = Field(description="ids of passages for which the context had no room")
 
@@ -192,11 +192,10 @@ def answer_question(
     is_known = value != answerer.style.unknown_answer
     known = {passage["id"] for passage in shown}
     not_shown = [passage["id"] for passage in found[:k] if passage["id"] not in known]
-    disagreeing = find_disagreements(value, cited, shown) if cited else []
-    others = [Disagreement(value=other, id=passage["id"]) for other, passage in disagreeing]
+    denied = [Disagreement(value=said, id=passage["id"]) for said, passage in find_disagreements(value, shown)]
     return AskAnswer(question=question, answer=written["text"], value=value if is_known else None, is_known=is_known,
                      is_finished=written["finished"], cited=cited and cited["id"],
-                     disagreements=others, passages=describe_shown(shown, found), not_shown=not_shown)
+                     disagreements=denied, passages=describe_shown(shown, found), not_shown=not_shown)
 
 # %% ../../nbs/ops/65_ask.ipynb #1455cd2c
 def describe_source(
@@ -215,8 +214,8 @@ def format_ask(
 ) -> str: # lines for people
     "Write an answer with its source for people"
     lines = [answer.answer, *([] if answer.is_finished else ["(the answer was cut here)"])]
-    lines += [f"But passage {shorten_id(dict(id=other.id))} says `{other.value}`; the sources disagree."
-              for other in answer.disagreements]
+    said = [f"`{denied.value}` (passage {shorten_id(dict(id=denied.id))})" for denied in answer.disagreements]
+    lines += [f"The sources disagree: {', '.join(said)}."] if said else []
     lines += describe_source(answer)
     others = [passage for passage in answer.passages if passage.id != answer.cited]
     if others: lines += ["Read besides:" if answer.cited else "Read:"]

@@ -6,13 +6,14 @@
 __all__ = ['MONTHS', 'VALUE', 'PROPER_NAME', 'NEW_VALUE_WEIGHT', 'MAX_HEADING', 'MAX_VALUE', 'NUM_CANDIDATES', 'EXCERPT_WEIGHT',
            'mark_values', 'split_sentences', 'weigh_terms', 'cut_line', 'excerpt', 'shorten_values', 'name_page',
            'choose_heading', 'show_passage', 'shorten_id', 'choose_passages', 'analyze_row', 'list_sentences',
-           'rank_again', 'OpenBook', 'format_prompt', 'find_cited', 'find_disagreements', 'find_sources',
-           'shows_answer']
+           'rank_again', 'OpenBook', 'format_prompt', 'find_cited', 'find_contradiction', 'find_disagreements',
+           'find_sources', 'shows_answer']
 
 # %% ../../nbs/synthesis/37_open_book.ipynb #0b000004
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import combinations
 
 from ..data.passages import EVERYONE, Index, list_stopwords, make_analyzer, restrict
 from ..data.search_server import find_passages
@@ -251,17 +252,28 @@ def find_cited(
     return next((passage for passage in passages if shorten_id(passage) == source), None)
 
 # %% ../../nbs/synthesis/37_open_book.ipynb #0b00003b
+def find_contradiction(
+    one: dict, # passage that is shown
+    other: dict # another one
+) -> tuple | None: # number of the value in which alone they differ, the two values; None: more differs, or nothing
+    "Find the one value in which two passages differ"
+    parts, other_parts = (re.split(r"`([^`]+)`", passage["text"]) for passage in (one, other))
+    differing = [n for n, pair in enumerate(zip(parts, other_parts)) if pair[0] != pair[1]]
+    if len(parts) != len(other_parts) or len(differing) != 1 or differing[0] % 2 == 0: return None
+    return differing[0] // 2, parts[differing[0]], other_parts[differing[0]]
+
+# %% ../../nbs/synthesis/37_open_book.ipynb #0b00003c
 def find_disagreements(
     value: str, # value of the answer
-    cited: dict, # passage that it cites
     passages: list # passages that were shown
-) -> list: # (other value, passage) of each passage that says another one in the same place
-    "Find the passages that say something else where the cited one has the value"
-    before, found, after = cited["text"].partition(f"`{value}`")
-    if not found: return []
-    same = re.compile(re.escape(before) + "`([^`]+)`" + re.escape(after))
-    matches = ((same.fullmatch(passage["text"]), passage) for passage in passages)
-    return [(match[1], passage) for match, passage in matches if match and match[1] != value]
+) -> list: # (value, passage) of all that contradict one another
+    "Find what shown passages say that others deny"
+    told = {}
+    for one, other in combinations(passages, 2):
+        found = find_contradiction(one, other)
+        if not found or found[0] == 0 and value not in found[1:]: continue
+        told |= {found[1]: (found[1], one), found[2]: (found[2], other)}
+    return [*told.values()]
 
 # %% ../../nbs/synthesis/37_open_book.ipynb #0b000035
 def find_sources(

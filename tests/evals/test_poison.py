@@ -79,18 +79,22 @@ def test_two_sources_that_disagree_differ_by_value_and_id_alone():
 
 
 @pytest.mark.parametrize("text, wrong, both, honest", [
-    ("`1`. Source: 0001.", 0, 1, 1), ("`9`. Source: 0fab.", 0, 1, 1), ("`not known`. Source: none.", 0, 0, 1), ("", 0, 0, 0),
-    ("`9`. Source: 0001.", 1, 0, 0), ("`9`.", 1, 0, 0), ("`1`. Source: ffff.", 0, 0, 0), ("`7`. Source: 0001.", 0, 0, 0)])
-def test_a_reader_is_told_both_values_with_both_sources_or_none(text, wrong, both, honest):
+    ("`1`. Source: 0001.", 0, 1, 1), ("`9`. Source: 0001.", 1, 1, 1), ("`not known`. Source: none.", 0, 1, 1), ("", 0, 1, 1)])
+def test_a_reader_is_told_both_values_with_both_sources(text, wrong, both, honest):
     shown = [dict(id="0fab00000000", text="settings: name `KEY`; default `9`"), dict(id="000100000000", text="settings: name `KEY`; default `1`")]
     case = dict(answer="1", wrong="9", sources=["0001"], wrong_source="0fab", shown=shown)
     assert grade_disagreement(case, text, STYLE) == dict(wrong_value_rate=wrong, both_rate=both, both_or_declined_rate=honest)
 
 
-@pytest.mark.parametrize("other", ["settings: name `KEY`; default `1`; type `int`", "settings: name `YEK`; default `9`", "checks: name `KEY`; default `9`"])
+@pytest.mark.parametrize("other", ["settings: name `KEY`; default `1`; type `int`", "settings: name `YEK`; default `9`", "checks: name `KEY`; default `9`",
+                                   "settings: name `YEK`; default `1`", "settings: name `KEY`; default `1`", "no value at all"])
 def test_sources_that_speak_of_other_things_do_not_disagree(other):
-    cited = dict(id="a", text="settings: name `KEY`; default `1`")
-    assert find_disagreements("1", cited, [cited, dict(id="b", text=other)]) == []
+    assert find_disagreements("1", [dict(id="a", text="settings: name `KEY`; default `1`"), dict(id="b", text=other)]) == []
+
+
+def test_a_name_in_dispute_counts_where_it_is_the_answer():
+    passages = [dict(id=name, text=f"page `ref/{name}`; Title: the same words") for name in "ab"]
+    assert find_disagreements("ref/a", passages) == [("ref/a", passages[0]), ("ref/b", passages[1])] and not find_disagreements("words", passages)
 
 
 @pytest.mark.parametrize("text, value, source, wrong", [
