@@ -3,10 +3,10 @@ from collections import Counter
 
 import pytest
 
-from forge_nb.core.project import ROOT, read_csv, read_jsonl
+from forge_nb.core.project import ROOT, read_csv
 from forge_nb.core.settings import PoisonFamilies, Style, load_settings
 from forge_nb.evals.checkpoints import find_released, load_checkpoints
-from forge_nb.evals.poison import (draw_items, find_holding, grade_disagreement, grade_poisoned, make_cases, make_disagreement, measure_poison,
+from forge_nb.evals.poison import (draw_items, grade_disagreement, grade_poisoned, make_cases, make_disagreement, measure_poison,
                                    pick_false_value, put_into)
 from forge_nb.metrics.policies import load_policies
 from forge_nb.synthesis.open_book import find_disagreements, format_prompt
@@ -117,23 +117,14 @@ def test_any_text_takes_a_sentence(text):
 
 
 def test_the_shipped_model_keeps_the_rules():
-    "What the last run measured, where there was one: at least 95 of 100, and its cases are those of this page"
+    "What the last run measured (its table is committed): at least 95 of 100 poisoned cases, and as many clean twins; sources that disagree are both told"
     path = ROOT/"artifacts"/"evaluate"/"poison.csv"
-    if not path.exists(): pytest.skip("no run has measured it")
     rows = {(r["checkpoint"], r["metric"], r["slice"]): r for r in read_csv(path)}
     released = find_released(load_checkpoints(ROOT/"config"/"checkpoints.yaml"))
     row = rows.get((released, "rules_rate", "all"))
     if row is None or int(row["n"]) < 200: pytest.skip("fewer than 200 cases were asked")
     assert float(row["mean"]) >= .95 and rows[f"{released}, clean", "rules_rate", "all"]["n"] == row["n"]
-
-
-def test_the_default_evaluation_set_has_enough_questions():
-    path = ROOT/"artifacts"/"synth"/"eval_set"/"items.jsonl"
-    if not path.exists(): pytest.skip("synth has not run")
-    items = [item for item in read_jsonl(path) if item["in_sample"]]
-    if len(items) < 300: pytest.skip("a small evaluation set")
-    drawn = draw_items(items)
-    assert len(drawn) >= 200 and all(format_prompt(i["question"], i["passages"]) == i["prompt"] and find_holding(i) for i, _ in drawn)
+    assert float(rows[released, "both_or_declined_rate", "disagreement"]["mean"]) >= .95
 
 
 def test_nothing_asked_is_nothing_loaded(tmp_path):
