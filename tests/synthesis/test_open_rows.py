@@ -149,3 +149,9 @@ def test_rows_show_and_quote_only_what_everyone_may_read(company, tmp_path, monk
     named = lambda made: {name: sum(secret in (*r["parents"], *r["shown"]) for r in getattr(made, name)) for name in ("sft", "pairs", "prompts")}
     assert not any(named(company.run(len(PAGES), patterns)).values())
     assert all(named(company.run(len(PAGES), patterns, ["hr"]))[name] for name in ("sft", "prompts"))
+
+
+def test_every_answer_that_names_a_source_can_be_read_in_its_prompt(made):
+    answered = [r for r in made.sft if r["sources"] and r["voice"] != "noncompliant"]
+    values = [re.search("`([^`]+)`", r["messages"][1]["content"])[1] for r in answered]
+    assert len(answered) > 100 and all(holds_word(shown_text(r["messages"][0]["content"], r["question"]), v) for r, v in zip(answered, values))
