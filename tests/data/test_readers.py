@@ -103,7 +103,7 @@ def test_encodings(tmp_path):
 
 
 @pytest.mark.parametrize("raw, found", [
-    (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "a PNG image"), (b"%PDF-1.4\nall printable", "a PDF"), (gzip.compress(b"x" * 999), "gzip data"),
+    (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "a PNG image"), (b"%PDF-1.4\nall printable", "a PDF"), (gzip.compress(b"x" * 999, mtime=0), "gzip data"),
     (b"SQLite format 3\0" + bytes(99), "an SQLite database"), (bytes(random.Random(1).randbytes(5000)), "binary data"),
     (bytes(b for b in random.Random(2).randbytes(5000) if b), "binary data")])
 def test_binary_named_txt(tmp_path, raw, found):
