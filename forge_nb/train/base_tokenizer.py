@@ -21,8 +21,8 @@ def has_single_digits(
     tokenizer # transformers tokenizer, byte-level
 ) -> bool: # whether no entry holds two digits in a row
     "Tell whether numbers are cut into single digits"
-    vocab = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
-    return not any(re.search(r"[0-9]{2}", token) for token in vocab)
+    vocab = set(tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False))
+    return not any(re.search(r"[0-9]{2}", token) for token in vocab - set(tokenizer.get_added_vocab()))
 
 # %% ../../nbs/train/45_base_tokenizer.ipynb #26ab00d1
 CHATML_TEMPLATE = """{%- for message in messages -%}
@@ -192,9 +192,11 @@ def count_pretokens(
 ) -> dict: # pieces (tuple) → number of occurrences
     "Count the words of the texts as the tokenizer cuts and spells them"
     backend, count, token_counts = tokenizer.backend_tokenizer, Counter(), Counter()
+    cut = "|".join(map(re.escape, sorted(tokenizer.get_added_vocab(), key=len, reverse=True))) or "(?!)"
     for text in texts:
-        if backend.normalizer: text = backend.normalizer.normalize_str(text)
-        count.update(word for word, _ in backend.pre_tokenizer.pre_tokenize_str(text))
+        for part in re.split(cut, text):
+            if backend.normalizer: part = backend.normalizer.normalize_str(part)
+            count.update(word for word, _ in backend.pre_tokenizer.pre_tokenize_str(part))
     for word, n in count.items():
         pieces = tuple(piece.value for piece in backend.model.tokenize(word))
         token_counts[pieces] += n
@@ -213,7 +215,7 @@ def append_merges(
         path = Path(t)/"tokenizer.json"
         state = json.loads(path.read_text(encoding="utf-8"))
         state["model"]["merges"] += [list(pair) for pair in merges]
-        state["model"]["vocab"] |= new_entries
+        state["model"]["vocab"] |= tokenizer.get_added_vocab() | new_entries
         path.write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
         return AutoTokenizer.from_pretrained(t)
 
