@@ -1,0 +1,17 @@
+"""The runner: which cells of a page a stage executes."""
+import nbformat
+import pytest
+
+from forge_nb.core.runner import execute_notebook
+
+CELLS = ["enabled = True", "1 / 0  # a lesson", "#| export\nhanded_on = 7", "#| run\nprint(enabled, handed_on)"]
+
+
+def test_a_stage_that_is_off_passes_over_its_lessons(tmp_path):
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in CELLS])
+    nb.metadata.kernelspec = dict(name="python3", display_name="python3", language="python")
+    nb.cells[0].metadata["tags"] = ["parameters"]
+    nbformat.write(nb, tmp_path/"toy.ipynb")
+    run = lambda enabled: execute_notebook("toy", tmp_path/"toy.ipynb", dict(enabled=enabled), tmp_path/"toy.failed.ipynb", tmp_path)
+    assert run(False).cells[-1].outputs[0].text == "False 7\n"
+    with pytest.raises(SystemExit): run(True)
