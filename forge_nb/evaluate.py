@@ -139,11 +139,13 @@ def evaluate(
     lengths = dict(context_length=context_length, max_new_tokens=max_new_tokens)
     asked_ids = {item["id"] for item in items}
     untrained = [row for row in read_jsonl(decisions/"scores.jsonl") if row["item"] in asked_ids]
-    rows, answers = score_baseline(baseline, test_documents) + untrained, []
+    rows, answers, scored = score_baseline(baseline, test_documents) + untrained, [], {}
     for name, entry in checkpoints.items():
-        asked = test_documents[::document_stride] if entry.tuned else test_documents
-        scores, texts = score_checkpoint(name, entry, models/entry.folder, asked, items, eval_set, rules, reward,
-                                         style, **lengths)
+        folder, asked = models/entry.folder, test_documents[::document_stride] if entry.tuned else test_documents
+        if (weights := hash_weights(folder)) not in scored:
+            scored[weights] = score_checkpoint(name, entry, folder, asked, items, eval_set, rules, reward, style,
+                                               **lengths)
+        scores, texts = ([row | dict(checkpoint=name) for row in part] for part in scored[weights])
         rows, answers = rows + scores, answers + texts
     released = find_released(checkpoints)
     released_answers = find_answers(answers, released)
