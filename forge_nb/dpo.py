@@ -17,7 +17,7 @@ from .train.trainer import (TrainingConfig, broken_rule, check_forgetting, check
                                     check_training_config, check_weights_changed, find_skip_reason, load_verified,
                                     make_trainer_config, pass_model_on, run_trainer, save_with_manifest, stop_rule,
                                     summarize_loss, write_run)
-from .core.project import Invalid, log, make_checkpoint_folder, read_jsonl
+from .core.project import Invalid, log, make_checkpoint_folder, read_jsonl, stable_uniform
 
 # %% ../nbs/60_dpo.ipynb #299181a1
 def unpair_preferences(
@@ -144,6 +144,7 @@ def dpo(
     enabled: bool, # switch of the stage
     method: str, # name in PREFERENCE_METHODS
     num_pairs: int, # number of pairs that are used; 0 is all
+    num_policy_pairs: int, # number of pairs about rules beside them, from policy_pairs.jsonl in the same folder
     learning_rate: float, # peak of the learning rate
     batch_size: int, # number of pairs in a step
     num_train_epochs: float, # number of passes over the pairs
@@ -168,7 +169,10 @@ def dpo(
     if reason := find_skip_reason("dpo", enabled, pairs, f"{rows.name} holds no rows"):
         return pass_model_on("dpo", base, out, reason, {"curve.csv": ["step", "loss"]})
     check_pairs(pairs)
-    pairs = pairs[:num_pairs or None]
+    about_rules = read_jsonl(rows.with_name("policy_pairs.jsonl")) if num_policy_pairs else []
+    drawn = sorted(about_rules, key=lambda pair: stable_uniform("dpo", pair["id"]))[:num_policy_pairs]
+    pairs = pairs[:num_pairs or None] + drawn
+    check_pairs(drawn)
     training = TrainingConfig(seed, learning_rate, batch_size, num_train_epochs, lr_scheduler_type, warmup_ratio,
                               weight_decay, max_grad_norm)
     check_training_config("dpo", training)

@@ -112,7 +112,7 @@ def count_dpo(
     s: dict # sizes, as measure_sizes gives them
 ) -> Workload: # work
     "Count the work of preference optimisation"
-    count = min(p["num_pairs"] or math.inf, s["chosen"][0])
+    count = min(p["num_pairs"] or math.inf, s["chosen"][0]) + min(p["num_policy_pairs"], s["policy_pairs"][0])
     tokens = PADDING * p["num_train_epochs"] * count * (s["chosen"][1] + s["rejected"][1])
     written = 2 * count * p["num_train_epochs"] * p["max_new_tokens"] if p["method"] == "online" else 0
     return Workload(trained=tokens, scored=tokens, generated=written, start=2)

@@ -18,7 +18,7 @@ from forge_nb.tokenizer import train_tokenizer
 SCHEDULE = dict(lr_scheduler_type="cosine", warmup_ratio=.05, weight_decay=0., max_grad_norm=1.)
 GIVEN = dict(enabled=True, method="full", lora_r=4, lora_alpha=32, lora_dropout=0., lora_target_modules=[], learning_rate=1e-2, matrix_lr=0., batch_size=4, num_train_epochs=2., packing=False,
              max_length=48, replay_percent=30., replay_window=16, max_bpb_increase=9., seed=0, **SCHEDULE)
-PAIRED = dict(enabled=True, method="dpo", num_pairs=0, learning_rate=1e-3, batch_size=4, num_train_epochs=1., beta=.1, sft_loss_weight=1., max_length=48, max_new_tokens=48, temperature=.9,
+PAIRED = dict(enabled=True, method="dpo", num_pairs=0, num_policy_pairs=0, learning_rate=1e-3, batch_size=4, num_train_epochs=1., beta=.1, sft_loss_weight=1., max_length=48, max_new_tokens=48, temperature=.9,
               max_chosen_logp_drop=99., max_bpb_increase=9., seed=0, **SCHEDULE)
 turn = lambda role, text: dict(role=role, content=text)
 

@@ -23,7 +23,7 @@ SAMPLED = dict(num_prompts=2, num_generations=4, max_steps=6, beta=.03, temperat
 TUNED = dict(batch_size=4, num_train_epochs=2., max_length=64)
 OWN = dict(
     sft=dict(TUNED, method="full", matrix_lr=0., lora_r=4, lora_alpha=6, lora_dropout=.1, lora_target_modules=["q_proj"], packing=False, replay_percent=0., replay_window=8, max_bpb_increase=9.),
-    dpo=dict(TUNED, method="dpo", num_pairs=0, beta=.3, sft_loss_weight=1.5, max_new_tokens=9, temperature=.7, max_chosen_logp_drop=9., max_bpb_increase=9.),
+    dpo=dict(TUNED, method="dpo", num_pairs=0, num_policy_pairs=0, beta=.3, sft_loss_weight=1.5, max_new_tokens=9, temperature=.7, max_chosen_logp_drop=9., max_bpb_increase=9.),
     reward=dict(TUNED, num_pairs=0, held_out_percent=30., corrupted_percent=0., center_rewards_coefficient=.02),
     rlhf=dict(SAMPLED, normalize_advantages=False, stop_window=4, max_kl=9., min_entropy=0., max_length_increase=9., max_bpb_increase=9., num_eval_items=2),
     rl=dict(SAMPLED, reward_function="kpi", scale_rewards="group", loss_type="grpo", stop_window=5, max_kl=9., min_entropy=0., max_reward_drop=9., max_bpb_increase=9.),
