@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LOGP_METRICS', 'PREFERENCE_METHODS', 'unpair_preferences', 'make_answer_reward', 'build_online_rows',
-           'PreferenceConfig', 'make_paired_trainer', 'make_preference_trainer', 'summarize_preferences', 'dpo']
+           'PreferenceConfig', 'make_paired_trainer', 'make_preference_trainer', 'summarize_preferences', 'read_pairs',
+           'dpo']
 
 # %% ../nbs/60_dpo.ipynb #2154eb61
 import random
@@ -134,6 +135,19 @@ def summarize_preferences(
     if "accuracies" in curve[0]: metrics["pair_accuracy"] = average("accuracies", last)
     return metrics
 
+# %% ../nbs/60_dpo.ipynb #60d00001
+def read_pairs(
+    rows: Path, # pairs.jsonl; policy_pairs.jsonl lies beside it
+    num_pairs: int, # number of pairs that are used; 0 is all
+    num_policy_pairs: int # number of pairs about rules beside them
+) -> list: # pairs; none where pairs.jsonl has none
+    "Read the pairs to learn from, those about rules last"
+    pairs = read_jsonl(rows)
+    about_rules = read_jsonl(rows.with_name("policy_pairs.jsonl")) if pairs and num_policy_pairs else []
+    check_pairs(pairs + about_rules)
+    drawn = sorted(about_rules, key=lambda pair: stable_uniform("dpo", pair["id"]))[:num_policy_pairs]
+    return pairs[:num_pairs or None] + drawn
+
 # %% ../nbs/60_dpo.ipynb #5ab32b94
 def dpo(
     base: Path, # model folder to start from, and reference
@@ -165,14 +179,9 @@ def dpo(
     "Optimise preferences on pairs"
     if method not in PREFERENCE_METHODS: raise Invalid(
         f"params.yaml: `dpo.method` is {method!r}; it must be {', '.join(PREFERENCE_METHODS)}")
-    pairs = read_jsonl(rows)
+    pairs = read_pairs(rows, num_pairs, num_policy_pairs) if enabled else []
     if reason := find_skip_reason("dpo", enabled, pairs, f"{rows.name} holds no rows"):
         return pass_model_on("dpo", base, out, reason, {"curve.csv": ["step", "loss"]})
-    check_pairs(pairs)
-    about_rules = read_jsonl(rows.with_name("policy_pairs.jsonl")) if num_policy_pairs else []
-    drawn = sorted(about_rules, key=lambda pair: stable_uniform("dpo", pair["id"]))[:num_policy_pairs]
-    pairs = pairs[:num_pairs or None] + drawn
-    check_pairs(drawn)
     training = TrainingConfig(seed, learning_rate, batch_size, num_train_epochs, lr_scheduler_type, warmup_ratio,
                               weight_decay, max_grad_norm)
     check_training_config("dpo", training)

@@ -70,7 +70,9 @@ def test_a_checkpoint_is_one_entry(tmp_path, monkeypatch):
     write_csv(tmp_path/"decide"/"predictions.csv", [dict(metric="exact_match", slice="all", decision="train", untrained_arm="nearest_name")])
     write_jsonl(tmp_path/"test.jsonl", [dict(id="d1", kind="docs", text="four")])
     write_jsonl(tmp_path/"ngram.jsonl", [dict(id="d1", bits=8.)])
-    write_json(tmp_path/"models"/"rl"/"model"/"config.json", dict(architectures=["Qwen3ForCausalLM"]))
+    for name, entry in entries["checkpoints"].items():
+        write_json(folder := tmp_path/"models"/entry["folder"]/"config.json", dict(architectures=["Qwen3ForCausalLM"]))
+        folder.with_name("model.safetensors").write_bytes(name.encode())
     (tmp_path/"kpi.py").write_text("def kpi(question, answer, row): return float(row['answer'] in answer)\n", encoding="utf-8")
     (tmp_path/"policies.yaml").write_text("{}\n", encoding="utf-8")
     scored = []
