@@ -240,8 +240,9 @@ def generate_answer(
     max_new_tokens: int # tokens to write, at most
 ) -> dict: # text; finished: whether it ended by itself; tokens: numbers of the tokens written
     "Answer a turn greedily, through the model's chat template"
-    request = dict(messages=[dict(role="user", content=turn)], max_tokens=max_new_tokens, temperature=0, verbose=True,
-                   return_tokens=True, cache_prompt=False)
+    messages = [dict(role="user", content=turn)]
+    request = dict(messages=messages, max_tokens=max_new_tokens, temperature=0, verbose=True, return_tokens=True,
+                   cache_prompt=False)
     response = server.handle_chat_completions(request)
     if "choices" not in response: raise Invalid(f"llama.cpp: {response.get('message', response)}; ask in fewer words")
     choice = response["choices"][0]

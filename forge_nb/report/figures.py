@@ -87,7 +87,7 @@ def plot_outcomes(
     counts = counts.unstack(fill_value=0).sort_index(ascending=False)
     fig, ax = plt.subplots(figsize=(6, .6 + .35 * len(counts)), layout="constrained")
     counts.plot.barh(stacked=True, ax=ax, width=.8)
-    for y, total in enumerate(counts.sum(axis=1)): ax.text(total, y, f" {total}", va="center")
+    ax.bar_label(ax.containers[-1], [f" {total}" for total in counts.sum(axis=1)])
     ax.set(xlabel="documents", ylabel="")
     ax.margins(x=.12)
     ax.legend(frameon=False)
@@ -290,7 +290,8 @@ def plot_baselines(
     found = [name for name in slices if name in ceiling]
     ax.scatter(ceiling[found], [slices.index(name) for name in found], 90, facecolors="none", edgecolors="gray",
                label=ARM_NAMES["retrieval"].format(depth=depth))
-    ax.set_yticks(range(len(slices)), [PREDICTED_SLICES.get(name, name) for name in slices], fontsize=8)
+    labels = [PREDICTED_SLICES.get(name, name) for name in slices]
+    ax.set_yticks(range(len(slices)), labels, fontsize=8)
     ax.set(xlim=(-.02, 1.03), ylim=(len(slices) - .4, -.6), xlabel="share of right answers (95 %)")
     ax.legend(frameon=False, fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(-.2, 1))
     plt.show()

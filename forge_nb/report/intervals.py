@@ -61,8 +61,9 @@ def plot_effects(
     groups = [("bits per byte", effects[is_bpb]), ("share", effects[~is_bpb])]
     groups = [(unit, rows) for unit, rows in groups if len(rows)]
     heights = [len(rows) + 2 for _, rows in groups]
+    size = (7.5, .26 * sum(heights))
     options = dict(height_ratios=heights, squeeze=False, layout="constrained")
-    fig, axes = plt.subplots(len(groups), 1, figsize=(7.5, .26 * sum(heights)), **options)
+    fig, axes = plt.subplots(len(groups), 1, figsize=size, **options)
     for ax, (unit, rows) in zip(axes[:, 0], groups):
         colours = [COLOURS[classify_effect(row)] for row in rows.to_dict("records")]
         plot_intervals(ax, list(rows["name"]), rows, colours)
