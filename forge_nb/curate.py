@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'SPLIT_REMEDIES', 'DOCUMENT_FIELDS', 'SIZE_CATEGORIES', 'CARD', 'read_shard', 'mark_low_quality',
-           'mask_record', 'mask_personal_data', 'mark_contaminated', 'write_row', 'make_index_row', 'write_shard',
-           'assign_split', 'choose_representatives', 'parse_mixture', 'count_repeats', 'list_unneeded_replay',
-           'assign_splits', 'require_splits', 'describe_drop', 'route_documents', 'open_parquet_writer',
-           'write_documents', 'make_card_data', 'render_data_card', 'read_eval_items', 'process_shards',
-           'tabulate_outcomes', 'summarize_outcomes', 'write_dataset', 'curate']
+           'mask_record', 'mask_personal_data', 'mark_contaminated', 'write_row', 'hash_prompt', 'make_index_row',
+           'write_shard', 'assign_split', 'choose_representatives', 'parse_mixture', 'count_repeats',
+           'list_unneeded_replay', 'restrict_duplicates', 'assign_splits', 'require_splits', 'describe_drop',
+           'route_documents', 'open_parquet_writer', 'write_documents', 'make_card_data', 'render_data_card',
+           'read_eval_items', 'process_shards', 'tabulate_outcomes', 'summarize_outcomes', 'write_dataset', 'curate']
 
 # %% ../nbs/15_curate.ipynb #1a98571d
 import json
@@ -18,14 +18,15 @@ from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 
-from .core.project import (Invalid, atomic, log, make_checkpoint_folder, read_json, stable_uniform, write_csv,
-                                   write_json, write_jsonl)
+from .core.project import (Invalid, atomic, hash_text, log, make_checkpoint_folder, read_json, stable_uniform,
+                                   write_csv, write_json, write_jsonl)
 from .data.dedup import list_duplicates, near_duplicates
 from .data.documents import LANGUAGE_BY_EXTENSION
 from .data.executors import read_shard_rows, run_pipeline, stream_rows
 from .data.pii import mask_pii
 from .data.quality import find_quality_fault
 from .data.readers import list_sources, read_documents
+from .data.shapes import TRAINING_KINDS
 from .data.shingles import find_contamination, index_eval_items
 
 # %% ../nbs/15_curate.ipynb #5200a3f0
@@ -108,6 +109,15 @@ def write_row(
     "Write a row as a line of JSON"
     file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
+# %% ../nbs/15_curate.ipynb #15a00002
+def hash_prompt(
+    record: dict # record of a row to train on
+) -> str: # hash of what was said before the first answer
+    "Identify what a row to train on asks"
+    messages = record.get("prompt") or record["messages"]
+    first_answer = next((n for n, m in enumerate(messages) if m["role"] == "assistant"), len(messages))
+    return hash_text(json.dumps([m["content"] for m in messages[:first_answer]], ensure_ascii=False))[:16]
+
 # %% ../nbs/15_curate.ipynb #f14972fd
 def make_index_row(
     document_id: str, # identity of the document
@@ -116,7 +126,8 @@ def make_index_row(
 ) -> dict: # what the decisions below need of it
     "Pick what is decided upon; the text is not among it"
     fields = ("source", "kind", "language", "licence", "masked")
-    return dict(id=document_id, **{k: metadata.get(k) for k in fields}, bytes=size)
+    row = dict(id=document_id, **{k: metadata.get(k) for k in fields}, bytes=size)
+    return row | (dict(prompt=hash_prompt(metadata["record"])) if metadata["kind"] in TRAINING_KINDS else {})
 
 # %% ../nbs/15_curate.ipynb #908da18f
 def write_shard(
@@ -135,7 +146,8 @@ def write_shard(
         kept, dropped, index = map(open_shard, ("kept", "dropped", "index"))
         for d in rows:
             m, size = dict(d.metadata), len(d.text.encode())
-            if replay_sources and fnmatch(m["source"], replay_sources): m["kind"] = "general"
+            is_row = m["kind"] in TRAINING_KINDS
+            if replay_sources and fnmatch(m["source"], replay_sources) and not is_row: m["kind"] = "general"
             if drop := m.pop("drop", None):
                 identity = dict(id=d.id, source=m["source"], kind=m["kind"])
                 write_row(dropped, identity | drop | dict(bytes=size, sample=d.text[:160]))
@@ -213,6 +225,17 @@ def list_unneeded_replay(
         bytes_left -= bytes_read(r)
     return unneeded
 
+# %% ../nbs/15_curate.ipynb #15a00005
+def restrict_duplicates(
+    rows: list, # rows of the index
+    duplicate_of: dict # id of a near duplicate → id of the document that stays
+) -> dict: # the same, without rows to train on that only resemble one another
+    "Leave out of the near duplicates what is none"
+    kind_of = {r["id"]: r["kind"] for r in rows}
+    def is_duplicate(one, other):
+        return kind_of.get(one) == kind_of.get(other) not in ("pairs", "kto", "prompts")
+    return {one: other for one, other in duplicate_of.items() if is_duplicate(one, other)}
+
 # %% ../nbs/15_curate.ipynb #565a9547
 def assign_splits(
     rows: list, # rows of the index
@@ -227,10 +250,11 @@ def assign_splits(
     limit: int # most documents of a kind and split; 0 is all
 ) -> tuple: # source → (split, times read); source → (reason, detail)
     "Say of every good document where it goes, or why it does not"
-    dropped, representatives = list_duplicates(rows, duplicate_of), choose_representatives(rows, clusters)
+    dropped = list_duplicates(rows, restrict_duplicates(rows, duplicate_of))
+    representatives = choose_representatives(rows, clusters)
     mixture_weights, assignment, split_counts = parse_mixture(mixture), {}, Counter()
     for r in rows:
-        source, representative = r["source"], representatives[r["id"]]
+        source, representative = r["source"], r.get("prompt") or representatives[r["id"]]
         if source in dropped: continue
         repeats = count_repeats(source, mixture_weights)
         split = assign_split(representative, validation_percent, test_percent)
@@ -322,7 +346,7 @@ def write_documents(
             temporary = stack.enter_context(atomic(path))
             return stack.enter_context(open(temporary, "w", newline="\n", encoding="utf-8"))
         dropped_file = open_rows(out/"dropped.jsonl")
-        split_files = {s: open_rows(out/"documents"/f"{s}.jsonl") for s in SPLITS}
+        split_files = {(s, f): open_rows(out/f/f"{s}.jsonl") for s in SPLITS for f in ("documents", "rows")}
         parquet_writers = {s: stack.enter_context(open_parquet_writer(dataset_folder/f"{s}.parquet")) for s in SPLITS}
         for d, split, repeats in routed_documents:
             outcome = f"kept for {split}" if split else d["reason"]
@@ -331,9 +355,10 @@ def write_documents(
             if not split:
                 write_row(dropped_file, d)
                 continue
-            row = {f: d[f] for f in DOCUMENT_FIELDS if f in d}
-            for _ in range(repeats): write_row(split_files[split], row)
-            parquet_writers[split](d)
+            is_row = d["kind"] in TRAINING_KINDS
+            row = {f: d[f] for f in DOCUMENT_FIELDS if f in d and not (is_row and f == "text")}
+            for _ in range(repeats): write_row(split_files[split, "rows" if is_row else "documents"], row)
+            if not is_row: parquet_writers[split](d)
     return outcome_counts
 
 # %% ../nbs/15_curate.ipynb #b76dd95c
@@ -462,7 +487,13 @@ def summarize_outcomes(
     masked_counts = sum((Counter(r["masked"]) for r in kept if r["masked"]), Counter())
     count = lambda key: dict(sorted(Counter(r[key] for r in kept).items()))
     total = lambda unit, wanted: sum(r[unit] for r in outcomes if wanted(r["outcome"]))
-    splits = {s: {unit: total(unit, f"kept for {s}".__eq__) for unit in ("documents", "bytes")} for s in SPLITS}
+    of_documents = [r for r in outcomes if r["kind"] not in TRAINING_KINDS]
+    count_kept = lambda unit, split: sum(r[unit] for r in of_documents if r["outcome"] == f"kept for {split}")
+    splits = {s: {unit: count_kept(unit, s) for unit in ("documents", "bytes")} for s in SPLITS}
+    rows_kept = {r["kind"]: 0 for r in outcomes if r["kind"] in TRAINING_KINDS}
+    for r in outcomes:
+        if r["kind"] in rows_kept and r["outcome"] == "kept for train": rows_kept[r["kind"]] += r["documents"]
+    if rows_kept: splits["training_rows"] = rows_kept
     is_dropped = lambda outcome: not outcome.startswith("kept for")
     return dict(documents=total("documents", bool), dropped=total("documents", is_dropped),
                 masked=dict(sorted(masked_counts.items())), languages=count("language"),
@@ -522,5 +553,6 @@ def curate(
     assignment, dropped = assign_splits(
         rows, clusters, duplicate_of, mixture=mixture, replay_sources=replay_sources, replay_percent=replay_percent,
         validation_percent=validation_percent, test_percent=test_percent, limit=limit)
-    require_splits(assignment)
+    kind_of = {r["source"]: r["kind"] for r in rows}
+    require_splits({s: way for s, way in assignment.items() if kind_of[s] not in TRAINING_KINDS})
     return write_dataset(work, read_json(ingested/"metrics.json"), rows, assignment, dropped, clusters, out)

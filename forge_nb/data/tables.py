@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['make_row_renderer', 'fill_row_template', 'value_to_text', 'read_templates', 'to_json_value', 'make_row_document',
-           'detect_file_encoding', 'feed_csv_lines', 'parse_csv_rows', 'get_table_name', 'read_csv_file']
+           'detect_file_encoding', 'feed_csv_lines', 'parse_csv_rows', 'get_table_name', 'read_header', 'read_csv_rows',
+           'read_csv_file']
 
 # %% ../../nbs/data/30_tables.ipynb #12398150
 import codecs, csv, io, json, math, os
@@ -16,6 +17,7 @@ from ..core.project import Invalid
 from ..core.settings import Templates, load_settings
 from .documents import (DECOMPRESSORS, MAX_LINE_BYTES, Unreadable, get_file_name, make_document,
                                      make_reject)
+from .shapes import detect_table_shape, make_record_document
 from .text import BYTE_ORDER_MARKS, binary_file_error, guess_encoding, slice_around
 
 # %% ../../nbs/data/30_tables.ipynb #cf67ccf0
@@ -173,6 +175,35 @@ def get_table_name(
     if os.path.splitext(name)[1].lower() in DECOMPRESSORS: name = os.path.splitext(name)[0]
     return os.path.splitext(name)[0]
 
+# %% ../../nbs/data/30_tables.ipynb #30a00001
+def read_header(
+    cells, # cells of the header, or a problem
+    line: int # number of its line
+) -> list: # names of the columns
+    "Read the names of columns, and refuse one that occurs twice"
+    if isinstance(cells, Unreadable): raise Unreadable(str(cells), line)
+    columns = [c.strip() or f"column {n}" for n, c in enumerate(cells, 1)]
+    if duplicates := [c for c in columns if columns.count(c) > 1]: raise Unreadable(
+        f"expected a header with a name for each column, found `{duplicates[0]}` twice; rename one", line,
+        duplicates[0])
+    return columns
+
+# %% ../../nbs/data/30_tables.ipynb #30a00002
+def read_csv_rows(
+    file, # binary, just behind its mark
+    source: str, # origin of the document
+    encoding: str # encoding of the file
+): # (line, value by column), a problem instead of the values where there is one
+    "Yield the rows of a CSV file below its header"
+    columns, delimiter = None, "\t" if get_file_name(source).endswith(".tsv") else None
+    for line, cells in parse_csv_rows(file, encoding, delimiter):
+        if columns is None: columns = read_header(cells, line); continue
+        if isinstance(cells, Unreadable): yield line, cells
+        elif len(cells) != len(columns): yield line, Unreadable(
+            f"expected {len(columns)} cells as in the header, found {len(cells)}; add what is missing, or quote the "
+            "cell that holds the delimiter")
+        else: yield line, dict(zip(columns, (c if c.strip() else None for c in cells)))
+
 # %% ../../nbs/data/30_tables.ipynb #9a97b12d
 def read_csv_file(
     file, # binary, seekable
@@ -180,26 +211,18 @@ def read_csv_file(
     context: dict # what is known of the file
 ): # (document, None) or (None, reject)
     "A document for each row of a CSV or TSV file"
-    encoding, columns, number, table = detect_file_encoding(file), None, 0, get_table_name(source)
-    encoding_flag = None if encoding == "utf-8" else encoding
-    delimiter = "\t" if get_file_name(source).endswith(".tsv") else None
-    for line, cells in parse_csv_rows(file, encoding, delimiter):
-        if columns is None:
-            if isinstance(cells, Unreadable): raise Unreadable(str(cells), line)
-            columns = [c.strip() or f"column {n}" for n, c in enumerate(cells, 1)]
-            if duplicates := [c for c in columns if columns.count(c) > 1]: raise Unreadable(
-                f"expected a header with a name for each column, found `{duplicates[0]}` twice; rename one", line,
-                duplicates[0])
-            render_row = make_row_renderer(table, columns, context["templates"])
-            continue
-        number += 1
+    encoding, table, shape, render_row = detect_file_encoding(file), get_table_name(source), "", None
+    flag = None if encoding == "utf-8" else encoding
+    for number, (line, values) in enumerate(read_csv_rows(file, source, encoding), 1):
         place = f"{source}#{number}"
         try:
-            if isinstance(cells, Unreadable): raise cells
-            if len(cells) != len(columns): raise Unreadable(f"expected {len(columns)} cells as in the header, found "
-                                                            f"{len(cells)}; "
-                                                            "add what is missing, or quote the cell that holds the "
-                                                            "delimiter")
-            values = dict(zip(columns, (c if c.strip() else None for c in cells)))
-            yield make_row_document(place, table, values, render_row, context, encoding=encoding_flag), None
-        except Unreadable as e: yield None, make_reject(place, e, line)
+            if isinstance(values, Unreadable): raise values
+            shape = shape or detect_table_shape(values)
+            if shape != "rows": doc = make_record_document(place, shape, values, context, flag)
+            else:
+                render_row = render_row or make_row_renderer(table, [*values], context["templates"])
+                doc = make_row_document(place, table, values, render_row, context, encoding=flag)
+        except Unreadable as e:
+            yield None, make_reject(place, e, line)
+            continue
+        yield doc, None

@@ -269,32 +269,115 @@ def test_jsonl_with_broken_lines(tmp_path, ending):
     assert "UTF-8" in rejects[-1]["reason"]
 
 
-def test_every_shape(tmp_path):
-    said = lambda role, content: [dict(role=role, content=content)]
-    shapes = {"text": dict(text="just text"), "messages": dict(messages=said("user", "a") + said("assistant", "b"), tools=[{"name": "t"}]),
-              "completion": dict(prompt="a", completion="b"), "turns": dict(prompt=said("user", "a"), completion=said("assistant", "b")),
-              "preference": dict(prompt="a", chosen="b", rejected="c"), "kto": dict(prompt="a", completion="b", label=False),
-              "pairs": dict(prompt=said("user", "a"), chosen=said("assistant", "b"), rejected=said("assistant", "c"))}
+def turns(*texts):
+    "Messages of a user and an assistant in turn"
+    return [dict(role=("user", "assistant")[n % 2], content=text) for n, text in enumerate(texts)]
+
+
+ASKED, PAIR = turns("a", "b"), dict(prompt=turns("a"), chosen=turns("a", "b")[1:], rejected=turns("a", "c")[1:])
+SHAPES = {  # kind, record, what is read
+    "messages": ("chat", dict(messages=ASKED, tools=[{"name": "t"}]), dict(messages=ASKED, tools=[{"name": "t"}])),
+    "sharegpt": ("chat", dict(conversations=[{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]), dict(messages=ASKED)),
+    "completion": ("chat", dict(prompt="a", completion="b"), dict(messages=ASKED)),
+    "response": ("chat", dict(prompt="a", response="b"), dict(messages=ASKED)),
+    "alpaca": ("chat", dict(instruction="a", input="", output="b"), dict(messages=ASKED)),
+    "faq": ("chat", dict(question="a", answer="b"), dict(messages=ASKED)),
+    "turns": ("chat", dict(prompt=turns("a"), completion=ASKED[1:]), dict(messages=ASKED)),
+    "pair": ("pairs", dict(prompt="a", chosen="b", rejected="c"), PAIR),
+    "pair_of_lists": ("pairs", PAIR, PAIR),
+    "implicit_prompt": ("pairs", dict(chosen=ASKED, rejected=turns("a", "c")), PAIR),
+    "prompt_and_lists": ("pairs", dict(prompt="a", chosen=ASKED, rejected=turns("a", "c")), PAIR),
+    "kto": ("kto", dict(prompt="a", completion="b", label=False), dict(prompt=turns("a"), completion=ASKED[1:], label=False)),
+    "kto_number": ("kto", dict(prompt="a", completion="b", label=1), dict(prompt=turns("a"), completion=ASKED[1:], label=True)),
+    "prompt": ("prompts", dict(prompt="a"), dict(prompt=turns("a")))}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_rows_to_train_on_in_every_shape_and_format(tmp_path, name):
     import pyarrow as pa
     from pyarrow import parquet
-    for name, record in shapes.items():
-        (tmp_path/f"{name}.jsonl").write_text(json.dumps(record | dict(note="left out")) + "\n", encoding="utf-8")
-        (tmp_path/f"{name}.json").write_text(json.dumps([record]), encoding="utf-8")
-        parquet.write_table(pa.Table.from_pylist([record]), tmp_path/f"{name}.parquet")
-        for ending in ("jsonl", "json", "parquet"):
-            [document], rejects = read(tmp_path, f"{name}.{ending}")
-            assert not rejects and document.get("record", document["text"].strip()) == (record if name != "text" else "just text")
-            assert document["kind"] == ("docs" if name == "text" else "chat") and document["source"] == f"{name}.{ending}#1"
+    kind, record, expected = SHAPES[name]
+    remark = {} if kind == "prompts" else dict(score=2)
+    (tmp_path/"x.jsonl").write_text(json.dumps(record | remark) + "\n", encoding="utf-8")
+    (tmp_path/"x.json").write_text(json.dumps([record | remark]), encoding="utf-8")
+    parquet.write_table(pa.Table.from_pylist([record | remark, record | remark]), tmp_path/"x.parquet")
+    endings = ["jsonl", "json", "parquet"]
+    if all(isinstance(value, (str, int)) for value in record.values()):
+        (tmp_path/"x.csv").write_text(";".join(record) + "\n" + ";".join(map(str, record.values())) + "\n", encoding="utf-8")
+        endings.append("csv")
+    for ending in endings:
+        documents, rejects = read(tmp_path, f"x.{ending}")
+        assert not rejects and {d["kind"] for d in documents} == {kind} and documents[0]["source"] == f"x.{ending}#1"
+        more = dict(remarks=remark) if remark and ending != "csv" else {}
+        assert documents[0]["record"] == expected | more
+        assert all(message["content"] in documents[0]["text"] for part in expected.values() if isinstance(part, list) for message in part if "content" in message)
+
+
+def test_roles_calls_of_tools_and_weights(tmp_path):
+    "The older function_call is read as tool_calls, and an answer of weight 0 keeps its weight"
+    call = dict(name="stock", arguments="{}")
+    said = [dict(role="developer", content="Be brief."), dict(role="user", content="How many?"),
+            dict(role="assistant", content=None, function_call=call), dict(role="function", name="stock", content="900"),
+            dict(role="assistant", content="None.", weight=0), dict(role="assistant", content="900.", weight=1)]
+    (tmp_path/"x.jsonl").write_text(json.dumps(dict(messages=said)), encoding="utf-8")
+    [document], _ = read(tmp_path, "x.jsonl")
+    found = document["record"]["messages"]
+    assert [m["role"] for m in found] == ["system", "user", "assistant", "tool", "assistant", "assistant"]
+    assert found[2]["tool_calls"] == [dict(type="function", function=call)] and found[2]["content"] == ""
+    assert [m.get("weight") for m in found] == [None] * 4 + [0, 1] and "stock" in document["text"]
 
 
 @pytest.mark.parametrize("record, field, words", [
-    (dict(prompt="a"), "completion", "found null"), (dict(prompt="a", completion="b", label="good"), "label", "true or false"),
-    (dict(chosen="a", rejected="b"), "prompt", "found null"), (dict(prompt="a", chosen=[dict(role="assistant", content="b")], rejected="b"), "chosen", "same way"),
-    (dict(promtp="a", completions="b"), None, "rename the field"), (dict(text=dict(a=1)), "text", "found an object")])
-def test_records_of_no_shape(tmp_path, record, field, words):
+    (dict(prompt="a", completion="b", label="good"), "label", "true or false"), (dict(messages=turns("a")), "messages", "answer of the assistant"),
+    (dict(messages=[dict(role="narrator", content="a"), *ASKED]), "messages[0].role", "'narrator'"),
+    (dict(messages=[dict(role="user", content=[dict(type="image_url")]), *ASKED]), "messages[0].content", "image_url"),
+    (dict(messages=[*ASKED, dict(role="assistant", content="c", weight=.5)]), "messages[2].weight", "0 or 1"),
+    (dict(chosen="a", rejected="b"), "chosen", "add `prompt`"), (dict(prompt="a", chosen="b"), "rejected", "found null"),
+    (dict(prompt="a", chosen="b", rejected="b"), "rejected", "found the same"), (dict(promtp="a", completions="b"), "completions", "rename the field"),
+    (dict(prompt="a", chosen=turns("x", "b"), rejected=turns("x", "c")), "prompt", "in front")])
+def test_rows_that_lack_something(tmp_path, record, field, words):
     (tmp_path/"x.jsonl").write_text(json.dumps(record), encoding="utf-8")
     _, [rejected] = read(tmp_path, "x.jsonl")
-    assert words in rejected["reason"] and rejected["line"] == 1 and (rejected["field"] == field or field is None)
+    assert words in rejected["reason"] and rejected["line"] == 1 and rejected["field"] == field
+
+
+@pytest.mark.parametrize("record", [
+    dict(batch=71, produced=1000, rejected=12, shift="early"), dict(batch=71, reject=12), dict(mailbox="orders", messages=1204, unread=3),
+    dict(chosen=7, rejected=3), dict(input="230 V", output="12 V"), dict(question=4, answer="b"), dict(topic="mail", messages=["a", "b"]),
+    {"folder": "in", "messages": [{"from": "stores", "subject": "Bolts", "content": "None are left."}]}])
+def test_one_name_alone_makes_no_row_to_train_on(tmp_path, record):
+    import pyarrow as pa
+    from pyarrow import parquet
+    (tmp_path/"x.json").write_text(json.dumps([record]), encoding="utf-8")
+    parquet.write_table(pa.Table.from_pylist([record]), tmp_path/"x.parquet")
+    if all(isinstance(value, (str, int)) for value in record.values()):
+        (tmp_path/"x.csv").write_text(",".join(record) + "\n" + ",".join(map(str, record.values())) + "\n", encoding="utf-8")
+    for path in sorted(tmp_path.glob("x.*")):
+        [document], rejects = read(tmp_path, path.name)
+        assert document["kind"] == "rows" and not rejects, path.name
+
+
+def test_text_in_records_keeps_its_title_and_the_rest(tmp_path):
+    page = dict(id=7, title="How to restart", url="wiki/7", text="Hold the green button.")
+    (tmp_path/"x.jsonl").write_text(json.dumps(page), encoding="utf-8")
+    [document], _ = read(tmp_path, "x.jsonl")
+    assert document["text"] == "# How to restart\n\nHold the green button.\n" and document["kind"] == "docs"
+    assert document["record"] == dict(id=7, title="How to restart", url="wiki/7")
+
+
+def test_json_in_the_forms_of_programs(tmp_path):
+    "An object that wraps rows is those rows; settings with comments are code; JSON over several lines in a .jsonl is one reject"
+    (tmp_path/"a.json").write_text(json.dumps(dict(count=2, next=None, results=[dict(name="bolt"), dict(name="nut")])), encoding="utf-8")
+    assert [d["record"]["values"] for d in read(tmp_path, "a.json")[0]] == [dict(name="bolt"), dict(name="nut")]
+    (tmp_path/"b.json").write_text('{\n  // the port\n  "port": 8443,\n  "hosts": ["a", "b"],\n}\n', encoding="utf-8")
+    [document], rejects = read(tmp_path, "b.json")
+    assert document["kind"] == "code" and not rejects
+    (tmp_path/"c.json").write_text('{"port": }', encoding="utf-8")
+    assert only(tmp_path, "c.json", "mistake", line=1) == []
+    for number, value in enumerate((dict(name="bolt"), [dict(name="bolt")])):
+        text = json.dumps(value, indent=2)
+        (tmp_path/f"d{number}.jsonl").write_text(f"{text}\n{text}\n", encoding="utf-8")
+        assert only(tmp_path, f"d{number}.jsonl", "over several lines", line=1) == []
 
 
 def test_json(tmp_path):
