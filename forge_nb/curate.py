@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'SPLIT_REMEDIES', 'DOCUMENT_FIELDS', 'SIZE_CATEGORIES', 'CARD', 'read_shard', 'mark_low_quality',
-           'mask_record', 'mask_personal_data', 'mark_contaminated', 'write_row', 'hash_prompt', 'make_index_row',
-           'write_shard', 'assign_split', 'choose_representatives', 'parse_mixture', 'count_repeats',
-           'list_unneeded_replay', 'restrict_duplicates', 'assign_splits', 'require_splits', 'describe_drop',
-           'route_documents', 'open_parquet_writer', 'write_documents', 'make_card_data', 'render_data_card',
-           'read_eval_items', 'process_shards', 'tabulate_outcomes', 'summarize_outcomes', 'write_dataset', 'curate']
+           'mask_record', 'mask_personal_data', 'mark_contaminated', 'write_row', 'make_index_row', 'write_shard',
+           'assign_split', 'choose_representatives', 'parse_mixture', 'count_repeats', 'list_unneeded_replay',
+           'restrict_duplicates', 'assign_splits', 'require_splits', 'describe_drop', 'route_documents',
+           'open_parquet_writer', 'write_documents', 'make_card_data', 'render_data_card', 'read_eval_items',
+           'process_shards', 'tabulate_outcomes', 'summarize_outcomes', 'write_dataset', 'curate']
 
 # %% ../nbs/15_curate.ipynb #1a98571d
 import json
@@ -18,15 +18,15 @@ from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 
-from .core.project import (Invalid, atomic, hash_text, log, make_checkpoint_folder, read_json, stable_uniform,
-                                   write_csv, write_json, write_jsonl)
+from .core.project import (Invalid, atomic, log, make_checkpoint_folder, read_json, stable_uniform, write_csv,
+                                   write_json, write_jsonl)
 from .data.dedup import list_duplicates, near_duplicates
 from .data.documents import LANGUAGE_BY_EXTENSION
 from .data.executors import read_shard_rows, run_pipeline, stream_rows
 from .data.pii import mask_pii
 from .data.quality import find_quality_fault
 from .data.readers import list_sources, read_documents
-from .data.shapes import TRAINING_KINDS
+from .data.shapes import TRAINING_KINDS, hash_prompt
 from .data.shingles import find_contamination, index_eval_items
 
 # %% ../nbs/15_curate.ipynb #5200a3f0
@@ -108,15 +108,6 @@ def write_row(
 ):
     "Write a row as a line of JSON"
     file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-# %% ../nbs/15_curate.ipynb #15a00002
-def hash_prompt(
-    record: dict # record of a row to train on
-) -> str: # hash of what was said before the first answer
-    "Identify what a row to train on asks"
-    messages = record.get("prompt") or record["messages"]
-    first_answer = next((n for n, m in enumerate(messages) if m["role"] == "assistant"), len(messages))
-    return hash_text(json.dumps([m["content"] for m in messages[:first_answer]], ensure_ascii=False))[:16]
 
 # %% ../nbs/15_curate.ipynb #f14972fd
 def make_index_row(

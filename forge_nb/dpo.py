@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LOGP_METRICS', 'PREFERENCE_METHODS', 'unpair_preferences', 'make_answer_reward', 'build_online_rows',
            'PreferenceConfig', 'make_paired_trainer', 'make_preference_trainer', 'summarize_preferences', 'read_pairs',
-           'dpo']
+           'fit_own_rows', 'dpo']
 
 # %% ../nbs/60_dpo.ipynb #2154eb61
 import random
@@ -15,20 +15,21 @@ from pathlib import Path
 from .core.settings import Style, load_settings
 from .metrics.graders import VALUE_PATTERN, grade_answer
 from .train.trainer import (TrainingConfig, broken_rule, check_forgetting, check_pairs,
-                                    check_training_config, check_weights_changed, find_skip_reason, load_verified,
+                                    check_training_config, check_weights_changed, find_skip_reason, leave_out_long_rows,
+                                    load_tokenizer_and_context, load_verified,
                                     make_trainer_config, pass_model_on, run_trainer, save_with_manifest, stop_rule,
                                     summarize_loss, write_run)
 from .core.project import Invalid, log, make_checkpoint_folder, read_jsonl, stable_uniform
 
 # %% ../nbs/60_dpo.ipynb #299181a1
 def unpair_preferences(
-    rows: list, # pairs
+    rows: list, # pairs, and answers that were judged alone
     seed: int # random seed of the order
 ) -> list: # rows: prompt, completion, label
     "Split each pair into two answers, one wanted and one not, in random order"
-    out = []
+    out = [{k: r[k] for k in ("prompt", "completion", "label")} for r in rows if "label" in r]
     for r in rows:
-        for side in ("chosen", "rejected"):
+        for side in ("chosen", "rejected") if "label" not in r else ():
             out.append(dict(prompt=r["prompt"], completion=r[side], label=side == "chosen"))
     random.Random(seed).shuffle(out)
     return out
@@ -140,13 +141,36 @@ def read_pairs(
     rows: Path, # pairs.jsonl; policy_pairs.jsonl lies beside it
     num_pairs: int, # number of pairs that are used; 0 is all
     num_policy_pairs: int # number of pairs about rules beside them
-) -> list: # pairs; none where pairs.jsonl has none
-    "Read the pairs to learn from, those about rules last"
-    pairs = read_jsonl(rows)
-    about_rules = read_jsonl(rows.with_name("policy_pairs.jsonl")) if pairs and num_policy_pairs else []
-    check_pairs(pairs + about_rules)
+) -> list: # pairs; none where no file has any
+    "Read the pairs to learn from: the company's own first, those about rules last"
+    own, pairs, about_rules = (read_jsonl(rows.with_name(name)) if rows.with_name(name).exists() else []
+                               for name in ("own_pairs.jsonl", rows.name, "policy_pairs.jsonl"))
+    if not num_policy_pairs or not own + pairs: about_rules = []
+    check_pairs(own + pairs + about_rules)
     drawn = sorted(about_rules, key=lambda pair: stable_uniform("dpo", pair["id"]))[:num_policy_pairs]
-    return pairs[:num_pairs or None] + drawn
+    return own + pairs[:num_pairs or None] + drawn
+
+# %% ../nbs/60_dpo.ipynb #60d00014
+def fit_own_rows(
+    pairs: list, # pairs of `read_pairs`
+    rows: Path, # pairs.jsonl; own_judged.jsonl lies beside it
+    tokenizer, # tokenizer of the model
+    method: str, # dpo, kto or online
+    max_length: int # largest number of tokens of a prompt and an answer
+) -> tuple: # pairs, behind them judged answers for kto; number of rows left out
+    "Leave out the company's own rows that are too long, or that the method cannot learn from"
+    path = rows.with_name("own_judged.jsonl")
+    judged, is_own = read_jsonl(path) if path.exists() else [], lambda pair: pair["reason"] == "own"
+    own, long_pairs = leave_out_long_rows([*filter(is_own, pairs)], ("chosen", "rejected"), tokenizer, max_length)
+    judged, long_judged = leave_out_long_rows(judged, ("completion",), tokenizer, max_length)
+    num_left_out = len(long_pairs + long_judged)
+    if judged and method != "kto":
+        log(f"{len(judged)} judged answers have no counterpart; `dpo.method: kto` learns from them as they stand")
+        judged, num_left_out = [], num_left_out + len(judged)
+    if own and method == "online":
+        log(f"{len(own)} own pairs have no value by which a sampled answer could be judged; online leaves them out")
+        own, num_left_out = [], num_left_out + len(own)
+    return own + [pair for pair in pairs if not is_own(pair)] + judged, num_left_out
 
 # %% ../nbs/60_dpo.ipynb #5ab32b94
 def dpo(
@@ -179,8 +203,11 @@ def dpo(
     "Optimise preferences on pairs"
     if method not in PREFERENCE_METHODS: raise Invalid(
         f"params.yaml: `dpo.method` is {method!r}; it must be {', '.join(PREFERENCE_METHODS)}")
-    pairs = read_pairs(rows, num_pairs, num_policy_pairs) if enabled else []
-    if reason := find_skip_reason("dpo", enabled, pairs, f"{rows.name} holds no rows"):
+    tokenizer, context_length = load_tokenizer_and_context(base)
+    pairs, num_left_out = fit_own_rows(read_pairs(rows, num_pairs, num_policy_pairs), rows, tokenizer, method,
+                                       min(max_length, context_length)) if enabled else ([], 0)
+    lack = f"{num_left_out} own rows cannot be used" if num_left_out else f"{rows.name} holds no rows"
+    if reason := find_skip_reason("dpo", enabled, pairs, lack):
         return pass_model_on("dpo", base, out, reason, {"curve.csv": ["step", "loss"]})
     training = TrainingConfig(seed, learning_rate, batch_size, num_train_epochs, lr_scheduler_type, warmup_ratio,
                               weight_decay, max_grad_norm)
@@ -197,5 +224,6 @@ def dpo(
     save_with_manifest(trainer.model, tokenizer, out/"model")
     metrics = dict(method=method, pairs=len(pairs)) | summarize_preferences(curve) | forgetting
     metrics["broken_rule"] = broken_rule(stop_rules, trainer.state.log_history)
+    if num_left_out: metrics["left_out"] = num_left_out
     write_run(out, curve, metrics)
     return metrics

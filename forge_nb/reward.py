@@ -294,8 +294,9 @@ def reward(
     out: Path # folder to write to
 ) -> dict: # metrics
     "Train a reward model on preferences, and try it on held-out facts"
-    pairs = [r for name in ("pairs", "policy_pairs") for r in read_jsonl(rows/f"{name}.jsonl")]
-    if reason := find_skip_reason("reward", enabled, pairs, "neither file holds a pair"):
+    files = [rows/f"{name}.jsonl" for name in ("pairs", "policy_pairs", "own_pairs")]
+    pairs = [r for path in files if path.exists() for r in read_jsonl(path)]
+    if reason := find_skip_reason("reward", enabled, pairs, "no file holds a pair"):
         write_skipped_model(out/"model", reason)
         return write_skipped("reward", out, reason, REWARD_TABLES)
     check_pairs(pairs)

@@ -123,7 +123,7 @@ def make_rloo_trainer(
         RLOOConfig, make_checkpoint_folder(), training, num_rows=sampling.max_steps * training.batch_size, **updates,
         num_generations=sampling.num_generations, max_completion_length=sampling.max_new_tokens, beta=sampling.beta,
         temperature=sampling.temperature, normalize_advantages=normalize_advantages)
-    ask = lambda row: [dict(role="user", content=row["adversarial_prompt"])]
+    ask = lambda row: row["prompt"] if row.get("kind") == "own" else [dict(role="user", content=row["adversarial_prompt"])]
     data = Dataset.from_list([dict(prompt=ask(row)) for row in prompt_rows])
     return RLOOTrainer(model=model, args=config, train_dataset=data, processing_class=tokenizer,
                        reward_funcs=reward_model[0], reward_processing_classes=reward_model[1])
@@ -224,7 +224,9 @@ def rlhf(
     out: Path # folder to write to
 ) -> dict: # metrics
     "Train on the reward model's judgement, and ask the verifiers what came of it"
-    prompt_rows, eval_items, rules = read_jsonl(prompts_file), read_jsonl(dev_set), load_policies(policies_file)
+    own_prompts = prompts_file.with_name("own_prompts.jsonl")
+    prompt_rows = read_jsonl(prompts_file) + (read_jsonl(own_prompts) if own_prompts.exists() else [])
+    eval_items, rules = read_jsonl(dev_set), load_policies(policies_file)
     if reason := find_rlhf_skip_reason(enabled, prompt_rows, reward_folder):
         return pass_model_on("rlhf", base, out, reason, RLHF_TABLES)
     check_prompts(prompt_rows, eval_items, num_prompts, num_generations)

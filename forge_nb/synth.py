@@ -6,7 +6,7 @@
 __all__ = ['SynthInputs', 'load_inputs', 'collect_columns', 'propose_paraphrases', 'filter_proposed_rows', 'propose_rows',
            'ask_documents', 'make_value_rows', 'make_value_pairs', 'make_value_prompts', 'ask_columns',
            'index_questions', 'assemble_answer_rows', 'check_eval_overlap', 'Books', 'load_books', 'open_all',
-           'write_training_rows', 'write_outputs', 'make_plain_rows', 'make_all_items', 'synth']
+           'write_training_rows', 'write_outputs', 'make_plain_rows', 'add_own_rows', 'make_all_items', 'synth']
 
 # %% ../nbs/20_synth.ipynb #0e3cd7cc
 import random
@@ -29,6 +29,7 @@ from .synthesis.filters import (filter_rows, index_eval_wording, make_reference,
                                         parse_paraphrase_weights, summarize_acceptance)
 from .synthesis.open_book import OpenBook
 from .synthesis.open_rows import open_items, open_pairs, open_prompts, open_rows
+from .synthesis.own_rows import drop_asked_rows, make_own_rows
 from .synthesis.pairs import (make_policy_pairs, make_preference_pair, make_preference_pairs,
                                      make_prompt_rows)
 from .synthesis.paraphrase import ParaphraseConfig, load_grammar, paraphrase_questions
@@ -333,15 +334,16 @@ def write_outputs(
     eval_items: list, # items
     accepted: list, # rows that the filters kept
     rejected: list, # rows that they rejected
+    left_out: list, # rows of the company's own that the evaluation set asks
     metrics: dict, # metrics that are known already
     out: Path # folder to write to
 ) -> dict: # metrics
     "Write everything that the stage made"
     write_training_rows(rows_by_name, eval_items, out)
-    write_jsonl(out/"rejected.jsonl", rejected)
+    write_jsonl(out/"rejected.jsonl", rejected + left_out)
     write_csv(out/"acceptance.csv", summarize_acceptance(accepted, rejected))
     asked = [(item["id"], item["question"], item["answer"]) for item in eval_items]
-    metrics = metrics | count_rows(rows_by_name, rejected, eval_items) | dict(eval_set_hash=hash_text(repr(asked))[:16])
+    metrics = metrics | count_rows(rows_by_name, rejected + left_out, eval_items) | dict(eval_set_hash=hash_text(repr(asked))[:16])
     write_json(out/"metrics.json", metrics)
     return metrics
 
@@ -374,6 +376,20 @@ def make_plain_rows(
     random.Random(seed).shuffle(rows["prompts"])
     return rows
 
+# %% ../nbs/20_synth.ipynb #20a00002
+def add_own_rows(
+    rows: dict, # lists of rows by name of their file
+    own_rows: Path, # rows of the training split, of `curate`
+    eval_items: list, # items
+    seed: int # random seed of the stage
+) -> tuple: # lists of rows by name of their file, own rows that are left out
+    "Add the company's own rows, but for those that the evaluation set asks"
+    own, left_out = drop_asked_rows(make_own_rows(own_rows, seed), eval_items)
+    conversations = own.pop("own_chat")
+    if conversations or any(own.values()): log(" · ".join(
+        f"{len(part)} {name.replace('_', ' ')}" for name, part in [("own conversations", conversations), *own.items()]))
+    return rows | own | dict(sft=rows["sft"] + conversations), left_out
+
 # %% ../nbs/20_synth.ipynb #52c85272
 def make_all_items(
     inputs: SynthInputs, # facts, kinds, rules and voices
@@ -394,6 +410,7 @@ def synth(
     company: Path, # folder with what the company wrote
     tables: Path, # data/facts
     documents: Path, # train.jsonl
+    own_rows: Path, # rows of the training split, of `curate`
     indices: Path, # folder with the indices `train` and `live`
     *,
     seed: int, # random seed of voices and order
@@ -455,6 +472,7 @@ def synth(
     rows = open_all(rows, asked, books, inputs.style, lacking_percent=lacking_percent, closed_percent=closed_percent,
                     single_percent=single_percent)
     eval_items = open_items(candidates, asked, books.live)
+    rows, left_out = add_own_rows(rows, own_rows, candidates, seed)
     metrics = count_facts(inputs.known_facts, inputs.held_out_facts, inputs.rl_facts)
     metrics |= dict(paraphrased=num_paraphrased, document_rows=len(training), column_rows=len(cells))
-    return write_outputs(rows, eval_items, accepted, rejected, metrics, out)
+    return write_outputs(rows, eval_items, accepted, rejected, left_out, metrics, out)

@@ -6,12 +6,13 @@
 __all__ = ['TRAINING_KINDS', 'ROLES', 'ANSWER_FIELDS', 'TURN_FIELDS', 'JUDGEMENTS', 'REMARKS', 'MARKS', 'describe_json_type',
            'is_text', 'is_turns', 'read_content', 'read_message', 'read_turns', 'is_speech', 'find_answer_fields',
            'detect_shape', 'check_slips', 'read_question', 'read_chat', 'split_common_beginning', 'read_pair',
-           'read_judged_answer', 'read_training_row', 'refuse_other_shape', 'training_row_to_text', 'read_text_record',
-           'make_record_document', 'detect_table_shape']
+           'read_judged_answer', 'read_training_row', 'refuse_other_shape', 'training_row_to_text', 'hash_prompt',
+           'read_text_record', 'make_record_document', 'detect_table_shape']
 
 # %% ../../nbs/data/25_shapes.ipynb #35a00004
 import difflib, json, re
 
+from ..core.project import hash_text
 from .documents import Unreadable, make_document
 
 # %% ../../nbs/data/25_shapes.ipynb #35a00007
@@ -270,6 +271,15 @@ def training_row_to_text(
             calls = json.dumps(message["tool_calls"], ensure_ascii=False) if "tool_calls" in message else ""
             paragraphs.append(f"{mark}{message['role']}: {message['content']}{calls}")
     return "\n\n".join(paragraphs)
+
+# %% ../../nbs/data/25_shapes.ipynb #15a00002
+def hash_prompt(
+    record: dict # record of a row to train on
+) -> str: # hash of what was said before the first answer
+    "Identify what a row to train on asks"
+    messages = record.get("prompt") or record["messages"]
+    first_answer = next((n for n, m in enumerate(messages) if m["role"] == "assistant"), len(messages))
+    return hash_text(json.dumps([m["content"] for m in messages[:first_answer]], ensure_ascii=False))[:16]
 
 # %% ../../nbs/data/25_shapes.ipynb #40a00001
 def read_text_record(

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['LENGTH_METRIC', 'PROBE_TURNS', 'PROBE_CONVERSATION', 'TrainingConfig', 'check_training_config', 'choose_intervals',
            'make_trainer_config', 'SamplingConfig', 'find_last_checkpoint', 'stop_rule', 'broken_rule', 'EarlyStop',
-           'ProgressCallback', 'run_trainer', 'summarize_loss', 'write_run', 'check_pairs', 'fingerprint',
-           'save_with_manifest', 'load_verified', 'find_skip_reason', 'write_skipped', 'pass_model_on',
-           'write_skipped_model', 'read_skipped', 'check_weights_changed', 'held_out_bpb', 'check_forgetting']
+           'ProgressCallback', 'run_trainer', 'summarize_loss', 'write_run', 'load_tokenizer_and_context',
+           'leave_out_long_rows', 'check_pairs', 'fingerprint', 'save_with_manifest', 'load_verified',
+           'find_skip_reason', 'write_skipped', 'pass_model_on', 'write_skipped_model', 'read_skipped',
+           'check_weights_changed', 'held_out_bpb', 'check_forgetting']
 
 # %% ../../nbs/train/70_trainer.ipynb #60e78f25
 import json, logging, math, shutil
@@ -213,6 +214,35 @@ def write_run(
     "Write curve.csv and metrics.json"
     write_csv(out/"curve.csv", curve)
     write_json(out/"metrics.json", metrics)
+
+# %% ../../nbs/train/70_trainer.ipynb #ef599b25
+def load_tokenizer_and_context(
+    base: Path # model folder
+) -> tuple: # tokenizer, number of tokens of the model's context
+    "Load what of a model reads rows: its tokenizer and the length of its context"
+    from transformers import AutoTokenizer
+    if not (base/"config.json").exists(): raise Invalid(
+        f"{base}: no config.json; name a folder that save_pretrained wrote")
+    model_config = read_json(base/"config.json")
+    text_config = model_config.get("text_config", {})
+    lengths = [c.get("max_position_embeddings") for c in (model_config, text_config)]
+    return AutoTokenizer.from_pretrained(base), lengths[0] or lengths[1] or 2**31
+
+# %% ../../nbs/train/70_trainer.ipynb #70b00002
+def leave_out_long_rows(
+    rows: list, # rows with 'id', 'parents', a prompt and answers, each a list of messages
+    sides: tuple, # fields that hold answers
+    tokenizer, # tokenizer with chat template
+    max_length: int # largest number of tokens of a prompt and an answer
+) -> tuple: # rows that fit, rows that do not
+    "Tell rows that fit a model's context from those that do not"
+    count = lambda row, side: len(tokenizer.apply_chat_template(row["prompt"] + row[side], return_dict=False))
+    fit = [row for row in rows if all(count(row, side) <= max_length for side in sides)]
+    kept = {row["id"] for row in fit}
+    left_out = [row for row in rows if row["id"] not in kept]
+    for row in left_out[:3]: log(f"left out, longer than {max_length} tokens: {row['parents'][0]}")
+    if len(left_out) > 3: log(f"left out, longer than {max_length} tokens: {len(left_out) - 3} more")
+    return fit, left_out
 
 # %% ../../nbs/train/70_trainer.ipynb #4e7576e7
 def check_pairs(
