@@ -7,12 +7,14 @@ __all__ = ['score_baseline', 'write_evaluation', 'find_answers', 'find_same_weig
            'hold_predictions', 'choose_poisoned', 'evaluate']
 
 # %% ../nbs/80_evaluate.ipynb #a9c9320f
+from functools import partial
 from pathlib import Path
 
 from .core.project import hash_weights, log, read_csv, read_json, read_jsonl, write_csv, write_json, write_jsonl
 from .core.settings import PoisonFamilies, Style, load_settings
 from .evals.checkpoints import BASELINE, find_released, list_comparisons, load_checkpoints
 from .evals.headline import summarize_released, take_arm_scores
+from .evals.own import read_held_out, score_own_rows
 from .evals.poison import make_cases, measure_poison, write_poison
 from .evals.predictions import confirm_predictions
 from .evals.suites import nest_means, score_checkpoint, score_documents
@@ -137,6 +139,7 @@ def evaluate(
     kpi_file: Path, # company/kpi.py
     style_file: Path, # company/style.yaml
     poison_file: Path, # company/poison.yaml
+    own_rows: Path, # folder with rows of the splits, of `curate`
     *,
     context_length: int, # tokens in a window of a document
     max_new_tokens: int, # tokens that an answer may have
@@ -150,7 +153,8 @@ def evaluate(
     checkpoints, test_documents = find_evaluated(load_checkpoints(checkpoints_file), models), read_jsonl(documents)
     rules, reward, style = load_policies(policies_file), RewardFunction(kpi_file), load_settings(style_file, Style)
     items = [item for item in read_jsonl(eval_set/"items.jsonl") if all_items or item["in_sample"]]
-    lengths = dict(context_length=context_length, max_new_tokens=max_new_tokens)
+    score_own = partial(score_own_rows, held_out=read_held_out(own_rows), max_new_tokens=max_new_tokens)
+    options = dict(context_length=context_length, max_new_tokens=max_new_tokens, score_more=score_own)
     asked_ids = {item["id"] for item in items}
     untrained = [row for row in read_jsonl(decisions/"scores.jsonl") if row["item"] in asked_ids]
     rows, answers, scored = score_baseline(baseline, test_documents) + untrained, [], {}
@@ -158,7 +162,7 @@ def evaluate(
         folder, asked = models/entry.folder, test_documents[::document_stride] if entry.tuned else test_documents
         if (weights := hash_weights(folder)) not in scored:
             scored[weights] = score_checkpoint(name, entry, folder, asked, items, eval_set, rules, reward, style,
-                                               **lengths)
+                                               **options)
         scores, texts = ([row | dict(checkpoint=name) for row in part] for part in scored[weights])
         rows, answers = rows + scores, answers + texts
     released = find_released(checkpoints)

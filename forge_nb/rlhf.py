@@ -123,8 +123,9 @@ def make_rloo_trainer(
         RLOOConfig, make_checkpoint_folder(), training, num_rows=sampling.max_steps * training.batch_size, **updates,
         num_generations=sampling.num_generations, max_completion_length=sampling.max_new_tokens, beta=sampling.beta,
         temperature=sampling.temperature, normalize_advantages=normalize_advantages)
-    ask = lambda row: row["prompt"] if row.get("kind") == "own" else [dict(role="user", content=row["adversarial_prompt"])]
-    data = Dataset.from_list([dict(prompt=ask(row)) for row in prompt_rows])
+    ask = lambda row: [dict(role="user", content=row["adversarial_prompt"])]
+    prompts = [row["prompt"] if row.get("kind") == "own" else ask(row) for row in prompt_rows]
+    data = Dataset.from_list([dict(prompt=prompt) for prompt in prompts])
     return RLOOTrainer(model=model, args=config, train_dataset=data, processing_class=tokenizer,
                        reward_funcs=reward_model[0], reward_processing_classes=reward_model[1])
 

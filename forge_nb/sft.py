@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from .train.trainer import (TrainingConfig, check_forgetting, check_training_config, check_weights_changed,
-                                    find_skip_reason, load_tokenizer_and_context, pass_model_on, run_trainer, save_with_manifest, summarize_loss,
-                                    write_run)
+                                    find_skip_reason, load_tokenizer_and_context, pass_model_on, run_trainer,
+                                    save_with_manifest, summarize_loss, write_run)
 from .core.project import Invalid, log, name_parameter, read_json, read_jsonl, write_json, write_jsonl
 from .train.finetune import (encode_conversations, make_sft_trainer, pack_rows, packing_leak,
                                      training_order)
@@ -237,8 +237,7 @@ def sft(
     tokenizer, context_length = load_tokenizer_and_context(base)
     data, encoded_rows, left_out = check_and_encode_rows(
         rows, read_jsonl(rows) if enabled else [], tokenizer, max_length, context_length)
-    lack = f"all {len(left_out)} rows are too long" if left_out else f"{rows.name} holds no rows"
-    if reason := find_skip_reason("sft", enabled, data, lack):
+    if reason := find_skip_reason("sft", enabled, data, f"{rows.name} holds no rows"):
         write_evidence(out, [], left_out)
         return pass_model_on("sft", base, out, reason, {"curve.csv": ["step", "loss"]})
     training = TrainingConfig(seed, learning_rate, batch_size, num_train_epochs, lr_scheduler_type, warmup_ratio,

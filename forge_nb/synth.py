@@ -343,7 +343,8 @@ def write_outputs(
     write_jsonl(out/"rejected.jsonl", rejected + left_out)
     write_csv(out/"acceptance.csv", summarize_acceptance(accepted, rejected))
     asked = [(item["id"], item["question"], item["answer"]) for item in eval_items]
-    metrics = metrics | count_rows(rows_by_name, rejected + left_out, eval_items) | dict(eval_set_hash=hash_text(repr(asked))[:16])
+    metrics = metrics | count_rows(rows_by_name, rejected + left_out, eval_items)
+    metrics["eval_set_hash"] = hash_text(repr(asked))[:16]
     write_json(out/"metrics.json", metrics)
     return metrics
 
@@ -471,8 +472,7 @@ def synth(
     asked = {fact["id"]: fact for fact in inputs.known_facts} | index_questions(cells + training)
     rows = open_all(rows, asked, books, inputs.style, lacking_percent=lacking_percent, closed_percent=closed_percent,
                     single_percent=single_percent)
-    eval_items = open_items(candidates, asked, books.live)
     rows, left_out = add_own_rows(rows, own_rows, candidates, seed)
-    metrics = count_facts(inputs.known_facts, inputs.held_out_facts, inputs.rl_facts)
-    metrics |= dict(paraphrased=num_paraphrased, document_rows=len(training), column_rows=len(cells))
-    return write_outputs(rows, eval_items, accepted, rejected, left_out, metrics, out)
+    metrics = count_facts(inputs.known_facts, inputs.held_out_facts, inputs.rl_facts) | dict(
+        paraphrased=num_paraphrased, document_rows=len(training), column_rows=len(cells))
+    return write_outputs(rows, open_items(candidates, asked, books.live), accepted, rejected, left_out, metrics, out)

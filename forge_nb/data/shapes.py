@@ -110,7 +110,8 @@ ANSWER_FIELDS = [("prompt", "completion"), ("prompt", "response"), ("prompt", "a
                  ("instruction", "response"), ("question", "answer"), ("question", "response"), ("query", "response")]
 TURN_FIELDS = ("messages", "conversations", "conversation")  # names of the list of messages
 JUDGEMENTS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}  # labels as written
-REMARKS = {"id", "uid", "source", "tags", "category", "topic", "split", "language", "date", "created"}  # beside a prompt
+# what may stand beside a prompt that nothing answers
+REMARKS = {"id", "uid", "source", "tags", "category", "topic", "split", "language", "date", "created"}
 
 # %% ../../nbs/data/25_shapes.ipynb #35a00017
 def is_speech(
@@ -208,7 +209,8 @@ def read_pair(
             f"{describe_json_type(record.get(name))}; write it, or take the pair out", field=name)
     answers = [read_turns(record[name], name, "assistant") for name in ("chosen", "rejected")]
     common, chosen, rejected = split_common_beginning(*answers)
-    name = next((name for name in ("prompt", "question", "instruction", *TURN_FIELDS) if is_speech(record.get(name))), "")
+    names = ("prompt", "question", "instruction", *TURN_FIELDS)
+    name = next((name for name in names if is_speech(record.get(name))), "")
     prompt = read_question(record, name) if name else common
     if not chosen or not rejected: raise Unreadable(
         "expected two different answers, found the same; take the pair out", field="rejected")

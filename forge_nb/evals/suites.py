@@ -218,7 +218,8 @@ def score_checkpoint(
     style: Style, # house style
     *,
     context_length: int, # tokens in a window of a document
-    max_new_tokens: int # tokens that an answer may have
+    max_new_tokens: int, # tokens that an answer may have
+    score_more=None # function of name, model and tokenizer that gives more rows of scores
 ) -> tuple: # rows of scores, rows of answers
     "Score everything that one checkpoint is asked"
     model, tokenizer = load_model(folder)
@@ -237,4 +238,5 @@ def score_checkpoint(
     rows += score_answers(checkpoint, items, answers["prompt"], reward, style)
     rows += score_closed_answers(checkpoint, items, answers["question"], style)
     if entry.tuned: rows += score_violations(checkpoint, items, answers["adversarial_prompt"], rules)
+    if score_more: rows += score_more(checkpoint, model, tokenizer)
     return rows, make_answer_rows(checkpoint, items, answers)

@@ -15,12 +15,13 @@ from pydantic import BaseModel, Field
 
 from ..core.project import (ROOT, Invalid, NotFound, display_path, hash_file, hash_text, load_params,
                                    read_json, read_jsonl, run_cli, write_json, write_jsonl)
-from ..data.documents import format_reject
+from ..data.documents import Unreadable, format_reject, make_reject
 from ..data.passages import (Index, build_index, check_manifest, choose_language, describe_versions, load_index,
                                     make_document_passages, save_index)
 from ..data.pii import mask_pii
 from ..data.search_server import ServerIndex, find_passages, open_server
 from ..data.readers import list_sources, read_documents
+from ..data.shapes import TRAINING_KINDS
 
 # %% ../../nbs/ops/60_search.ipynb #652c266f
 def locate_live_index(
@@ -80,10 +81,13 @@ def index_bare_folder(
     if (out/"state.json").exists() and read_json(out/"state.json") == state:
         try: return load_index(out/"index"), read_jsonl(out/"unreadable.jsonl")
         except Invalid: pass  # what was kept is damaged, and is made anew
-    documents, rejects = [], []
+    documents, rejects, files = [], [], {}
     for document, reject in read_documents(folder, list_sources(folder), templates={}, strict=False):
         if reject: rejects.append(reject)
+        elif document["kind"] in TRAINING_KINDS: files[document["source"].partition("#")[0]] = document["kind"]
         else: documents.append(mask_document(document, pii_kinds))
+    rejects += [make_reject(name, Unreadable(f"holds {kind} to train on, which are no documents and are not searched"))
+                for name, kind in files.items()]
     passages = make_document_passages(documents, {}, choose_language(documents), max_characters)
     if not passages:
         raise Invalid("; ".join([f"{folder}: nothing in it can be searched", *map(format_reject, rejects)]))

@@ -32,7 +32,9 @@ def make_plain_turns(
     turns = [dict(role="system", content=f"Tools:\n{described}")] if tools else []
     for message in messages:
         role, content = message["role"], message["content"]
-        if role == "tool": role, content = "user", f"Result{' of ' + message['name'] if 'name' in message else ''}: {content}"
+        if role == "tool":
+            name = f" of {message['name']}" if "name" in message else ""
+            role, content = "user", f"Result{name}: {content}"
         if "tool_calls" in message: content = write_call(message)
         if turns and role == turns[-1]["role"] == "system": turns[-1]["content"] += f"\n\n{content}"
         else: turns.append(dict(role=role, content=content) | {k: message[k] for k in ("weight",) if k in message})
