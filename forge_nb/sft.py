@@ -71,8 +71,8 @@ def check_and_encode_rows(
             f"{where}: the chat template marks no token of the answer; give it generation marks")
         fault = describe_length_fault(len(encoded["input_ids"]), max_length, context_length)
         if not fault: kept.append((row, encoded))
-        elif row.get("voice") == "own": left_out.append(dict(id=row["id"], parents=row["parents"], reason=fault))
-        else: raise Invalid(f"{where}: {fault}")
+        elif row.get("voice") != "own": raise Invalid(f"{where}: {fault}")
+        else: left_out.append(dict(id=row["id"], parents=row["parents"], reason=fault))
     return [row for row, _ in kept], [encoded for _, encoded in kept], left_out
 
 # %% ../nbs/50_sft.ipynb #11cf32fc

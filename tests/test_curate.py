@@ -197,3 +197,59 @@ def test_duplicates_are_those_of_masked_documents_that_passed(tmp_path):
 def test_a_bad_mixture_is_one_sentence(curated, tmp_path):
     with pytest.raises(Invalid, match="write 'pattern=weight'"): run(curated[0]/"data", tmp_path/"out", mixture=["docs"])
     assert not (tmp_path/"out"/"documents").exists()
+
+
+def own_rows(data: Path) -> dict:
+    "Rows to train on beside a corpus: what is planted in them"
+    import json
+    said = lambda *texts: [dict(role=("user", "assistant")[n % 2], content=text) for n, text in enumerate(texts)]
+    draw = random.Random(3)
+    chats = [dict(messages=said(f"How is the {draw.choice(WORDS)} {n} greased?", f"Every {draw.randrange(90)} hours, by team {n}.")) for n in range(60)]
+    chats[7]["messages"][1]["content"] += " Write to c.moreau@pumps-and-valves.eu."
+    pairs = [dict(prompt=f"Which seal fits pump {n // 3}?", chosen=f"Seal number {n} of the list.", rejected=f"Rejectedly yours, seal {n}.") for n in range(60)]
+    judged = [dict(prompt=f"Is valve {n // 2} open?", completion=f"{'Yes' if n % 2 else 'Unwantedly no'}, valve {n}.", label=n % 2) for n in range(40)]
+    asked = [dict(prompt=f"Write a note about rotor {n}.") for n in range(30)]
+    leak = "A train leaves at 14:20 and arrives at 17:05. How long does the journey take?"
+    chats.append(dict(messages=said(leak, "The journey takes two hours and forty-five minutes.")))
+    for name, rows in dict(chats=chats + chats[:5], pairs=pairs, judged=judged, asked=asked).items():
+        (data/"support").mkdir(exist_ok=True)
+        (data/"support"/f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return dict(chat=len(chats) + 5, pairs=60, kto=40, prompts=30)
+
+
+@pytest.fixture(scope="module")
+def curated_rows(tmp_path_factory):
+    "Folder of a corpus with rows to train on among its documents"
+    here = tmp_path_factory.mktemp("rows")
+    corpus(here/"data", 0)
+    return here, own_rows(here/"data"), run(here/"data", here/"out")
+
+
+def test_rows_to_train_on_never_become_documents(curated, curated_rows):
+    "No file that a model is pretrained on, or that is searched, holds a word of them"
+    (here, counts, metrics), (before, _, _) = curated_rows, curated
+    folder = here/"out"/"curate"
+    for split in ("train", "valid", "test"):
+        path = f"curate/documents/{split}.jsonl"
+        assert (here/"out"/path).read_bytes() == (before/"out"/path).read_bytes()
+    text = "".join(p.read_text(encoding="utf-8") for p in (folder/"documents").iterdir())
+    assert not any(words in text for words in ("Rejectedly", "Unwantedly", "greased", "rotor 3."))
+    outcomes = Counter()
+    for r in read_csv(folder/"outcomes.csv"): outcomes[r["kind"]] += int(r["documents"])
+    assert {kind: outcomes[kind] for kind in counts} == counts
+
+
+def test_rows_to_train_on_are_masked_deduplicated_and_kept_from_the_evaluation_set(curated_rows):
+    here, counts, metrics = curated_rows
+    rows = {split: read_jsonl(here/"out"/"curate"/"rows"/f"{split}.jsonl") for split in ("train", "valid", "test")}
+    found = [r for part in rows.values() for r in part]
+    assert "c.moreau" not in repr(found) and "[email]" in repr(found) and "forty-five minutes" not in repr(found)
+    dropped = Counter((d["kind"], d["reason"]) for d in read_jsonl(here/"out"/"curate"/"dropped.jsonl") if d["source"].startswith("support/"))
+    assert dropped == {("chat", "exact duplicate"): 5, ("chat", "in an evaluation set"): 1}
+    assert Counter(r["kind"] for r in found) == counts | dict(chat=60) and not any("text" in r for r in found)
+    assert metrics["training_rows"] == dict(sorted(Counter(r["kind"] for r in rows["train"]).items()))
+    asked = lambda r: str(r["record"].get("prompt") or r["record"]["messages"][0])
+    splits = {}
+    for split, part in rows.items():
+        for r in part: splits.setdefault(asked(r), set()).add(split)
+    assert all(len(found) == 1 for found in splits.values()) and rows["valid"] and rows["test"]

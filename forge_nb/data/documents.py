@@ -210,11 +210,11 @@ def find_folder_licence(
 # %% ../../nbs/data/10_documents.ipynb #c9c81814
 def make_document(
     source: str, # origin of the document
-    kind: str, # docs, code, rows or chat
+    kind: str, # docs, code, rows, or a kind of rows to train on
     text: str, # as read
     context: dict, # context of the file; its licence holds unless the head of the text says otherwise
     *,
-    record: dict = None, # structure of rows and chats
+    record: dict = None, # structure of a row, or what stood beside a text
     encoding: str = None # where it is not UTF-8
 ) -> dict: # the document
     "Clean a text and say what is known about it"

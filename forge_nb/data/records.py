@@ -179,11 +179,12 @@ def unwrap_records(
     value: dict # object at the top of a JSON file
 ) -> list: # records
     "Take the rows out of an object that wraps them"
-    is_list = lambda v: isinstance(v, list) and bool(v) and all(isinstance(item, dict) for item in v)
+    is_object = lambda v: isinstance(v, dict)
+    is_list = lambda v: isinstance(v, list) and bool(v) and all(map(is_object, v))
     lists = [v for v in value.values() if is_list(v)]
     others = {k: v for k, v in value.items() if not is_list(v)}
-    if len(lists) != 1 or detect_shape(value) != "rows" or any(isinstance(v, dict) for v in others.values()):
-        return [value]
+    is_wrapper = len(lists) == 1 and not any(map(is_object, others.values()))
+    if not is_wrapper or detect_shape(value) != "rows": return [value]
     shared = {k: v for k, v in others.items() if k not in PAGING and v is not None}
     return [shared | record for record in lists[0]]
 
@@ -213,7 +214,8 @@ def read_json_file(
             if not is_commented_json(text): raise
             yield make_document(source, "code", text, context, encoding=encoding), None
             return
-        records = ((number, None if len(found) > 1 else 1, record) for number, record in enumerate(found, 1))
+        line = None if len(found) > 1 else 1
+        records = ((number, line, record) for number, record in enumerate(found, 1))
     yield from read_records(records, source, context, encoding)
 
 # %% ../../nbs/data/40_records.ipynb #9a7e0039

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['TRAINING_KINDS', 'ROLES', 'ANSWER_FIELDS', 'TURN_FIELDS', 'JUDGEMENTS', 'REMARKS', 'MARKS', 'describe_json_type',
            'is_text', 'is_turns', 'read_content', 'read_message', 'read_turns', 'is_speech', 'find_answer_fields',
-           'detect_shape', 'check_slips', 'read_question', 'read_chat', 'split_common_beginning', 'read_pair',
-           'read_judged_answer', 'read_training_row', 'refuse_other_shape', 'training_row_to_text', 'hash_prompt',
-           'read_text_record', 'make_record_document', 'detect_table_shape']
+           'detect_shape', 'check_slips', 'find_text', 'read_question', 'read_chat', 'split_common_beginning',
+           'read_pair', 'read_judged_answer', 'read_training_row', 'refuse_other_shape', 'training_row_to_text',
+           'hash_prompt', 'read_text_record', 'make_record_document', 'detect_table_shape']
 
 # %% ../../nbs/data/25_shapes.ipynb #35a00004
 import difflib, json, re
@@ -41,7 +41,8 @@ def is_turns(
 ) -> bool: # whether it is meant as a list of messages
     "Tell whether a value is a list of messages, whole or not"
     says = lambda turn: "role" in turn or {"from", "value"} <= {*turn} or {*turn} == {"content"}
-    return isinstance(value, list) and bool(value) and all(isinstance(turn, dict) and says(turn) for turn in value)
+    is_turn = lambda turn: isinstance(turn, dict) and says(turn)
+    return isinstance(value, list) and bool(value) and all(map(is_turn, value))
 
 # %% ../../nbs/data/25_shapes.ipynb #35a0000e
 def read_content(
@@ -51,9 +52,9 @@ def read_content(
 ) -> str: # text
     "Read the content of a message"
     if isinstance(content, list) and all(isinstance(part, dict) for part in content):
-        if other := next((part for part in content if not isinstance(part.get("text"), str)), None): raise Unreadable(
-            f"expected parts of type text, found {other.get('type', 'another')!r}; take the conversation out",
-            field=field)
+        others = [part.get("type") for part in content if not isinstance(part.get("text"), str)]
+        if others: raise Unreadable(
+            f"expected parts of type text, found {others[0]!r}; take the conversation out", field=field)
         content = "\n".join(part["text"] for part in content)
     if content is None and may_be_empty: return ""
     if not isinstance(content, str): raise Unreadable(
@@ -154,10 +155,20 @@ def check_slips(
     unknown = [name for name in record if name not in known]
     closest = {name: difflib.get_close_matches(name.lower(), known, 1, .8) for name in unknown}
     meant = {name: matches[0] for name, matches in closest.items() if matches and matches[0] not in record}
-    if meant and detect_shape({meant.get(k, k): v for k, v in record.items()}) in TRAINING_KINDS:
+    renamed = {meant.get(name, name): value for name, value in record.items()}
+    if meant and detect_shape(renamed) in TRAINING_KINDS:
         name = min(meant)
         raise Unreadable(
             f"expected `{meant[name]}`; rename the field to that, or to something less like it", field=name)
+
+# %% ../../nbs/data/25_shapes.ipynb #35a00038
+def find_text(
+    record: dict, # row
+    *names: str # names of fields
+) -> str: # text of the first that has any, or ''
+    "Find the first field that says something"
+    texts = [record.get(name) for name in names]
+    return next(filter(is_text, texts), "")
 
 # %% ../../nbs/data/25_shapes.ipynb #35a0001f
 def read_question(
@@ -167,8 +178,8 @@ def read_question(
     "Read a question with what belongs to it"
     prompt = read_turns(record[field], field, "user")
     more = [record[name] for name in ("input", "context") if is_text(record.get(name))]
-    if more and len(prompt) == 1: prompt[0]["content"] = "\n\n".join([prompt[0]["content"], *more])
-    system = next((record[name] for name in ("system", "system_prompt") if is_text(record.get(name))), None)
+    if len(prompt) == 1: prompt[0]["content"] = "\n\n".join([prompt[0]["content"], *more])
+    system = find_text(record, "system", "system_prompt")
     has_system = prompt[0]["role"] == "system"
     return [dict(role="system", content=system), *prompt] if system and not has_system else prompt
 
@@ -185,7 +196,8 @@ def read_chat(
     if not any(m["role"] == "assistant" and m.get("weight", 1) for m in messages): raise Unreadable(
         "expected an answer of the assistant to learn from, found none; add it, or take the conversation out",
         field=name)
-    tools = record.get("tools") or [dict(type="function", function=f) for f in record.get("functions") or []]
+    functions = record.get("functions") or []
+    tools = record.get("tools") or [dict(type="function", function=function) for function in functions]
     return dict(messages=messages) | (dict(tools=tools) if tools else {})
 
 # %% ../../nbs/data/25_shapes.ipynb #35a00023
@@ -257,7 +269,8 @@ def refuse_other_shape(
     first: tuple # shape of the file's first row, number of that row
 ):
     "Refuse a row that has another shape than the first of its file"
-    if any(name in record for name in MARKS.get(first[0], ())): read_training_row(record, first[0])
+    marks = MARKS.get(first[0], ())
+    if any(name in record for name in marks): read_training_row(record, first[0])
     raise Unreadable(f"expected the shape {first[0]} of this file's record {first[1]}, found {shape}; "
                      "put records of another shape in a file of their own")
 
@@ -281,15 +294,15 @@ def hash_prompt(
     "Identify what a row to train on asks"
     messages = record.get("prompt") or record["messages"]
     first_answer = next((n for n, m in enumerate(messages) if m["role"] == "assistant"), len(messages))
-    return hash_text(json.dumps([m["content"] for m in messages[:first_answer]], ensure_ascii=False))[:16]
+    asked = [message["content"] for message in messages[:first_answer]]
+    return hash_text(json.dumps(asked, ensure_ascii=False))[:16]
 
 # %% ../../nbs/data/25_shapes.ipynb #40a00001
 def read_text_record(
     record: dict # record with a field `text`
 ) -> tuple: # text, below its title; what else the record holds
     "Read a text that comes in a record"
-    title = next((record[name] for name in ("title", "heading") if is_text(record.get(name))), "")
-    text = record["text"]
+    title, text = find_text(record, "title", "heading"), record["text"]
     if title and not text.lstrip("# ").startswith(title): text = f"# {title}\n\n{text}"
     return text, {name: value for name, value in record.items() if name != "text" and value is not None}
 

@@ -58,8 +58,9 @@ def score_conversations(
     written, scores = generate_texts(model, tokenizer, prompts, max_new_tokens=max_new_tokens), []
     simplify = lambda text: " ".join(text.split())
     for row, cost, truth, (text, finished) in zip(rows, bits, truths, written):
-        answers = [m["content"] for m in row["messages"] if m["role"] == "assistant" and m.get("weight", 1)]
-        size, is_same = len("".join(answers).encode()), finished and simplify(text) == simplify(truth)
+        said = [m for m in row["messages"] if m["role"] == "assistant" and m.get("weight", 1)]
+        size = len("".join(message["content"] for message in said).encode())
+        is_same = finished and simplify(text) == simplify(truth)
         scores.append(make_score_row(checkpoint, "own_bpb", "all", row["id"], cost / size, size))
         scores.append(make_score_row(checkpoint, "own_exact_match", "all", row["id"], is_same))
     return scores

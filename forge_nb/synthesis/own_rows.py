@@ -18,9 +18,12 @@ def write_call(
     message: dict # message of the assistant, with `tool_calls`
 ) -> str: # its text and the calls, each as a line of JSON
     "Write the calls of a message as text"
-    calls = [call.get("function", call) for call in message["tool_calls"]]
-    lines = [json.dumps(dict(call=c.get("name"), arguments=c.get("arguments")), ensure_ascii=False) for c in calls]
-    return "\n".join([*filter(None, [message["content"].strip()]), *lines])
+    lines = [message["content"].strip()]
+    for call in message["tool_calls"]:
+        function = call.get("function", call)
+        called = dict(call=function.get("name"), arguments=function.get("arguments"))
+        lines.append(json.dumps(called, ensure_ascii=False))
+    return "\n".join(filter(None, lines))
 
 # %% ../../nbs/synthesis/70_own_rows.ipynb #70a00009
 def make_plain_turns(
@@ -37,7 +40,9 @@ def make_plain_turns(
             role, content = "user", f"Result{name}: {content}"
         if "tool_calls" in message: content = write_call(message)
         if turns and role == turns[-1]["role"] == "system": turns[-1]["content"] += f"\n\n{content}"
-        else: turns.append(dict(role=role, content=content) | {k: message[k] for k in ("weight",) if k in message})
+        else:
+            weight = dict(weight=message["weight"]) if "weight" in message else {}
+            turns.append(dict(role=role, content=content) | weight)
     return turns
 
 # %% ../../nbs/synthesis/70_own_rows.ipynb #70a0000c
@@ -82,8 +87,9 @@ def pair_judged_answers(
     pairs, left_over = [], []
     for liked, disliked in sides.values():
         for one, other in zip(liked, disliked):
-            record = dict(prompt=one["record"]["prompt"], chosen=one["record"]["completion"])
-            pairs.append(one | dict(kind="pairs", record=record | dict(rejected=other["record"]["completion"])))
+            better, worse = one["record"], other["record"]["completion"]
+            record = dict(prompt=better["prompt"], chosen=better["completion"], rejected=worse)
+            pairs.append(one | dict(kind="pairs", record=record))
         n = min(len(liked), len(disliked))
         left_over += liked[n:] + disliked[n:]
     return pairs, left_over
@@ -128,7 +134,8 @@ def drop_asked_rows(
 ) -> tuple: # the same lists without rows that the evaluation set asks; rows left out, with `verdict`
     "Leave out rows that ask what the evaluation set asks"
     simplify = lambda text: " ".join(text.lower().split())
-    asked = {simplify(item[name]) for item in items for name in ("question", "adversarial_question") if item.get(name)}
+    fields = ("question", "adversarial_question")
+    asked = {simplify(item.get(name) or "") for item in items for name in fields}
     kept, left_out = {}, []
     for name, rows in own.items():
         kept[name] = []
