@@ -166,10 +166,9 @@ def evaluate(
         scores, texts = ([row | dict(checkpoint=name) for row in part] for part in scored[weights])
         rows, answers = rows + scores, answers + texts
     released = find_released(checkpoints)
-    released_answers = find_answers(answers, released)
-    folder = checkpoints[released].folder
+    written, folder = find_answers(answers, released), checkpoints[released].folder
     model = dict(folder=folder, architecture=read_json(models/folder/"config.json")["architectures"][0])
-    summary = summarize_released(released, items, released_answers, take_arm_scores(untrained, items), reward, style)
+    summary = summarize_released(released, items, written, take_arm_scores(untrained, items), reward, style)
     write_json(out/"headline.json", model | summary)
     cases = make_cases(items, load_settings(poison_file, PoisonFamilies), num_poisoned)
     tried = measure_poison(*choose_poisoned(checkpoints, models, items, answers), cases, rules, style, max_new_tokens)

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['TRAINING_KINDS', 'ROLES', 'ANSWER_FIELDS', 'TURN_FIELDS', 'JUDGEMENTS', 'REMARKS', 'MARKS', 'describe_json_type',
-           'is_text', 'is_turns', 'read_content', 'read_message', 'read_turns', 'is_speech', 'find_answer_fields',
-           'detect_shape', 'check_slips', 'find_text', 'read_question', 'read_chat', 'split_common_beginning',
-           'read_pair', 'read_judged_answer', 'read_training_row', 'refuse_other_shape', 'training_row_to_text',
-           'hash_prompt', 'read_text_record', 'make_record_document', 'detect_table_shape']
+           'is_text', 'is_turns', 'read_content', 'read_message', 'read_messages', 'read_turns', 'is_speech',
+           'find_answer_fields', 'detect_shape', 'check_slips', 'find_text', 'read_question', 'read_chat',
+           'split_common_beginning', 'read_pair', 'read_judged_answer', 'read_training_row', 'refuse_other_shape',
+           'training_row_to_text', 'hash_prompt', 'read_text_record', 'make_record_document', 'detect_table_shape']
 
 # %% ../../nbs/data/25_shapes.ipynb #35a00004
 import difflib, json, re
@@ -91,6 +91,17 @@ def read_message(
         found["weight"] = int(weight)
     return found
 
+# %% ../../nbs/data/25_shapes.ipynb #35a00039
+def read_messages(
+    value, # list of messages
+    field: str # name of the field
+) -> list: # messages
+    "Read a list of messages, and refuse what is none"
+    if not isinstance(value, list) or not value: raise Unreadable(
+        f"expected a list of messages, found {describe_json_type(value) if value != [] else 'an empty one'}; "
+        'write [{"role": "user", "content": "…"}, …]', field=field)
+    return [read_message(message, f"{field}[{n}]") for n, message in enumerate(value)]
+
 # %% ../../nbs/data/25_shapes.ipynb #35a00013
 def read_turns(
     value, # text, message or list of messages
@@ -99,12 +110,7 @@ def read_turns(
 ) -> list: # messages
     "Read a field as messages"
     if is_text(value): return [dict(role=role, content=value)]
-    if isinstance(value, dict): value = [value]
-    if not isinstance(value, list) or not value: raise Unreadable(
-        f"expected a string or a list of messages, found "
-        f"{describe_json_type(value) if value not in ([], '') else 'an empty one'}; "
-        'write [{"role": "user", "content": "…"}, …]', field=field)
-    return [read_message(message, f"{field}[{n}]") for n, message in enumerate(value)]
+    return read_messages([value] if isinstance(value, dict) else value, field)
 
 # %% ../../nbs/data/25_shapes.ipynb #35a00016
 ANSWER_FIELDS = [("prompt", "completion"), ("prompt", "response"), ("prompt", "answer"), ("instruction", "output"),
@@ -189,7 +195,7 @@ def read_chat(
 ) -> dict: # messages, and tools where there are any
     "Write a conversation in one form, and refuse one in which nobody answers"
     name = next((name for name in TURN_FIELDS if name in record), None)
-    if name: messages = read_turns(record[name], name, "user")
+    if name: messages = read_messages(record[name], name)
     else:
         name, answer = find_answer_fields(record)
         messages = read_question(record, name) + read_turns(record[answer], answer, "assistant")
