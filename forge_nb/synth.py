@@ -24,7 +24,7 @@ from .synthesis.eval_set import (add_adversarial_questions, count_facts, count_r
                                          make_absent_items, make_document_items, make_eval_items, mark_sample,
                                          write_eval_set)
 from .synthesis.extract import find_extracts, keep_single, make_extractive_questions
-from .synthesis.facts import load_facts, split_facts
+from .synthesis.facts import list_unused_facts, load_facts, split_facts
 from .synthesis.filters import (filter_rows, index_eval_wording, make_reference,
                                         parse_paraphrase_weights, summarize_acceptance)
 from .synthesis.open_book import OpenBook
@@ -51,6 +51,7 @@ class SynthInputs:
     train_facts: list # facts that rows answer
     rl_facts: list # facts that reinforcement learning asks about
     held_out_facts: list # facts that only the evaluation set asks about
+    unused_facts: list # rows: kind, reason, number of facts that nobody asks about
 
 # %% ../nbs/20_synth.ipynb #278b2bba
 def load_inputs(
@@ -71,7 +72,10 @@ def load_inputs(
     extract_kinds = load_settings(company/"extracts.yaml", ExtractKinds)
     columns = load_settings(company/"columns.yaml", ColumnPhrasings)
     parts = split_facts(known_facts, held_out_percent, rl_percent)
-    return SynthInputs(kinds, rules, style, extract_kinds, columns, texts, known_facts, *parts)
+    unused = list_unused_facts(company/"questions.yaml", kinds, tables, texts, limit=limit,
+                               max_answer_characters=max_answer_characters)
+    for row in unused: log(f"{row['kind']}: {row['facts']} facts left out, {row['reason']}")
+    return SynthInputs(kinds, rules, style, extract_kinds, columns, texts, known_facts, *parts, unused)
 
 # %% ../nbs/20_synth.ipynb #86ae4e84
 def collect_columns(
@@ -332,6 +336,7 @@ def write_training_rows(
 def write_outputs(
     rows_by_name: dict, # rows by name of their file
     eval_items: list, # items
+    inputs: SynthInputs, # facts
     accepted: list, # rows that the filters kept
     rejected: list, # rows that they rejected
     left_out: list, # rows of the company's own that the evaluation set asks
@@ -343,7 +348,9 @@ def write_outputs(
     write_jsonl(out/"rejected.jsonl", rejected + left_out)
     write_csv(out/"acceptance.csv", summarize_acceptance(accepted, rejected))
     asked = [(item["id"], item["question"], item["answer"]) for item in eval_items]
-    metrics = metrics | count_rows(rows_by_name, rejected + left_out, eval_items)
+    write_jsonl(out/"unused_facts.jsonl", inputs.unused_facts)
+    metrics = count_facts(inputs.known_facts, inputs.held_out_facts, inputs.rl_facts) | metrics
+    metrics |= count_rows(rows_by_name, rejected + left_out, eval_items)
     metrics["eval_set_hash"] = hash_text(repr(asked))[:16]
     write_json(out/"metrics.json", metrics)
     return metrics
@@ -473,6 +480,6 @@ def synth(
     rows = open_all(rows, asked, books, inputs.style, lacking_percent=lacking_percent, closed_percent=closed_percent,
                     single_percent=single_percent)
     rows, left_out = add_own_rows(rows, own_rows, candidates, seed)
-    metrics = count_facts(inputs.known_facts, inputs.held_out_facts, inputs.rl_facts) | dict(
-        paraphrased=num_paraphrased, document_rows=len(training), column_rows=len(cells))
-    return write_outputs(rows, open_items(candidates, asked, books.live), accepted, rejected, left_out, metrics, out)
+    metrics = dict(paraphrased=num_paraphrased, document_rows=len(training), column_rows=len(cells))
+    eval_items = open_items(candidates, asked, books.live)
+    return write_outputs(rows, eval_items, inputs, accepted, rejected, left_out, metrics, out)

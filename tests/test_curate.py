@@ -227,7 +227,7 @@ def curated_rows(tmp_path_factory):
 
 def test_rows_to_train_on_never_become_documents(curated, curated_rows):
     "No file that a model is pretrained on, or that is searched, holds a word of them"
-    (here, counts, metrics), (before, _, _) = curated_rows, curated
+    (here, counts, _), (before, _, _) = curated_rows, curated
     folder = here/"out"/"curate"
     for split in ("train", "valid", "test"):
         path = f"curate/documents/{split}.jsonl"

@@ -9,7 +9,7 @@ __all__ = ['read_held_out', 'measure_answer_bits', 'score_chats', 'score_pairs',
 import math
 from pathlib import Path
 
-from ..core.project import log, read_jsonl
+from ..core.project import log
 from .suites import make_score_row
 from ..synthesis.own_rows import make_own_rows
 from ..train.finetune import encode_conversations
