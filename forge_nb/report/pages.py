@@ -152,12 +152,12 @@ def render_readme() -> str: # README.md as it should be
 def render_results() -> str: # docs/RESULTS.md as it should be
     "Render docs/RESULTS.md from its template"
     citations = Citations(ROOT)
-    def smollm2(metric, key, **where):
-        return citations.cite("results/smollm2.csv", key, ".0%", metric=metric, slice="all", **where)
+    def shipped(metric, key, part, form=".1%"):
+        return citations.cite("results/smollm2_answers.csv", key, form, metric=metric, slice=part, checkpoint="rl")
     effects, open_model = (read_table(ROOT/"results"/name) for name in ("effects.csv", "smollm2.csv"))
     stages = {name: stage for name, stage in read_stages(ROOT).items() if "wdir" not in stage}
     return render(
-        read_text(ROOT/"docs"/"templates"/"RESULTS.md"), "docs/templates/RESULTS.md", citations, smollm2=smollm2,
+        read_text(ROOT/"docs"/"templates"/"RESULTS.md"), "docs/templates/RESULTS.md", citations, shipped=shipped,
         effects=format_effects(effects), open_model=format_effects(open_model[open_model["slice"] == "all"]),
         graph=render_pipeline_graph(stages))
 
