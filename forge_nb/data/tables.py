@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['make_row_renderer', 'fill_row_template', 'value_to_text', 'read_templates', 'to_json_value', 'make_row_document',
            'detect_file_encoding', 'feed_csv_lines', 'parse_csv_rows', 'get_table_name', 'read_header', 'read_csv_rows',
-           'read_csv_file']
+           'make_table_documents', 'read_csv_file']
 
 # %% ../../nbs/data/30_tables.ipynb #12398150
 import codecs, csv, io, json, math, os
@@ -204,6 +204,30 @@ def read_csv_rows(
             "cell that holds the delimiter")
         else: yield line, dict(zip(columns, (c if c.strip() else None for c in cells)))
 
+# %% ../../nbs/data/30_tables.ipynb #30a00005
+def make_table_documents(
+    source: str, # a file, or a sheet of it
+    table: str, # name of the table
+    rows, # (line, value by column), a problem instead of the values where there is one
+    context: dict, # what is known of the file
+    encoding: str = None # encoding of the file, where it is not UTF-8
+): # (document, None) or (None, reject)
+    "Make a document of each row of a table"
+    shape, render_row = "", None
+    for number, (line, values) in enumerate(rows, 1):
+        place = f"{source}#{number}"
+        try:
+            if isinstance(values, Unreadable): raise values
+            shape = shape or detect_table_shape(values)
+            if shape != "rows": doc = make_record_document(place, shape, values, context, encoding)
+            else:
+                render_row = render_row or make_row_renderer(table, [*values], context["templates"])
+                doc = make_row_document(place, table, values, render_row, context, encoding=encoding)
+        except Unreadable as e:
+            yield None, make_reject(place, e, line)
+            continue
+        yield doc, None
+
 # %% ../../nbs/data/30_tables.ipynb #9a97b12d
 def read_csv_file(
     file, # binary, seekable
@@ -211,18 +235,7 @@ def read_csv_file(
     context: dict # what is known of the file
 ): # (document, None) or (None, reject)
     "A document for each row of a CSV or TSV file"
-    encoding, table, shape, render_row = detect_file_encoding(file), get_table_name(source), "", None
-    flag = None if encoding == "utf-8" else encoding
-    for number, (line, values) in enumerate(read_csv_rows(file, source, encoding), 1):
-        place = f"{source}#{number}"
-        try:
-            if isinstance(values, Unreadable): raise values
-            shape = shape or detect_table_shape(values)
-            if shape != "rows": doc = make_record_document(place, shape, values, context, flag)
-            else:
-                render_row = render_row or make_row_renderer(table, [*values], context["templates"])
-                doc = make_row_document(place, table, values, render_row, context, encoding=flag)
-        except Unreadable as e:
-            yield None, make_reject(place, e, line)
-            continue
-        yield doc, None
+    encoding = detect_file_encoding(file)
+    rows = read_csv_rows(file, source, encoding)
+    yield from make_table_documents(source, get_table_name(source), rows, context,
+                                    None if encoding == "utf-8" else encoding)
