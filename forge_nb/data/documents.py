@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['MAX_LINE_BYTES', 'MAX_FILE_BYTES', 'MAX_UNPACKED_BYTES', 'MAX_UNPACK_RATIO', 'MAX_ARCHIVE_DEPTH',
-           'LOCK_TIMEOUT_SECONDS', 'LANGUAGE_SAMPLE', 'LANGUAGE_BY_EXTENSION', 'LANGUAGE_BY_FILE_NAME',
-           'LANGUAGE_BY_INTERPRETER', 'DECOMPRESSORS', 'SPDX_TAG', 'LICENCE_FILE', 'LICENCE_PHRASES', 'Unreadable',
-           'make_reject', 'format_reject', 'shorten_error', 'normalize_text', 'hash_content', 'get_file_name',
-           'detect_code_language', 'detect_language', 'identify_licence', 'is_licence_file', 'find_folder_licence',
-           'make_document']
+           'LOCK_TIMEOUT_SECONDS', 'LANGUAGE_SAMPLE', 'INVISIBLE', 'JOINERS', 'LANGUAGE_BY_EXTENSION',
+           'LANGUAGE_BY_FILE_NAME', 'LANGUAGE_BY_INTERPRETER', 'DECOMPRESSORS', 'SPDX_TAG', 'LICENCE_FILE',
+           'LICENCE_PHRASES', 'Unreadable', 'make_reject', 'format_reject', 'shorten_error', 'normalize_text',
+           'hash_content', 'get_file_name', 'detect_code_language', 'detect_language', 'identify_licence',
+           'is_licence_file', 'find_folder_licence', 'make_document']
 
 # %% ../../nbs/data/10_documents.ipynb #c7b80b17
 import bz2, gzip, lzma, os, re, unicodedata
@@ -63,15 +63,20 @@ def shorten_error(
     message = str(error).strip().split("\n")[0].rstrip(". ")
     return (message or type(error).__name__)[:160]
 
+# %% ../../nbs/data/10_documents.ipynb #10d00002
+INVISIBLE = str.maketrans({**dict.fromkeys("\u00ad\u200b\u2060\ufeff"), "\u202f": " ", "\u2011": "-", "\ufb00": "ff",
+                           "\ufb01": "fi", "\ufb02": "fl", "\ufb03": "ffi", "\ufb04": "ffl"})
+# joiners are spelling in Arabic and Indian scripts, and make one picture of several
+JOINERS = re.compile("(?<![\u0600-\u0dff\u2600-\u27bf\ufe0f\U0001f000-\U0001faff])[\u200c\u200d]")
+
 # %% ../../nbs/data/10_documents.ipynb #3e6b9937
 def normalize_text(
     text: str # text as it was read
 ) -> str: # NFC, '\n' line ends, no blanks at line ends, one newline at the end
     "Normalise what carries no meaning"
-    if not text.isascii(): text = unicodedata.normalize("NFC", text)
+    if not text.isascii(): text = unicodedata.normalize("NFC", JOINERS.sub("", text.translate(INVISIBLE)))
     if "\r" in text: text = text.replace("\r\n", "\n").replace("\r", "\n")
-    lines = text.replace("\ufeff", "").split("\n")
-    return "\n".join(map(str.rstrip, lines)).strip("\n") + "\n"
+    return "\n".join(map(str.rstrip, text.split("\n"))).strip("\n") + "\n"
 
 # %% ../../nbs/data/10_documents.ipynb #f1728e02
 def hash_content(

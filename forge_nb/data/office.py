@@ -89,7 +89,7 @@ def render_table(
         is_below = cell.get("v_merge") == "continue"
         return "" if is_below else text, cell.get("col_span") or 1, cell.get("row_span") or 1
     rows = lay_out_rows([[*map(read_cell, row.get("cells", ()))] for row in table.get("rows", ())])
-    return [" | ".join(cells).rstrip() for cells in rows if any(cells)]
+    return [" | ".join(cells).rstrip(" |") for cells in rows if any(cells)]
 
 # %% ../../nbs/data/52_office.ipynb #50c00013
 def render_list(

@@ -333,7 +333,8 @@ def detect_table_shape(
 ) -> str: # one of TRAINING_KINDS, or 'rows'
     "Tell whether a table holds rows to train on"
     is_number = lambda value: re.fullmatch(r"[-+]?[\d.,]+ ?%?", value.strip())
-    told = {column: "…" if value is None else 0 if is_number(value) else value for column, value in values.items()}
+    tell = lambda value: "…" if value is None else 0 if is_number(value) else value
+    told = {column.lower(): tell(value) for column, value in values.items()}
     shape = detect_shape(told)
     if shape == "rows": check_slips(told)
     return shape if shape in TRAINING_KINDS else "rows"

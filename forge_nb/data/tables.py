@@ -219,7 +219,9 @@ def make_table_documents(
         try:
             if isinstance(values, Unreadable): raise values
             shape = shape or detect_table_shape(values)
-            if shape != "rows": doc = make_record_document(place, shape, values, context, encoding)
+            if shape != "rows":
+                record = {column.lower(): value for column, value in values.items()}
+                doc = make_record_document(place, shape, record, context, encoding)
             else:
                 render_row = render_row or make_row_renderer(table, [*values], context["templates"])
                 doc = make_row_document(place, table, values, render_row, context, encoding=encoding)
