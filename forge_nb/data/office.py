@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MONOSPACE', 'call_reader', 'check_unpacked_size', 'render_run', 'render_runs', 'lay_out_rows', 'render_table',
-           'render_list', 'render_blocks', 'read_docx_file', 'read_slides_file', 'read_markup_file', 'cell_to_text',
-           'find_header', 'read_sheet', 'read_sheets_file']
+           'render_list', 'is_set_as_code', 'render_blocks', 'read_docx_file', 'read_slides_file', 'read_markup_file',
+           'cell_to_text', 'find_header', 'read_sheet', 'read_sheets_file']
 
 # %% ../../nbs/data/52_office.ipynb #50c00004
 import io, json, zipfile
@@ -101,10 +101,19 @@ def render_list(
     for number, item in enumerate(block.get("items", ()), 1):
         mark = f"{number}." if block.get("ordered") else "-"
         inner = [line for line in render_blocks(item.get("content") or ()) if line]
-        lines += [f"{indent}{mark} {' '.join(inner)}"]
+        lines.append(f"{indent}{mark} {' '.join(inner)}")
         nested = item.get("nested") or item.get("children")
         if nested: lines += render_list(nested, f"{indent}  ")
     return lines
+
+# %% ../../nbs/data/52_office.ipynb #50c00025
+def is_set_as_code(
+    runs: list # parts of a paragraph
+) -> bool: # whether every word is in a typeface of code
+    "Tell code from prose by its typeface"
+    fonts = [run.get("font_name", "").lower() for run in runs if run.get("text", "").strip()]
+    is_monospace = lambda font: any(part in font for part in MONOSPACE)
+    return bool(fonts) and all(map(is_monospace, fonts))
 
 # %% ../../nbs/data/52_office.ipynb #50c00015
 def render_blocks(
@@ -118,10 +127,9 @@ def render_blocks(
         elif kind == "list": lines += [*render_list(block), ""]
         elif kind in ("heading", "paragraph"):
             text = render_runs(content).strip()
-            fonts = [run.get("font_name", "").lower() for run in content if run.get("text", "").strip()]
-            is_code = bool(fonts) and all(any(part in font for part in MONOSPACE) for font in fonts)
-            if kind == "heading" and text: text = "#" * min(block.get("level", 1), 6) + f" {text}"
-            if text: lines += ["```", text, "```", ""] if is_code and kind == "paragraph" else [text, ""]
+            if kind == "heading": text = f"{'#' * min(block.get('level', 1), 6)} {text}" if text else ""
+            elif is_set_as_code(content): text = f"```\n{text}\n```"
+            if text: lines += [text, ""]
         elif kind == "footnote": lines += [f"[{block['id']}] {' '.join(filter(None, render_blocks(content)))}", ""]
         elif content: lines += render_blocks(content)
     return lines
@@ -185,9 +193,11 @@ def find_header(
     rows: list # rows of a sheet, each a list of texts
 ) -> int: # number of the header's row
     "Find the first row in which every column that is used has a cell"
-    used = [x for x in range(max(map(len, rows))) if sum(bool(row[x]) for row in rows if x < len(row)) > len(rows) / 3]
-    is_full = lambda row: all(x < len(row) and row[x] for x in used)
-    return next((n for n, row in enumerate(rows) if used and is_full(row)), 0)
+    width = max(map(len, rows))
+    padded = [row + [""] * (width - len(row)) for row in rows]
+    used = [x for x in range(width) if sum(bool(row[x]) for row in padded) > len(rows) / 3]
+    is_full = lambda row: all(row[x] for x in used)
+    return next((n for n, row in enumerate(padded) if used and is_full(row)), 0)
 
 # %% ../../nbs/data/52_office.ipynb #50c00022
 def read_sheet(
@@ -205,7 +215,8 @@ def read_sheet(
     if twice := [name for name in columns if columns.count(name) > 1]: raise Unreadable(
         f"expected a header with a name for each column, found `{twice[0]}` twice; rename one", filled[start][0],
         twice[0])
-    return [(n, {column: text or None for column, text in zip(columns, row)}) for n, row in filled[start + 1:]]
+    read_row = lambda row: {column: text or None for column, text in zip(columns, row)}
+    return [(n, read_row(row)) for n, row in filled[start + 1:]]
 
 # %% ../../nbs/data/52_office.ipynb #50c00024
 def read_sheets_file(
@@ -217,7 +228,8 @@ def read_sheets_file(
     from python_calamine import SheetVisibleEnum, load_workbook
     raw = read_whole_file(file)
     check_unpacked_size(raw)
-    book = call_reader(lambda b: load_workbook(io.BytesIO(b)), raw, "a spreadsheet", "open it and save it again as .xlsx")
+    remedy = "open it and save it again as .xlsx, without a password"
+    book = call_reader(lambda b: load_workbook(io.BytesIO(b)), raw, "a spreadsheet", remedy)
     visible = [sheet.name for sheet in book.sheets_metadata if sheet.visible == SheetVisibleEnum.Visible]
     for sheet in book.sheets_metadata:
         place, name = f"{source}!/{sheet.name}", sheet.name if len(visible) > 1 else get_table_name(source)

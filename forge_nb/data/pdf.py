@@ -23,8 +23,8 @@ def open_pdf(
     from pdf_oxide import PdfDocument, disable_logging
     disable_logging()  # it warns about each flaw that it got over
     document = call_reader(PdfDocument.from_bytes, raw, "a PDF", PDF_REMEDY)
-    is_open = call_reader(lambda _: not re.search(rb"/Encrypt\b", raw) or document.authenticate(""), raw, "a PDF", PDF_REMEDY)
-    if not is_open: raise Unreadable(
+    is_locked = re.search(rb"/Encrypt\b", raw) is not None
+    if is_locked and not call_reader(lambda _: document.authenticate(""), raw, "a PDF", PDF_REMEDY): raise Unreadable(
         "expected a PDF that opens without a password; save it without protection")
     return document
 
@@ -37,7 +37,8 @@ def read_table_pages(
     try: found = pdf_inspector.extract_pages_markdown_bytes(raw)
     except (KeyboardInterrupt, SystemExit, MemoryError): raise
     except BaseException: return {}  # tables come out as lines of words then
-    return {page.page: page.markdown for page in found.pages if re.search(r"^\|.*\|$", page.markdown, re.M)}
+    has_table = lambda markdown: re.search(r"^\|.*\|$", markdown, re.M)
+    return {page.page: page.markdown for page in found.pages if has_table(page.markdown)}
 
 # %% ../../nbs/data/56_pdf.ipynb #56a0000a
 def has_same_words(

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LEFT_BEHIND', 'READERS', 'OFFICE_PARTS', 'resolve_folder', 'unpack_stream', 'open_packed_stream', 'read_packed_file',
-           'is_document_path', 'read_archive_members', 'read_zip_file', 'read_tar_file', 'read_mail', 'read_mail_file',
-           'read_mailbox_file', 'get_reader', 'find_archive_reader', 'choose_reader', 'read_file', 'list_sources',
-           'find_dvc_cache', 'is_dvc_link', 'read_source', 'read_documents', 'split_into_shards']
+           'is_document_path', 'read_archive_members', 'read_zip_file', 'read_tar_file', 'read_letter',
+           'read_mail_file', 'read_mailbox_file', 'get_reader', 'find_archive_reader', 'choose_reader', 'read_file',
+           'list_sources', 'find_dvc_cache', 'is_dvc_link', 'read_source', 'read_documents', 'split_into_shards']
 
 # %% ../../nbs/data/60_readers.ipynb #86863558
 import fnmatch, io, lzma, math, os, re, stat, struct, tarfile, tempfile, zipfile, zlib
@@ -79,8 +79,8 @@ def read_packed_file(
 
 # %% ../../nbs/data/60_readers.ipynb #60r00001
 LEFT_BEHIND = re.compile(  # names of what programs leave behind
-    r"~\$.*|thumbs\.db|desktop\.ini|[tj]sconfig(\.\w+)?\.json|package-lock\.json|npm-shrinkwrap\.json|go\.sum|"
-    r"(yarn|poetry|uv|cargo|composer|gemfile|pipfile|pdm|flake|deno|bun)\.lock|pnpm-lock\.yaml|packages\.lock\.json", re.I)
+    r"~\$.*|thumbs\.db|desktop\.ini|[tj]sconfig(\.\w+)?\.json|(package-lock|npm-shrinkwrap|packages\.lock)\.json|"
+    r"(yarn|poetry|uv|cargo|composer|gemfile|pipfile|pdm|flake|deno|bun)\.lock|pnpm-lock\.yaml|go\.sum", re.I)
 
 # %% ../../nbs/data/60_readers.ipynb #d3fba01a
 def is_document_path(
@@ -163,7 +163,7 @@ def read_tar_file(
     if failure: raise failure
 
 # %% ../../nbs/data/60_readers.ipynb #60r00003
-def read_mail(
+def read_letter(
     raw: bytes, # a mail as it lies in its file
     source: str, # the mail
     context: dict # what is known of the file
@@ -181,7 +181,7 @@ def read_mail_file(
     context: dict # what is known of the file
 ): # (document, None) or (None, reject)
     "A mail in a file of its own"
-    yield from read_mail(read_whole_file(file), source, context)
+    yield from read_letter(read_whole_file(file), source, context)
 
 # %% ../../nbs/data/60_readers.ipynb #60r00006
 def read_mailbox_file(
@@ -192,7 +192,7 @@ def read_mailbox_file(
     "Every mail of a mailbox"
     for number, raw in enumerate(list_mails(file), 1):
         place = f"{source}#{number}"
-        try: yield from read_mail(raw, place, context)
+        try: yield from read_letter(raw, place, context)
         except Unreadable as e: yield None, make_reject(place, e)
 
 # %% ../../nbs/data/60_readers.ipynb #814eee70
@@ -217,7 +217,8 @@ def get_reader(
     return READERS.get(os.path.splitext(source.rpartition("/")[2].lower())[1], read_text_file)
 
 # %% ../../nbs/data/60_readers.ipynb #60r00008
-OFFICE_PARTS = {"word/": read_docx_file, "xl/": read_sheets_file, "ppt/": read_slides_file}  # folders inside Office files
+# folders inside Office files
+OFFICE_PARTS = {"word/": read_docx_file, "xl/": read_sheets_file, "ppt/": read_slides_file}
 
 # %% ../../nbs/data/60_readers.ipynb #60r00009
 def find_archive_reader(
@@ -232,7 +233,8 @@ def find_archive_reader(
     if "opendocument.spreadsheet" in kind: return read_sheets_file
     if "opendocument" in kind or "epub" in kind: return read_markup_file
     if "[Content_Types].xml" not in names: return None
-    return next((reader for part, reader in OFFICE_PARTS.items() if any(n.startswith(part) for n in names)), None)
+    has = lambda part: any(name.startswith(part) for name in names)
+    return next((reader for part, reader in OFFICE_PARTS.items() if has(part)), None)
 
 # %% ../../nbs/data/60_readers.ipynb #60r0000a
 def choose_reader(

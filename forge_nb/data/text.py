@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['BYTE_ORDER_MARKS', 'MAGIC_BYTES', 'LEGACY_ENCODINGS', 'CONTROL_BYTES', 'PAGE_FURNITURE', 'binary_file_error',
            'guess_encoding', 'slice_around', 'decode_text', 'read_lines', 'read_whole_file', 'read_text_file',
-           'choose_content', 'write_out_fields', 'spread_spans', 'html_to_text', 'read_html_file', 'read_notebook_file']
+           'choose_content', 'write_out_fields', 'pop_span', 'spread_spans', 'html_to_text', 'read_html_file',
+           'read_notebook_file']
 
 # %% ../../nbs/data/20_text.ipynb #71ac436a
 import codecs, copy, io, json, re
@@ -126,7 +127,8 @@ def read_text_file(
 
 # %% ../../nbs/data/20_text.ipynb #20b00001
 PAGE_FURNITURE = """//nav | //footer | //aside[not(@*[local-name() = "type"] or starts-with(@role, "doc-"))]
-    | //*[@hidden or @aria-hidden = "true" or @role = "navigation"] | //*[contains(translate(@style, " ", ""), "display:none")]
+    | //*[@hidden or @aria-hidden = "true" or @role = "navigation"]
+    | //*[contains(translate(@style, " ", ""), "display:none")]
     | //s | //del | //strike | //*[contains(@class, "linenos")] | //script | //style | //template | //noscript"""
 
 # %% ../../nbs/data/20_text.ipynb #20b00002
@@ -148,10 +150,18 @@ def write_out_fields(
         chosen = node.xpath(".//option[@selected]") or node.xpath("(.//option)[1]")
         text = chosen[0].text_content() if chosen else node.get("alt") or node.get("value") or ""
         if node.get("type") in ("hidden", "password", "submit"): text = ""
-        tail, parent = node.tail, node.getparent()
         for child in list(node): node.remove(child)
-        if parent is None: continue
-        node.tag, node.text, node.tail = "span", f" {text.strip()} " if text.strip() else "", tail
+        node.tag, node.text = "span", f" {text.strip()} "
+
+# %% ../../nbs/data/20_text.ipynb #20b00009
+def pop_span(
+    cell, # lxml element of a cell, changed in place
+    name: str, # 'colspan' or 'rowspan'
+    limit: int # largest span that is believed
+) -> int: # columns or rows that the cell covers
+    "Take a span out of a cell"
+    value = cell.attrib.pop(name, "1").strip()
+    return max(1, min(int(value), limit)) if value.isdecimal() else 1
 
 # %% ../../nbs/data/20_text.ipynb #20b00004
 def spread_spans(
@@ -160,18 +170,17 @@ def spread_spans(
     "Repeat a cell in each row that it spans, and keep a place for each column"
     covered = {}
     for y, row in enumerate(table.xpath(".//tr")):
-        x, cells = 0, row.xpath("./td | ./th")
-        for cell in [*cells, None]:
+        cells, x = row.xpath("./td | ./th"), 0
+        for place in range(len(cells) + 1):
             while (y, x) in covered:
-                twin = copy.deepcopy(covered.pop((y, x)))
-                row.insert(row.index(cell) if cell is not None else len(row), twin)
+                row.insert(x, copy.deepcopy(covered.pop((y, x))))
                 x += 1
-            if cell is None: break
-            width, height = (int(cell.attrib.pop(name, "1") or 1) if str(cell.get(name, "1")).isdigit() else 1
-                             for name in ("colspan", "rowspan"))
-            for dy in range(1, min(height, 1000)): covered[y + dy, x] = cell
-            for _ in range(1, min(width, 100)): cell.addnext(cell.makeelement(cell.tag))
-            x += max(width, 1)
+            if place == len(cells): break
+            cell = cells[place]
+            width, height = pop_span(cell, "colspan", 100), pop_span(cell, "rowspan", 1000)
+            for dy in range(1, height): covered[y + dy, x] = cell
+            for _ in range(1, width): cell.addnext(cell.makeelement(cell.tag))
+            x += width
 
 # %% ../../nbs/data/20_text.ipynb #198c3f69
 def html_to_text(
