@@ -88,7 +88,8 @@ def render_table(
         text = " ".join(" ".join(render_blocks(cell.get("content") or ())).split())
         is_below = cell.get("v_merge") == "continue"
         return "" if is_below else text, cell.get("col_span") or 1, cell.get("row_span") or 1
-    rows = lay_out_rows([[*map(read_cell, row.get("cells", ()))] for row in table.get("rows", ())])
+    read_row = lambda row: [*map(read_cell, row.get("cells", ()))]
+    rows = lay_out_rows([*map(read_row, table.get("rows", ()))])
     return [" | ".join(cells).rstrip(" |") for cells in rows if any(cells)]
 
 # %% ../../nbs/data/52_office.ipynb #50c00013
@@ -111,7 +112,8 @@ def is_set_as_code(
     runs: list # parts of a paragraph
 ) -> bool: # whether every word is in a typeface of code
     "Tell code from prose by its typeface"
-    fonts = [run.get("font_name", "").lower() for run in runs if run.get("text", "").strip()]
+    words = [run for run in runs if run.get("text", "").strip()]
+    fonts = [run.get("font_name", "").lower() for run in words]
     is_monospace = lambda font: any(part in font for part in MONOSPACE)
     return bool(fonts) and all(map(is_monospace, fonts))
 
@@ -144,8 +146,9 @@ def read_docx_file(
     from office_oxide import Document
     raw, remedy = read_whole_file(file), "save it again as .docx, without a password"
     check_unpacked_size(raw)
-    tree = json.loads(call_reader(lambda b: Document.from_bytes(b, "docx").to_ir_json(), raw, "a Word file", remedy))
-    lines = [line for section in tree.get("sections", ()) for line in render_blocks(section.get("elements", ()))]
+    read = lambda raw: json.loads(Document.from_bytes(raw, "docx").to_ir_json())
+    lines, sections = [], call_reader(read, raw, "a Word file", remedy).get("sections", ())
+    for section in sections: lines += render_blocks(section.get("elements", ()))
     if not any(lines): raise Unreadable(f"expected text in a Word file, found none; {remedy}")
     yield make_document(source, "docs", "\n".join(lines), context), None
 
@@ -195,7 +198,8 @@ def find_header(
     "Find the first row in which every column that is used has a cell"
     width = max(map(len, rows))
     padded = [row + [""] * (width - len(row)) for row in rows]
-    used = [x for x in range(width) if sum(bool(row[x]) for row in padded) > len(rows) / 3]
+    filled = [sum(map(bool, column)) for column in zip(*padded)]
+    used = [x for x, count in enumerate(filled) if count > len(rows) / 3]
     is_full = lambda row: all(row[x] for x in used)
     return next((n for n, row in enumerate(padded) if used and is_full(row)), 0)
 

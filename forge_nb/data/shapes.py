@@ -184,7 +184,8 @@ def read_question(
     "Read a question with what belongs to it"
     prompt = read_turns(record[field], field, "user")
     more = [record[name] for name in ("input", "context") if is_text(record.get(name))]
-    if len(prompt) == 1: prompt[0]["content"] = "\n\n".join([prompt[0]["content"], *more])
+    asked = prompt[0]["content"]
+    if len(prompt) == 1: prompt[0]["content"] = "\n\n".join([asked, *more])
     system = find_text(record, "system", "system_prompt")
     has_system = prompt[0]["role"] == "system"
     return [dict(role="system", content=system), *prompt] if system and not has_system else prompt
