@@ -45,7 +45,7 @@ def texts(documents: list) -> list: return [d["text"] for d in documents]
 
 def slow_clean(text: str) -> str:
     "What `clean` means, written without care for speed"
-    rows = unicodedata.normalize("NFC", text.replace("\ufeff", "")).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    rows = unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n").replace("\ufeff", "").split("\n")
     return "\n".join(row.rstrip() for row in rows).strip("\n") + "\n"
 
 
