@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['MONOSPACE', 'call_reader', 'check_unpacked_size', 'render_run', 'render_runs', 'lay_out_rows', 'render_table',
            'render_list', 'is_set_as_code', 'render_blocks', 'read_docx_file', 'read_slides_file', 'read_markup_file',
-           'cell_to_text', 'find_header', 'read_sheet', 'read_sheets_file']
+           'cell_to_text', 'read_sheet', 'read_sheets_file']
 
 # %% ../../nbs/data/52_office.ipynb #50c00004
 import io, json, zipfile
 
 from .documents import MAX_FILE_BYTES, Unreadable, make_document, make_reject, shorten_error
-from .tables import get_table_name, make_table_documents
+from .tables import find_header, get_table_name, make_table_documents, read_header
 from .text import read_whole_file
 
 # %% ../../nbs/data/52_office.ipynb #50c00007
@@ -191,18 +191,6 @@ def cell_to_text(
     if isinstance(value, float) and value.is_integer(): return str(int(value))
     return value.isoformat() if hasattr(value, "isoformat") else str(value).strip()
 
-# %% ../../nbs/data/52_office.ipynb #50c00020
-def find_header(
-    rows: list # rows of a sheet, each a list of texts
-) -> int: # number of the header's row
-    "Find the first row in which every column that is used has a cell"
-    width = max(map(len, rows))
-    padded = [row + [""] * (width - len(row)) for row in rows]
-    filled = [sum(map(bool, column)) for column in zip(*padded)]
-    used = [x for x, count in enumerate(filled) if count > len(rows) / 3]
-    is_full = lambda row: all(row[x] for x in used)
-    return next((n for n, row in enumerate(padded) if used and is_full(row)), 0)
-
 # %% ../../nbs/data/52_office.ipynb #50c00022
 def read_sheet(
     rows: list, # rows of a sheet, each a list of values
@@ -213,12 +201,9 @@ def read_sheet(
     filled = [(n, row) for n, row in enumerate(texts, 1) if any(row)]
     if not filled: return []
     start = find_header([row for _, row in filled])
-    header = filled[start][1]
+    line, header = filled[start]
     width = max(n for n, name in enumerate(header, 1) if name)
-    columns = [name or f"column {n}" for n, name in enumerate(header[:width], 1)]
-    if twice := [name for name in columns if columns.count(name) > 1]: raise Unreadable(
-        f"expected a header with a name for each column, found `{twice[0]}` twice; rename one", filled[start][0],
-        twice[0])
+    columns = read_header(header[:width], line)
     read_row = lambda row: {column: text or None for column, text in zip(columns, row)}
     return [(n, read_row(row)) for n, row in filled[start + 1:]]
 

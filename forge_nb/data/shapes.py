@@ -7,7 +7,8 @@ __all__ = ['TRAINING_KINDS', 'ROLES', 'ANSWER_FIELDS', 'TURN_FIELDS', 'JUDGEMENT
            'is_text', 'is_turns', 'read_content', 'read_message', 'read_messages', 'read_turns', 'is_speech',
            'find_answer_fields', 'detect_shape', 'check_slips', 'find_text', 'read_question', 'read_chat',
            'split_common_beginning', 'read_pair', 'read_judged_answer', 'read_training_row', 'refuse_other_shape',
-           'training_row_to_text', 'hash_prompt', 'read_text_record', 'make_record_document', 'detect_table_shape']
+           'training_row_to_text', 'hash_prompt', 'read_text_record', 'make_record_document', 'is_number',
+           'detect_table_shape']
 
 # %% ../../nbs/data/25_shapes.ipynb #35a00004
 import difflib, json, re
@@ -328,12 +329,18 @@ def make_record_document(
     text, more = read_text_record(record)
     return make_document(source, "docs", text, context, record=more or None, encoding=encoding)
 
+# %% ../../nbs/data/25_shapes.ipynb #35a0003d
+def is_number(
+    text: str # cell of a table
+) -> bool: # whether it is a number, perhaps with a sign of percent
+    "Tell a number by its look"
+    return bool(re.fullmatch(r"[-+]?[\d.,]*\d[\d.,]* ?%?", text.strip()))
+
 # %% ../../nbs/data/25_shapes.ipynb #35a00035
 def detect_table_shape(
     values: dict # first row of a table: text or None by column
 ) -> str: # one of TRAINING_KINDS, or 'rows'
     "Tell whether a table holds rows to train on"
-    is_number = lambda value: re.fullmatch(r"[-+]?[\d.,]+ ?%?", value.strip())
     tell = lambda value: "…" if value is None else 0 if is_number(value) else value
     told = {column.lower(): tell(value) for column, value in values.items()}
     shape = detect_shape(told)
