@@ -269,7 +269,7 @@ def read_csv_rows(
         if len(cells) != len(columns): yield line, Unreadable(
             f"expected {len(columns)} cells as in the header, found {len(cells)}; add what is missing, or quote the "
             "cell that holds the delimiter")
-        else: yield line, dict(zip(columns, (c if c.strip() else None for c in cells)))
+        else: yield line, dict(zip(columns, (cell or None for cell in cells)))
 
 # %% ../../nbs/data/30_tables.ipynb #30a00005
 def make_table_documents(
