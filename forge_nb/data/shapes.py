@@ -160,7 +160,7 @@ def check_slips(
     "Refuse a row that would be one to train on if one field were spelled as is customary"
     known = sorted({name for names in ANSWER_FIELDS for name in names} | {*TURN_FIELDS, "chosen", "rejected"})
     unknown = [name for name in record if name not in known]
-    closest = {name: difflib.get_close_matches(name.lower(), known, 1, .8) for name in unknown}
+    closest = {name: difflib.get_close_matches(name.lower(), known, 1, .82) for name in unknown}
     meant = {name: matches[0] for name, matches in closest.items() if matches and matches[0] not in record}
     renamed = {meant.get(name, name): value for name, value in record.items()}
     if meant and detect_shape(renamed) in TRAINING_KINDS:
