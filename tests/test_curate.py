@@ -253,3 +253,19 @@ def test_rows_to_train_on_are_masked_deduplicated_and_kept_from_the_evaluation_s
     for split, part in rows.items():
         for r in part: splits.setdefault(asked(r), set()).add(split)
     assert all(len(found) == 1 for found in splits.values()) and rows["valid"] and rows["test"]
+
+
+@pytest.mark.parametrize("form", [
+    dict(question="{q}", A="{a}", B="Oil.", answer="A"), dict(question="{q}", choices=["Oil.", "{a}"], answer=1),
+    dict(question="{q}", choices=dict(text=["{a}", "Oil."], label=["A", "B"]), answerKey="A"), dict(question="{q}", answers=dict(text=["{a}"], answer_start=[0])),
+    dict(messages=[dict(role="user", content="{q}"), dict(role="assistant", content="{a}")]), dict(question="{q}", answer="{a}")])
+def test_an_item_is_found_in_whatever_form_its_set_comes(tmp_path, form):
+    import json
+    from forge_nb.curate import read_eval_items
+    from forge_nb.data.shingles import find_contamination, index_eval_items
+    q, a = "Which coolant is prescribed for the spindle of the milling machine FX-20, and how often is it changed?", "Emulsion of eight percent, changed every ninety days."
+    (tmp_path/"quiz.jsonl").write_text(json.dumps(form).replace("{q}", q).replace("{a}", a), encoding="utf-8")
+    index = index_eval_items(read_eval_items(tmp_path))
+    assert find_contamination(f"The spindle is warmed up. {q} {a} The lamp over the gate stays lit.", index)
+    assert find_contamination(f"We were asked: {q} Nobody knew.", index)
+    assert not find_contamination("The spindle is warmed up for ten minutes. Emulsion is kept in hall two, and changed when it smells.", index)

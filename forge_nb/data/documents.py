@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['MAX_LINE_BYTES', 'MAX_FILE_BYTES', 'MAX_UNPACKED_BYTES', 'MAX_UNPACK_RATIO', 'MAX_ARCHIVE_DEPTH',
-           'LOCK_TIMEOUT_SECONDS', 'LANGUAGE_SAMPLE', 'LANGUAGE_BY_EXTENSION', 'LANGUAGE_BY_FILE_NAME',
-           'LANGUAGE_BY_INTERPRETER', 'DECOMPRESSORS', 'SPDX_TAG', 'LICENCE_FILE', 'LICENCE_PHRASES', 'Unreadable',
-           'make_reject', 'format_reject', 'shorten_error', 'normalize_text', 'hash_content', 'get_file_name',
-           'detect_code_language', 'detect_language', 'identify_licence', 'is_licence_file', 'find_folder_licence',
-           'make_document']
+           'LOCK_TIMEOUT_SECONDS', 'LANGUAGE_SAMPLE', 'INVISIBLE', 'JOINERS', 'LANGUAGE_BY_EXTENSION',
+           'LANGUAGE_BY_FILE_NAME', 'LANGUAGE_BY_INTERPRETER', 'DECOMPRESSORS', 'SPDX_TAG', 'LICENCE_FILE',
+           'LICENCE_PHRASES', 'Unreadable', 'make_reject', 'format_reject', 'shorten_error', 'normalize_text',
+           'tidy_prose', 'hash_content', 'get_file_name', 'detect_code_language', 'detect_language', 'identify_licence',
+           'is_licence_file', 'find_folder_licence', 'make_document']
 
 # %% ../../nbs/data/10_documents.ipynb #c7b80b17
 import bz2, gzip, lzma, os, re, unicodedata
@@ -72,6 +72,19 @@ def normalize_text(
     if "\r" in text: text = text.replace("\r\n", "\n").replace("\r", "\n")
     lines = text.replace("\ufeff", "").split("\n")
     return "\n".join(map(str.rstrip, lines)).strip("\n") + "\n"
+
+# %% ../../nbs/data/10_documents.ipynb #10d00002
+INVISIBLE = str.maketrans({**dict.fromkeys("\u00ad\u200b\u2060\ufeff"), "\u202f": " ", "\u2011": "-", "\ufb00": "ff",
+                           "\ufb01": "fi", "\ufb02": "fl", "\ufb03": "ffi", "\ufb04": "ffl"})
+# joiners are spelling in Arabic and Indian scripts, and make one picture of several
+JOINERS = re.compile("(?<![\u0600-\u0dff\u2600-\u27bf\ufe0f\U0001f000-\U0001faff])[\u200c\u200d]")
+
+# %% ../../nbs/data/10_documents.ipynb #10d00003
+def tidy_prose(
+    text: str # text as it was read
+) -> str: # the same without signs that nobody sees
+    "Take out and plain signs that a reader does not see"
+    return text if text.isascii() else JOINERS.sub("", text.translate(INVISIBLE))
 
 # %% ../../nbs/data/10_documents.ipynb #f1728e02
 def hash_content(
@@ -218,7 +231,7 @@ def make_document(
     encoding: str = None # where it is not UTF-8
 ) -> dict: # the document
     "Clean a text and say what is known about it"
-    text = normalize_text(text)
+    text = normalize_text(text if kind == "code" else tidy_prose(text))
     try: key = hash_content(text)
     except UnicodeEncodeError as e: raise Unreadable("expected Unicode text, found half a character "
                                                      f"({e.object[e.start]!a}); "

@@ -25,8 +25,9 @@ from pathlib import Path
 
 import numpy as np
 from ..core.project import (Invalid, NotFound, atomic, display_path, hash_file, hash_text, hash_weights,
-                                   read_csv, read_json, write_json, write_jsonl)
+                                   read_json, write_json, write_jsonl)
 from ..core.settings import Texts, load_settings
+from .fact_tables import list_fact_tables, read_fact_table
 
 # %% ../../nbs/data/90_passages.ipynb #ff764c54
 STEMMERS = dict(
@@ -239,10 +240,10 @@ def read_table_passages(
 ) -> list: # passages, one a row
     "Read every row of every table as a passage"
     passages = {}
-    for path in sorted(tables.glob("*.csv")):
+    for path in list_fact_tables(tables):
         source = f"{tables.name}/{path.name}"
         table_groups = find_groups(source, patterns)
-        for line, row in enumerate(read_csv(path), 2):
+        for line, row in enumerate(read_fact_table(path), 2):
             keys = [row[column] for column in key_columns.get(path.name, []) if row.get(column)]
             pages = [name for name in (row.get("document") or "").split(";") if name]
             groups = intersect_groups(table_groups, *(find_groups(page, patterns) for page in pages))

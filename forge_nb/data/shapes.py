@@ -7,7 +7,8 @@ __all__ = ['TRAINING_KINDS', 'ROLES', 'ANSWER_FIELDS', 'TURN_FIELDS', 'JUDGEMENT
            'is_text', 'is_turns', 'read_content', 'read_message', 'read_messages', 'read_turns', 'is_speech',
            'find_answer_fields', 'detect_shape', 'check_slips', 'find_text', 'read_question', 'read_chat',
            'split_common_beginning', 'read_pair', 'read_judged_answer', 'read_training_row', 'refuse_other_shape',
-           'training_row_to_text', 'hash_prompt', 'read_text_record', 'make_record_document', 'detect_table_shape']
+           'training_row_to_text', 'hash_prompt', 'read_text_record', 'make_record_document', 'is_number',
+           'detect_table_shape']
 
 # %% ../../nbs/data/25_shapes.ipynb #35a00004
 import difflib, json, re
@@ -159,7 +160,7 @@ def check_slips(
     "Refuse a row that would be one to train on if one field were spelled as is customary"
     known = sorted({name for names in ANSWER_FIELDS for name in names} | {*TURN_FIELDS, "chosen", "rejected"})
     unknown = [name for name in record if name not in known]
-    closest = {name: difflib.get_close_matches(name.lower(), known, 1, .8) for name in unknown}
+    closest = {name: difflib.get_close_matches(name.lower(), known, 1, .82) for name in unknown}
     meant = {name: matches[0] for name, matches in closest.items() if matches and matches[0] not in record}
     renamed = {meant.get(name, name): value for name, value in record.items()}
     if meant and detect_shape(renamed) in TRAINING_KINDS:
@@ -184,7 +185,8 @@ def read_question(
     "Read a question with what belongs to it"
     prompt = read_turns(record[field], field, "user")
     more = [record[name] for name in ("input", "context") if is_text(record.get(name))]
-    if len(prompt) == 1: prompt[0]["content"] = "\n\n".join([prompt[0]["content"], *more])
+    asked = prompt[0]["content"]
+    if len(prompt) == 1: prompt[0]["content"] = "\n\n".join([asked, *more])
     system = find_text(record, "system", "system_prompt")
     has_system = prompt[0]["role"] == "system"
     return [dict(role="system", content=system), *prompt] if system and not has_system else prompt
@@ -327,13 +329,20 @@ def make_record_document(
     text, more = read_text_record(record)
     return make_document(source, "docs", text, context, record=more or None, encoding=encoding)
 
+# %% ../../nbs/data/25_shapes.ipynb #35a0003d
+def is_number(
+    text: str # cell of a table
+) -> bool: # whether it is a number, perhaps with a sign of percent
+    "Tell a number by its look"
+    return bool(re.fullmatch(r"[-+]?[\d.,]*\d[\d.,]* ?%?", text.strip()))
+
 # %% ../../nbs/data/25_shapes.ipynb #35a00035
 def detect_table_shape(
     values: dict # first row of a table: text or None by column
 ) -> str: # one of TRAINING_KINDS, or 'rows'
     "Tell whether a table holds rows to train on"
-    is_number = lambda value: re.fullmatch(r"[-+]?[\d.,]+ ?%?", value.strip())
-    told = {column: "…" if value is None else 0 if is_number(value) else value for column, value in values.items()}
+    tell = lambda value: "…" if value is None else 0 if is_number(value) else value
+    told = {column.lower(): tell(value) for column, value in values.items()}
     shape = detect_shape(told)
     if shape == "rows": check_slips(told)
     return shape if shape in TRAINING_KINDS else "rows"

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['make_row_renderer', 'fill_row_template', 'value_to_text', 'read_templates', 'to_json_value', 'make_row_document',
-           'detect_file_encoding', 'feed_csv_lines', 'parse_csv_rows', 'get_table_name', 'read_header', 'read_csv_rows',
-           'read_csv_file']
+           'detect_file_encoding', 'feed_csv_lines', 'parse_sample', 'choose_dialect', 'find_header', 'read_sample',
+           'parse_csv_rows', 'get_table_name', 'read_header', 'read_csv_rows', 'make_table_documents', 'read_csv_file']
 
 # %% ../../nbs/data/30_tables.ipynb #12398150
-import codecs, csv, io, json, math, os
+import codecs, csv, io, json, math, os, re
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from string import Formatter
@@ -17,7 +18,7 @@ from ..core.project import Invalid
 from ..core.settings import Templates, load_settings
 from .documents import (DECOMPRESSORS, MAX_LINE_BYTES, Unreadable, get_file_name, make_document,
                                      make_reject)
-from .shapes import detect_table_shape, make_record_document
+from .shapes import detect_table_shape, is_number, make_record_document
 from .text import BYTE_ORDER_MARKS, binary_file_error, guess_encoding, slice_around
 
 # %% ../../nbs/data/30_tables.ipynb #cf67ccf0
@@ -136,11 +137,67 @@ def feed_csv_lines(
         yield line
         line = text.readline(MAX_LINE_BYTES + 1)
 
+# %% ../../nbs/data/30_tables.ipynb #30t00002
+def parse_sample(
+    lines: list, # first lines of a file
+    delimiter: str, # sign between cells
+    quoting: int # constant of the module csv
+) -> list: # rows of cells; None where a quote is out of place
+    "Parse the first lines of a file in one way"
+    rows, reader = [], csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
+    try:
+        for row in reader: rows.append(row)
+    except csv.Error:
+        if reader.line_num < len(lines): return None  # at the end of the sample a cell may just go on
+    return [row for row in rows if any(cell.strip() for cell in row)]
+
+# %% ../../nbs/data/30_tables.ipynb #30t00003
+def choose_dialect(
+    lines: list, # first lines of a file
+    delimiters: str = ",;\t|" # signs that may separate cells
+) -> tuple: # sign between cells; constant of the module csv for quotes
+    "Choose the sign that gives most lines one count of cells"
+    best = (0., 0, delimiters[0], csv.QUOTE_MINIMAL)
+    for delimiter in delimiters:
+        rows = parse_sample(lines, delimiter, csv.QUOTE_MINIMAL)
+        quoting = csv.QUOTE_NONE if rows is None and delimiter == "\t" else csv.QUOTE_MINIMAL
+        if rows is None: rows = parse_sample(lines, delimiter, csv.QUOTE_NONE)
+        counts = Counter(map(len, rows or ()))
+        [(width, number)] = counts.most_common(1) or [(0, 0)]
+        share = number / max(1, counts.total()) if width > 1 else 0.
+        if (share, width) > best[:2]: best = (share, width, delimiter, quoting)
+    return best[2:]
+
+# %% ../../nbs/data/30_tables.ipynb #30t00006
+def find_header(
+    rows: list # first rows of a table, each a list of texts
+) -> int: # number of the header's row
+    "Find the first row with cells in half of the columns that are used"
+    width = max(map(len, rows), default=0)
+    padded = [row + [""] * (width - len(row)) for row in rows]
+    filled = [sum(bool(cell.strip()) for cell in column) for column in zip(*padded)]
+    used = [x for x, count in enumerate(filled) if count > len(rows) / 3]
+    needed = min(len(used), max(2, len(used) / 2))
+    is_header = lambda row: sum(bool(row[x].strip()) for x in used) >= needed
+    return next((n for n, row in enumerate(padded) if is_header(row)), 0)
+
+# %% ../../nbs/data/30_tables.ipynb #30t00008
+def read_sample(
+    file, # binary, just behind its mark; left there
+    encoding: str # encoding of the file
+) -> list: # first lines, a hundred at most
+    "Read the lines by which a table's dialect is told"
+    start = file.tell()
+    lines = file.read(1 << 18).decode(encoding, "replace").splitlines(keepends=True)
+    file.seek(start)
+    return [line for line in lines if line.strip()][:100]
+
 # %% ../../nbs/data/30_tables.ipynb #cf51be71
 def parse_csv_rows(
     file, # binary, just behind its mark
     encoding: str, # encoding of the file
-    delimiter: str = None # None: the one that the first line uses most
+    delimiter: str = ",", # sign between cells
+    quoting: int = csv.QUOTE_MINIMAL # constant of the module csv
 ): # (line, cells), a problem instead of the cells where there is one
     "Yield the rows of a CSV file with their lines"
     csv.field_size_limit(MAX_LINE_BYTES)  # a bound against a quote that nobody closes; the module has one for all
@@ -151,7 +208,7 @@ def parse_csv_rows(
         state["line"] += 1
         first = text.readline(MAX_LINE_BYTES + 1)
     lines = feed_csv_lines(text, first, state)
-    reader = csv.reader(lines, delimiter=delimiter or max(",;\t|", key=first.count), strict=True)
+    reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
     try:
         while True:
             line = state["line"] + 1
@@ -164,7 +221,8 @@ def parse_csv_rows(
             if cells is None: return
             if cells: yield line, cells
             state["long"] = False
-    finally: text.detach()
+    finally:
+        if not file.closed: text.detach()
 
 # %% ../../nbs/data/30_tables.ipynb #9bbdb2df
 def get_table_name(
@@ -180,8 +238,11 @@ def read_header(
     cells, # cells of the header, or a problem
     line: int # number of its line
 ) -> list: # names of the columns
-    "Read the names of columns, and refuse one that occurs twice"
+    "Read the names of columns; refuse one that occurs twice, and a row of values"
     if isinstance(cells, Unreadable): raise Unreadable(str(cells), line)
+    if is_number(cells[0]): raise Unreadable(
+        f"expected a header with a name for each column, found the number {cells[0].strip()}; write one above the rows",
+        line)
     columns = [c.strip() or f"column {n}" for n, c in enumerate(cells, 1)]
     if duplicates := [c for c in columns if columns.count(c) > 1]: raise Unreadable(
         f"expected a header with a name for each column, found `{duplicates[0]}` twice; rename one", line,
@@ -195,14 +256,46 @@ def read_csv_rows(
     encoding: str # encoding of the file
 ): # (line, value by column), a problem instead of the values where there is one
     "Yield the rows of a CSV file below its header"
-    columns, delimiter = None, "\t" if get_file_name(source).endswith(".tsv") else None
-    for line, cells in parse_csv_rows(file, encoding, delimiter):
+    columns, lines = None, read_sample(file, encoding)
+    named = re.fullmatch(r"(?i)sep=(.)\s*", lines[0]) if lines else None
+    delimiters = "\t" if get_file_name(source).endswith(".tsv") else named[1] if named else ",;\t|"
+    dialect = choose_dialect(lines[bool(named):], delimiters)
+    above = find_header(parse_sample(lines[bool(named):], *dialect) or []) + bool(named)
+    for number, (line, cells) in enumerate(parse_csv_rows(file, encoding, *dialect)):
+        if number < above: continue
         if columns is None: columns = read_header(cells, line); continue
-        if isinstance(cells, Unreadable): yield line, cells
-        elif len(cells) != len(columns): yield line, Unreadable(
+        if isinstance(cells, Unreadable): yield line, cells; continue
+        if len(cells) == len(columns) + 1 and not cells[-1].strip(): cells.pop()
+        if len(cells) != len(columns): yield line, Unreadable(
             f"expected {len(columns)} cells as in the header, found {len(cells)}; add what is missing, or quote the "
             "cell that holds the delimiter")
-        else: yield line, dict(zip(columns, (c if c.strip() else None for c in cells)))
+        else: yield line, dict(zip(columns, (cell or None for cell in cells)))
+
+# %% ../../nbs/data/30_tables.ipynb #30a00005
+def make_table_documents(
+    source: str, # a file, or a sheet of it
+    table: str, # name of the table
+    rows, # (line, value by column), a problem instead of the values where there is one
+    context: dict, # what is known of the file
+    encoding: str = None # encoding of the file, where it is not UTF-8
+): # (document, None) or (None, reject)
+    "Make a document of each row of a table"
+    shape, render_row = "", None
+    for number, (line, values) in enumerate(rows, 1):
+        place = f"{source}#{number}"
+        try:
+            if isinstance(values, Unreadable): raise values
+            shape = shape or detect_table_shape(values)
+            if shape != "rows":
+                record = {column.lower(): value for column, value in values.items()}
+                doc = make_record_document(place, shape, record, context, encoding)
+            else:
+                render_row = render_row or make_row_renderer(table, [*values], context["templates"])
+                doc = make_row_document(place, table, values, render_row, context, encoding=encoding)
+        except Unreadable as e:
+            yield None, make_reject(place, e, line)
+            continue
+        yield doc, None
 
 # %% ../../nbs/data/30_tables.ipynb #9a97b12d
 def read_csv_file(
@@ -211,18 +304,7 @@ def read_csv_file(
     context: dict # what is known of the file
 ): # (document, None) or (None, reject)
     "A document for each row of a CSV or TSV file"
-    encoding, table, shape, render_row = detect_file_encoding(file), get_table_name(source), "", None
-    flag = None if encoding == "utf-8" else encoding
-    for number, (line, values) in enumerate(read_csv_rows(file, source, encoding), 1):
-        place = f"{source}#{number}"
-        try:
-            if isinstance(values, Unreadable): raise values
-            shape = shape or detect_table_shape(values)
-            if shape != "rows": doc = make_record_document(place, shape, values, context, flag)
-            else:
-                render_row = render_row or make_row_renderer(table, [*values], context["templates"])
-                doc = make_row_document(place, table, values, render_row, context, encoding=flag)
-        except Unreadable as e:
-            yield None, make_reject(place, e, line)
-            continue
-        yield doc, None
+    encoding = detect_file_encoding(file)
+    rows = read_csv_rows(file, source, encoding)
+    yield from make_table_documents(source, get_table_name(source), rows, context,
+                                    None if encoding == "utf-8" else encoding)

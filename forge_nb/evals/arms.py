@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from difflib import SequenceMatcher
 from pathlib import Path
 
-from ..core.project import read_csv
+from ..data.fact_tables import list_fact_tables, read_fact_table
 from ..core.settings import Style
 from ..data.passages import PROVENANCE
 from .suites import list_slices, make_score_row, score_answers
@@ -102,8 +102,8 @@ def read_tables(
 ) -> dict: # file name → (key columns, rows)
     "Read the tables whose rows can be named"
     tables = {}
-    for path in sorted(folder.glob("*.csv")):
-        if rows := list(read_csv(path)): tables[path.name] = key_columns.get(path.name, list(rows[0])[:1]), rows
+    for path in list_fact_tables(folder):
+        if rows := read_fact_table(path): tables[path.name] = key_columns.get(path.name, list(rows[0])[:1]), rows
     return tables
 
 # %% ../../nbs/evals/25_arms.ipynb #b25a0019

@@ -10,7 +10,8 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-from ..core.project import read_csv, stable_uniform
+from ..core.project import stable_uniform
+from ..data.fact_tables import list_fact_tables, read_fact_table
 from ..data.passages import PROVENANCE
 from .rows import balance_kinds
 
@@ -69,8 +70,8 @@ def make_column_questions(
     "Ask for columns of rows, the columns of all tables in turn"
     key_columns = {kind.table: kind.key for kind in reversed(kinds.values())}
     cells = []
-    for path in sorted(tables.glob("*.csv")):
-        rows = read_csv(path)
+    for path in list_fact_tables(tables):
+        rows = read_fact_table(path)
         if not rows: continue
         keys = key_columns.get(path.name) or [next(iter(rows[0]))]
         cells += list_cells(path.name, rows, keys, excluded_rows=excluded_rows,

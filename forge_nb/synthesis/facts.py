@@ -12,8 +12,9 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from ..core.project import Invalid, log, read_csv, stable_uniform
+from ..core.project import Invalid, log, stable_uniform
 from ..core.settings import QuestionKind, Style
+from ..data.fact_tables import read_fact_table
 from ..metrics.graders import NO_SOURCE, format_answer
 
 # %% ../../nbs/synthesis/30_facts.ipynb #de2fe7f8
@@ -140,7 +141,7 @@ def read_kind_rows(
 ) -> list: # rows
     "Read the rows that a kind of question asks about"
     if kind.table == "headings": return extract_section_titles(documents)
-    if (path := tables/kind.table).exists(): return read_csv(path)
+    if (path := tables/kind.table).exists(): return read_fact_table(path)
     raise Invalid(f"{questions.name}: `{name}.table` is {kind.table}, but {path} does not exist; "
                   "put the table there or mend the name")
 

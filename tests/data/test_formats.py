@@ -1,0 +1,139 @@
+"What must stand in the text of every format, and what must not: boxes, notes, forms, exponents, spans, menus, attachments"
+import email.message, io, json, zipfile
+from pathlib import Path
+
+import pytest
+from test_readers import only, read, texts
+
+from forge_nb.data.readers import list_sources
+
+W = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
+
+
+def word_file(body: str, **parts) -> bytes:
+    "A Word file with this body; notes in further parts"
+    types = "".join(f'<Override PartName="/word/{name}.xml" ContentType="application/vnd.openxmlformats-officedocument.wordprocessingml.{name}+xml"/>' for name in parts)
+    relations = "".join(f'<Relationship Id="r{n}" Type="http://schemas.openxmlformats.org/officeDocument/2006/relationships/{name}" Target="{name}.xml"/>' for n, name in enumerate(parts))
+    files = {"[Content_Types].xml": '<Types xmlns="http://schemas.openxmlformats.org/package/2006/content-types"><Default Extension="rels" ContentType="application/vnd.openxmlformats-package.relationships+xml"/>'
+             f'<Override PartName="/word/document.xml" ContentType="application/vnd.openxmlformats-officedocument.wordprocessingml.document.main+xml"/>{types}</Types>',
+             "_rels/.rels": '<Relationships xmlns="http://schemas.openxmlformats.org/package/2006/relationships"><Relationship Id="r1" Type="http://schemas.openxmlformats.org/officeDocument/2006/relationships/officeDocument" Target="word/document.xml"/></Relationships>',
+             "word/_rels/document.xml.rels": f'<Relationships xmlns="http://schemas.openxmlformats.org/package/2006/relationships">{relations}</Relationships>',
+             "word/document.xml": f'<w:document xmlns:w="{W}"><w:body>{body}</w:body></w:document>'} | {f"word/{name}.xml": text for name, text in parts.items()}
+    with zipfile.ZipFile(out := io.BytesIO(), "w") as z:
+        for name, text in files.items(): z.writestr(name, text)
+    return out.getvalue()
+
+
+def p(*runs: str) -> str: return f"<w:p>{''.join(runs)}</w:p>"
+def r(text: str, style: str = "") -> str: return f'<w:r><w:rPr>{style}</w:rPr><w:t xml:space="preserve">{text}</w:t></w:r>'
+
+
+@pytest.mark.parametrize("body, there, gone", [
+    (p(r("It holds 10"), r("6", '<w:vertAlign w:val="superscript"/>'), r(" ohm")), "10^6 ohm", "106"),
+    (p(r("The price is "), r("9 EUR", "<w:strike/>"), r(" 12 EUR")), "12 EUR", "9 EUR"),
+    (p(r("Use "), f'<w:ins w:id="1" w:author="a">{r("seal B")}</w:ins>', f'<w:del w:id="2" w:author="a"><w:r><w:delText>seal A</w:delText></w:r></w:del>'), "seal B", "seal A"),
+    (f'<w:sdt><w:sdtContent>{p(r("Accepted with two defects."))}</w:sdtContent></w:sdt>', "Accepted with two defects.", "sdt")])
+def test_word_keeps_what_its_author_meant(tmp_path, body, there, gone):
+    "Exponents and form contents stay, struck-out and deleted text goes"
+    (tmp_path/"a.docx").write_bytes(word_file(body))
+    [document], rejects = read(tmp_path, "a.docx")
+    assert there in document["text"] and gone not in document["text"] and not rejects
+
+
+def test_a_footnote_stands_below_its_paragraph(tmp_path):
+    note = f'<w:footnotes xmlns:w="{W}"><w:footnote w:id="2">{p(r("250 kg when the arm is out."))}</w:footnote></w:footnotes>'
+    (tmp_path/"a.docx").write_bytes(word_file(p(r("At most 500 kg"), '<w:r><w:footnoteReference w:id="2"/></w:r>', r(" in any position.")), footnotes=note))
+    [document], _ = read(tmp_path, "a.docx")
+    assert "At most 500 kg[2] in any position." in document["text"] and "[2] 250 kg when the arm is out." in document["text"]
+
+
+def sheet_file(sheets: dict, hidden: tuple = ()) -> bytes:
+    "An Excel file of these sheets, name → rows"
+    def cell(value): return f"<c><v>{value}</v></c>" if isinstance(value, (int, float)) else f'<c t="inlineStr"><is><t>{value}</t></is></c>' if value else "<c/>"
+    names = list(sheets)
+    entries = "".join(f'<sheet name="{name}" sheetId="{n}" r:id="r{n}"{" state=" + chr(34) + "hidden" + chr(34) if name in hidden else ""}/>' for n, name in enumerate(names, 1))
+    main = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
+    files = {"[Content_Types].xml": '<Types xmlns="http://schemas.openxmlformats.org/package/2006/content-types"><Default Extension="rels" ContentType="application/vnd.openxmlformats-package.relationships+xml"/><Override PartName="/xl/workbook.xml" ContentType="application/vnd.openxmlformats-officedocument.spreadsheetml.sheet.main+xml"/>'
+             + "".join(f'<Override PartName="/xl/worksheets/s{n}.xml" ContentType="application/vnd.openxmlformats-officedocument.spreadsheetml.worksheet+xml"/>' for n in range(1, len(names) + 1)) + "</Types>",
+             "_rels/.rels": '<Relationships xmlns="http://schemas.openxmlformats.org/package/2006/relationships"><Relationship Id="r1" Type="http://schemas.openxmlformats.org/officeDocument/2006/relationships/officeDocument" Target="xl/workbook.xml"/></Relationships>',
+             "xl/workbook.xml": f'<workbook xmlns="{main}" xmlns:r="http://schemas.openxmlformats.org/officeDocument/2006/relationships"><sheets>{entries}</sheets></workbook>',
+             "xl/_rels/workbook.xml.rels": '<Relationships xmlns="http://schemas.openxmlformats.org/package/2006/relationships">' + "".join(f'<Relationship Id="r{n}" Type="http://schemas.openxmlformats.org/officeDocument/2006/relationships/worksheet" Target="worksheets/s{n}.xml"/>' for n in range(1, len(names) + 1)) + "</Relationships>"}
+    for n, rows in enumerate(sheets.values(), 1):
+        files[f"xl/worksheets/s{n}.xml"] = f'<worksheet xmlns="{main}"><sheetData>{"".join("<row>" + "".join(map(cell, row)) + "</row>" for row in rows)}</sheetData></worksheet>'
+    with zipfile.ZipFile(out := io.BytesIO(), "w") as z:
+        for name, text in files.items(): z.writestr(name, text)
+    return out.getvalue()
+
+
+def test_sheets_are_tables_below_their_header(tmp_path):
+    "A title above the header is no row, whole numbers have no decimals, a hidden sheet is named and left out"
+    (tmp_path/"stock.xlsx").write_bytes(sheet_file({"Stock": [["Stock of the north"], [], ["Article", "Pieces", "Price"], ["Bolt", 900, .12], ["Nut", 120, 3]], "Margins": [["Article", "Margin"], ["Bolt", .4]]}, ("Margins",)))
+    documents, [rejected] = read(tmp_path, "stock.xlsx")
+    assert [d["record"]["values"] for d in documents] == [dict(Article="Bolt", Pieces="900", Price="0.12"), dict(Article="Nut", Pieces="120", Price="3")]
+    assert documents[0]["record"]["table"] == "stock" and rejected["source"].endswith("Margins") and "hidden" in rejected["reason"]
+
+
+def test_frequent_questions_in_a_sheet_are_conversations(tmp_path):
+    (tmp_path/"faq.xlsx").write_bytes(sheet_file({"Faq": [["Question", "Answer"], ["Is it open?", "From nine to five."]]}))
+    [document], _ = read(tmp_path, "faq.xlsx")
+    assert document["kind"] == "chat" and document["record"]["messages"][1]["content"] == "From nine to five."
+
+
+@pytest.mark.parametrize("name, raw, words", [
+    ("a.docx", b"PK\3\4 torn", "save it again"), ("a.xlsx", b"\xd0\xcf\x11\xe0" + bytes(2000), "save it again"), ("a.pptx", bytes(500), "save it as"),
+    ("a.odt", b"PK\3\4 torn", "save it again"), ("a.doc", b"\xd0\xcf\x11\xe0" + bytes(2000), "save it as .docx"), ("a.eml", b"no head at all", "From, To or Subject"),
+    ("a.ipynb", b"{", "which is JSON"), ("stock.csv", b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 9\n", "git lfs pull")])
+def test_what_cannot_be_read_is_one_sentence(tmp_path, name, raw, words):
+    (tmp_path/name).write_bytes(raw)
+    assert only(tmp_path, name, words) == []
+
+
+def test_a_page_is_its_main_part(tmp_path):
+    "Menus, what is hidden, footers and struck-out text go; a footnote in an aside, fields, choices and pictures' words stay"
+    page = """<html><body><nav>Home Spaces</nav><aside>Changed lately</aside><main><h1>Press</h1><p>Greased every <del>50</del> 40 hours, 10<sup>3</sup> strokes.</p>
+      <aside role="doc-footnote">In summer 30.</aside><select><option>low<option selected>high</select><input value="valve leaks"><img alt="Sketch of the valve" src="a.png"></main>
+      <div style="display: none">tracking</div><footer>Powered by a wiki</footer></body></html>"""
+    (tmp_path/"a.html").write_text(page, encoding="utf-8")
+    text = read(tmp_path, "a.html")[0][0]["text"]
+    for words in ("# Press", "every 40 hours", "10^3 strokes", "In summer 30.", "high", "valve leaks", "Sketch of the valve"): assert words in text, words
+    for words in ("Home", "Changed lately", "50", "low", "tracking", "Powered"): assert words not in text, words
+
+
+def test_cells_keep_their_columns(tmp_path):
+    table = "<table><tr><th></th><th>Basic</th><th>Pro</th></tr><tr><td rowspan=2>Press</td><td>early</td><td>north</td></tr><tr><td>late</td><td>south</td></tr><tr><td colspan=2>Sum</td><td>4</td></tr></table>"
+    (tmp_path/"a.html").write_text(f"<html><body>{table}</body></html>", encoding="utf-8")
+    rows = [line for line in read(tmp_path, "a.html")[0][0]["text"].split("\n") if line.startswith("|")]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    assert cells[0] == ["", "Basic", "Pro"] and cells[2:] == [["Press", "early", "north"], ["Press", "late", "south"], ["Sum", "", "4"]]
+
+
+def test_mails_are_decoded_and_their_attachments_read(tmp_path):
+    mail = email.message.EmailMessage()
+    mail["From"], mail["To"], mail["Subject"] = "kim@acme.org", "desk@acme.org", "Rückfrage zur Dichtung"
+    mail.set_content("Die Prüfung erfolgt alle zwölf Monate, für Öl gilt FKM.")
+    mail.add_attachment(b"name,price\nbolt,3\n", maintype="text", subtype="csv", filename="list.csv")
+    mail.add_attachment(b"\x89PNG\0\0", maintype="image", subtype="png", filename="photo.png")
+    (tmp_path/"a.eml").write_bytes(mail.as_bytes())
+    documents, rejects = read(tmp_path, "a.eml")
+    assert [d["source"] for d in documents] == ["a.eml", "a.eml!/list.csv#1"] and not rejects
+    assert "Subject: Rückfrage zur Dichtung" in documents[0]["text"] and "für Öl gilt FKM" in documents[0]["text"] and "base64" not in documents[0]["text"]
+    box = b"".join(b"From x Fri Jan  2 10:00:00 2026\n" + mail.as_bytes() + b"\n" for _ in range(2))
+    (tmp_path/"b.mbox").write_bytes(box)
+    assert [d["source"] for d in read(tmp_path, "b.mbox")[0]] == [f"b.mbox#{n}{part}" for n in (1, 2) for part in ("", "!/list.csv#1")]
+
+
+def test_a_notebook_is_its_prose_and_code(tmp_path):
+    cells = [dict(cell_type="markdown", source=["# Drift\n", "Over ninety days."]), dict(cell_type="code", source=["rows = 90\n"], outputs=[dict(text=["90 printed"])])]
+    (tmp_path/"a.ipynb").write_text(json.dumps(dict(cells=cells, metadata=dict(kernelspec=dict(language="python")))), encoding="utf-8")
+    assert texts(read(tmp_path, "a.ipynb")[0]) == ["# Drift\nOver ninety days.\n\n```python\nrows = 90\n```\n"]
+
+
+def test_what_programs_leave_behind_is_no_document(tmp_path):
+    for name in ("~$report.docx", "Thumbs.db", "desktop.ini", "tsconfig.json", "tsconfig.build.json", "package-lock.json", "poetry.lock", ".DS_Store", "notes.md"):
+        (tmp_path/name).write_text("x", encoding="utf-8")
+    assert list_sources(tmp_path) == ["notes.md"]
+
+
+def test_signs_that_nobody_sees_are_taken_out(tmp_path):
+    (tmp_path/"a.md").write_text("War\u00adtung unter 040\u200b 7946\u200d 0958, \ufb01nden.\nمی\u200cخواهم\n", encoding="utf-8")
+    assert texts(read(tmp_path, "a.md")[0]) == ["Wartung unter 040 7946 0958, finden.\nمی\u200cخواهم\n"]
