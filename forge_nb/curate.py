@@ -6,10 +6,10 @@
 __all__ = ['SPLITS', 'SPLIT_REMEDIES', 'DOCUMENT_FIELDS', 'SIZE_CATEGORIES', 'CARD', 'ANSWER_NAMES', 'read_shard',
            'mark_low_quality', 'mask_record', 'mask_personal_data', 'mark_contaminated', 'write_row', 'make_index_row',
            'write_shard', 'assign_split', 'choose_representatives', 'parse_mixture', 'count_repeats',
-           'list_unneeded_replay', 'restrict_duplicates', 'assign_splits', 'require_splits', 'describe_drop',
-           'route_documents', 'open_parquet_writer', 'write_documents', 'make_card_data', 'render_data_card',
-           'find_right_answer', 'list_item_forms', 'read_eval_items', 'process_shards', 'tabulate_outcomes',
-           'summarize_outcomes', 'write_dataset', 'curate']
+           'list_unneeded_replay', 'assign_splits', 'require_splits', 'describe_drop', 'route_documents',
+           'open_parquet_writer', 'write_documents', 'make_card_data', 'render_data_card', 'find_right_answer',
+           'list_item_forms', 'read_eval_items', 'process_shards', 'tabulate_outcomes', 'summarize_outcomes',
+           'write_dataset', 'curate']
 
 # %% ../nbs/15_curate.ipynb #1a98571d
 import json
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from .core.project import (Invalid, atomic, log, make_checkpoint_folder, read_json, stable_uniform, write_csv,
                                    write_json, write_jsonl)
-from .data.dedup import list_duplicates, near_duplicates
+from .data.dedup import list_duplicates, near_duplicates, restrict_duplicates
 from .data.documents import LANGUAGE_BY_EXTENSION
 from .data.executors import read_shard_rows, run_pipeline, stream_rows
 from .data.pii import mask_pii
@@ -216,17 +216,6 @@ def list_unneeded_replay(
         if bytes_left <= 0: unneeded.append(r["source"])
         bytes_left -= bytes_read(r)
     return unneeded
-
-# %% ../nbs/15_curate.ipynb #15a00005
-def restrict_duplicates(
-    rows: list, # rows of the index
-    duplicate_of: dict # id of a near duplicate → id of the document that stays
-) -> dict: # the same, without rows to train on that only resemble one another
-    "Leave out of the near duplicates what is none"
-    kind_of = {r["id"]: r["kind"] for r in rows}
-    def is_duplicate(one, other):
-        return kind_of.get(one) == kind_of.get(other) not in ("pairs", "kto", "prompts")
-    return {one: other for one, other in duplicate_of.items() if is_duplicate(one, other)}
 
 # %% ../nbs/15_curate.ipynb #565a9547
 def assign_splits(

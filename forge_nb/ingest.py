@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from .core.project import Invalid, atomic, log, make_checkpoint_folder, write_json, write_jsonl
-from .data.dedup import list_duplicates, near_duplicates
+from .data.dedup import list_duplicates, near_duplicates, restrict_duplicates
 from .data.executors import read_shard_rows, run_pipeline
 from .data.readers import list_sources, read_documents, split_into_shards
 from .data.tables import read_templates
@@ -35,7 +35,7 @@ def ingest_shard(
             if reject:
                 rejects.append(reject)
                 continue
-            index.append(dict(id=document["id"], source=document["source"]))
+            index.append({name: document[name] for name in ("id", "source", "kind")})
             yield document
     shard = f"{rank:05d}.jsonl"
     write_jsonl(work/"documents"/shard, read_shard())
@@ -76,7 +76,7 @@ def write_ingested(
         "or mend `ingest.exclude`")
     shards = sorted((work/"documents").glob("*.jsonl"))  # not what a killed worker left half done
     _, duplicate_of = find_duplicates(shards)
-    duplicates = list_duplicates(index, duplicate_of)
+    duplicates = list_duplicates(index, restrict_duplicates(index, duplicate_of))
     rows = [dict(source=s, reason=reason, duplicate_of=kept) for s, (reason, kept) in duplicates.items()]
     write_jsonl(out/"duplicates.jsonl", rows)
     with atomic(out/"documents") as folder:

@@ -8,7 +8,8 @@ __all__ = ['DOCUMENT_DTYPE', 'GROUP_HEADS', 'GROUP_WINDOW', 'MAX_REFUSALS', 'MAX
            'sign_texts', 'sort_band', 'save_array', 'write_signatures', 'read_candidate_groups', 'merge_components',
            'pair_neighbours', 'compare_signatures', 'select_candidates', 'find_shards', 'load_shingles', 'take_batch',
            'decide_duplicates', 'label_components', 'list_sources_of', 'order_by_source', 'load_signatures',
-           'write_verified', 'verify_candidates', 'read_clusters', 'prepare_work', 'near_duplicates', 'list_duplicates']
+           'write_verified', 'verify_candidates', 'read_clusters', 'prepare_work', 'near_duplicates',
+           'restrict_duplicates', 'list_duplicates']
 
 # %% ../../nbs/data/85_dedup.ipynb #7cd5bb19
 import math
@@ -496,6 +497,17 @@ def near_duplicates(
     duplicate_ids = np.concatenate([np.load(verified/f"{i:05d}.npy") for i in range(num_bands)])
     duplicate_of = {f"{a:016x}": f"{b:016x}" for a, b in sorted(duplicate_ids.tolist())}
     return read_clusters(joined, signed), duplicate_of
+
+# %% ../../nbs/data/85_dedup.ipynb #15a00005
+def restrict_duplicates(
+    rows: list, # documents: id and kind of each
+    duplicate_of: dict # id of a near duplicate → id of the document that stays
+) -> dict: # the same, without rows to train on that only resemble one another
+    "Leave out of the near duplicates what is none"
+    kind_of = {r["id"]: r["kind"] for r in rows}
+    def is_duplicate(one, other):
+        return kind_of.get(one) == kind_of.get(other) not in ("rows", "pairs", "kto", "prompts")
+    return {one: other for one, other in duplicate_of.items() if is_duplicate(one, other)}
 
 # %% ../../nbs/data/85_dedup.ipynb #9c848989
 def list_duplicates(

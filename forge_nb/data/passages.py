@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['STEMMERS', 'VOWEL_SIGNS', 'UNSPACED', 'TOKEN', 'ASCII_TOKEN', 'UNSPACED_RUN', 'PART', 'PROBE', 'UNDERLINED',
-           'HASH_HEADING', 'CODE_BLOCK', 'FENCE', 'EVERYONE', 'PROVENANCE', 'K1', 'B', 'TITLE_WEIGHT', 'NAME_WORD',
-           'QUESTION_WORDS', 'TITLE_BONUS', 'MAX_TITLE', 'RANK_OFFSET', 'FUSED_CANDIDATES', 'split_name', 'split_token',
-           'make_analyzer', 'hash_analyzer', 'find_section_starts', 'cut_text', 'join_pieces', 'make_passage',
-           'split_document', 'format_row', 'read_groups', 'find_groups', 'intersect_groups', 'read_table_passages',
-           'make_document_passages', 'choose_language', 'Index', 'make_matrix', 'build_index', 'split_title',
-           'Readable', 'restrict', 'list_stopwords', 'list_query_terms', 'find_term_ids', 'weigh_titles', 'rank_scores',
-           'check_query', 'embed_batch', 'embed_texts', 'fuse_rankings', 'rank_passages', 'search', 'describe_versions',
-           'save_index', 'check_manifest', 'load_index']
+           'HASH_HEADING', 'ANCHOR', 'CODE_BLOCK', 'FENCE', 'EVERYONE', 'PROVENANCE', 'K1', 'B', 'TITLE_WEIGHT',
+           'NAME_WORD', 'QUESTION_WORDS', 'TITLE_BONUS', 'MAX_TITLE', 'RANK_OFFSET', 'FUSED_CANDIDATES', 'split_name',
+           'split_token', 'make_analyzer', 'hash_analyzer', 'find_section_starts', 'cut_text', 'join_pieces',
+           'make_passage', 'split_document', 'format_row', 'read_groups', 'find_groups', 'intersect_groups',
+           'read_table_passages', 'make_document_passages', 'choose_language', 'Index', 'make_matrix', 'build_index',
+           'split_title', 'Readable', 'restrict', 'list_stopwords', 'list_query_terms', 'find_term_ids', 'weigh_titles',
+           'rank_scores', 'check_query', 'embed_batch', 'embed_texts', 'fuse_rankings', 'rank_passages', 'search',
+           'describe_versions', 'save_index', 'check_manifest', 'load_index']
 
 # %% ../../nbs/data/90_passages.ipynb #7061dd20
 import json, math, re, unicodedata
@@ -101,6 +101,7 @@ def hash_analyzer() -> str: # 16 hex digits
 # %% ../../nbs/data/90_passages.ipynb #039e0131
 UNDERLINED = re.compile(r"^(?:([^\w\s])\1{3,}\n)?(\S[^\n]{0,150})\n(([^\w\s])\4{3,})$", re.M)
 HASH_HEADING = re.compile(r"^#{1,6}[ \t]+(\S[^\n]{0,200}?)[# \t]*$", re.M)
+ANCHOR = re.compile(r"\s*\{[#.][^{}]*\}$")  # a name of the heading for links, which nobody reads
 CODE_BLOCK = re.compile(r"(?<=\n\n)(?![\s#)\]}\"'])[^\n]+")
 FENCE = re.compile(r"^(```|~~~).*?^\1", re.M | re.S)  # code in Markdown, whose comments are no headings
 
@@ -115,7 +116,7 @@ def find_section_starts(
     found = [(m.start(), m[2].strip()) for m in UNDERLINED.finditer(text) if is_ruled(m)]
     if not found or document["source"].lower().endswith((".md", ".markdown")):
         blanked = FENCE.sub(lambda m: re.sub(r"[^\n]", " ", m[0]), text)
-        found += [(m.start(), m[1]) for m in HASH_HEADING.finditer(blanked)]
+        found += [(m.start(), ANCHOR.sub("", m[1])) for m in HASH_HEADING.finditer(blanked)]
     return sorted(found)
 
 # %% ../../nbs/data/90_passages.ipynb #a56f3773

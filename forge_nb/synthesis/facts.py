@@ -124,9 +124,10 @@ def extract_section_titles(
     for document in documents:
         if document["kind"] != "docs": continue
         page = re.sub(r"^docs/|\.\w+$", "", document["source"])
-        titles = re.findall(r"^(?:#+ +(.+)|(\S.{7,60})\n[=~-]{8,})$", document["text"], re.M)
+        text = re.sub(r"^```[^\n]*\n.*?^```[ \t]*$", "", document["text"], flags=re.M | re.S)  # comments in code
+        titles = re.findall(r"^(?:#+ +(.+)|(\S.{7,60})\n[=~-]{8,})$", text, re.M)
         for markdown, underlined in titles:
-            title = markdown or underlined
+            title = re.sub(r"\s*\{[#.][^{}]*\}$", "", markdown or underlined)
             if re.search(r"[:<>\"]", title): continue
             rows.append(dict(title=title.replace("``", "").strip(), page=page))
     return rows
