@@ -165,7 +165,11 @@ IPV6 = re.compile(r"[23](?<![\w:.].)[0-9a-fA-F]{3}:[0-9a-fA-F:]{2,34}(?![\w:])")
 
 # %% ../../nbs/data/70_pii.ipynb #773febd9
 VERSION_PREFIX = re.compile(r"""(?: version | \bver | \bv | \brelease | \brev(?:ision)? | \bbuild
-                        | \bsection | \bsect? | \bch(?:apter)?
+                        | \bsection | \bsect? | \bch(?:apter)? | \bclause | \bparagraph | \bpara | \barticle | \bart
+                        | \bstep | \btable | \bfigure | \bfig | \bannex | \bappendix | \bitem | \bfirmware
+                        | \bsoftware | \bidentifier | \boid | \bkapitel | \bkap | \bziffer | \babschnitt | \babsatz
+                        | \bartikel | \bpunkt | \bnummer | \bnr | \bno | \btabelle | \bbild | \banlage | \banhang
+                        | \bschritt | \bchapitre | \bcap[ií]tulo | \bsecci[oó]n | \bsezione | \btabla | \btableau
                         | \brfc\ ?[0-9]* | § | [=<>~!]= | \b[A-Za-z]+/ | ^(?:x-mailer|user-agent|x-mimeole):.* )
                         [\s.:=("'`]* \Z""", re.I | re.X)
 
@@ -321,6 +325,9 @@ PHONE_REGIONS = "DE GB FR IT CH AT NL BE AU JP IN SE".split()  # whose plans a n
 PHONE_WORD = re.compile(r"""(?<![a-z]) (?:
     (?:tele)?(?:phone|fon|fax) | tele?f(?:on|ax)? | tel | mobile? | mobil | cell | cellular | gsm | handy | pager
     | whatsapp | sms | hotline | durchwahl | rufnummer | rufnr | ph | voice\ ?mail | toll[ -]?free
+    | m[oó]vil | tel[eéè]f?o[no]o?(?:nummer)? | tel[eé]fono | telefono | celular | cellulare | tlf | tlfn | tfn
+    | t[eé]l(?:[eé]phone)? | portable | telefone | telem[oó]vel | mobiltelefon | mobilnummer | telefoonnummer
+    | kom[oó]rk\w* | puh | puhelin | matkapuhelin | telefonnummer | mobilni
     | (call|dial|ring|ruf|reach(?:ed)?|[ptfm](?=:)) )
     (?:[ _-]?(?:number|numbers|no|nr|num|nummer|numero|us|me|him|her|them|at|on|is|work|home|office|or|and|und|today|now
     |toll|free|fax|phone))* (?:\s*\([a-z ]{1,12}\))? [\s.:=\#/|,*_"'`<>\[(\u2013-]* \Z""", re.I | re.X)
