@@ -269,3 +269,23 @@ def test_an_item_is_found_in_whatever_form_its_set_comes(tmp_path, form):
     assert find_contamination(f"The spindle is warmed up. {q} {a} The lamp over the gate stays lit.", index)
     assert find_contamination(f"We were asked: {q} Nobody knew.", index)
     assert not find_contamination("The spindle is warmed up for ten minutes. Emulsion is kept in hall two, and changed when it smells.", index)
+
+
+def test_private_columns_are_masked_whatever_stands_in_them(tmp_path):
+    "Numbers under a telling name, and cells of columns that are private by name, in text and record"
+    corpus(tmp_path/"data", 0)
+    (tmp_path/"data"/"staff.csv").write_text("name,phone,password,birth_date,shift\n" + "".join(f"team {n},49407946{n:04},hunter{n}xx,1990-01-{n % 28 + 1:02},{n % 3}\n" for n in range(40)), encoding="utf-8")
+    run(tmp_path/"data", tmp_path/"out")
+    rows = [d for split in ("train", "valid", "test") for d in read_jsonl(tmp_path/"out"/"curate"/"documents"/f"{split}.jsonl") if d["kind"] == "rows"]
+    assert len(rows) == 40 and not any(words in repr(rows) for words in ("49407946", "hunter", "1990-01"))
+    assert {r["record"]["values"]["password"] for r in rows} == {"[password]"} and {r["record"]["values"]["phone"] for r in rows} == {"[phone]"}
+    assert {r["record"]["values"]["shift"] for r in rows} == {"0", "1", "2"}
+
+
+def test_rows_of_a_table_are_twins_only_when_equal(tmp_path):
+    corpus(tmp_path/"data", 0)
+    note = "stainless steel of the grade A2 for use outdoors and in wet rooms, made and tested after the norm for hexagon head screws with full thread"
+    (tmp_path/"data"/"screws.csv").write_text("article,note,torque\n" + "".join(f'screw S-{n},"{note}",{n} Nm\n' for n in range(30)) + f'screw S-3,"{note}",3 Nm\n', encoding="utf-8")
+    run(tmp_path/"data", tmp_path/"out")
+    dropped = [(d["source"], d["reason"]) for d in read_jsonl(tmp_path/"out"/"curate"/"dropped.jsonl") if d["source"].startswith("screws")]
+    assert dropped == [("screws.csv#31", "exact duplicate")]

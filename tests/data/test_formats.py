@@ -136,3 +136,39 @@ def test_what_programs_leave_behind_is_no_document(tmp_path):
 def test_signs_that_nobody_sees_are_taken_out(tmp_path):
     (tmp_path/"a.md").write_text("War\u00adtung unter 040\u200b 7946\u200d 0958, \ufb01nden.\nمی\u200cخواهم\n", encoding="utf-8")
     assert texts(read(tmp_path, "a.md")[0]) == ["Wartung unter 040 7946 0958, finden.\nمی\u200cخواهم\n"]
+
+
+@pytest.mark.parametrize("name, text, values", [
+    ("sep.csv", "sep=;\nArticle;Price\nBolt;12,00\n", dict(Article="Bolt", Price="12,00")),
+    ("title.csv", "Stock of the north;;\nPrinted in January;;\nArticle;Shelf;Count\nBolt;B-14;900\n", dict(Article="Bolt", Shelf="B-14", Count="900")),
+    ("comma.csv", "Article;Price (net, EUR, per 100);Stock (pieces, sum)\nBolt;12,00;900\n", {"Article": "Bolt", "Price (net, EUR, per 100)": "12,00", "Stock (pieces, sum)": "900"}),
+    ("inch.tsv", 'id\tname\tsize\n1\t"Heavy" bolt\t3/4" thread\n', dict(id="1", name='"Heavy" bolt', size='3/4" thread')),
+    ("end.csv", "name,price\nbolt,3,\n", dict(name="bolt", price="3"))])
+def test_tables_as_they_are_exported(tmp_path, name, text, values):
+    (tmp_path/name).write_text(text, encoding="utf-8")
+    [document], rejects = read(tmp_path, name)
+    assert document["record"]["values"] == values and not rejects
+
+
+def test_rows_without_a_header_are_one_sentence(tmp_path):
+    (tmp_path/"a.csv").write_text("1001,Bolt,12.00\n1002,Nut,3.50\n", encoding="utf-8")
+    assert only(tmp_path, "a.csv", "found the number 1001", line=1) == []
+
+
+def test_a_full_text_index_is_no_table(tmp_path):
+    import sqlite3
+    with sqlite3.connect(tmp_path/"a.sqlite") as c:
+        c.execute("create virtual table notes using fts5(title, body)")
+        c.execute("insert into notes values ('Oil', 'Change it in May.')")
+        c.execute("create table app_data (id integer primary key, text)")
+        c.execute("insert into app_data values (1, 'kept')")
+    assert [d["source"] for d in read(tmp_path, "a.sqlite")[0]] == ["a.sqlite!/app_data#1", "a.sqlite!/notes#1"]
+
+
+def test_a_key_that_says_who_somebody_is_names_no_row(tmp_path):
+    import sqlite3
+    with sqlite3.connect(tmp_path/"a.sqlite") as c:
+        c.execute("create table users (mail text primary key, role text)")
+        c.execute("insert into users values ('kim@acme-pumps.eu', 'fitter')")
+    [document], _ = read(tmp_path, "a.sqlite")
+    assert document["source"] == "a.sqlite!/users#1"

@@ -317,3 +317,14 @@ def test_labels_hold_places_only():
 def test_results_are_what_is_measured(tmp_path):
     write_csv(tmp_path/"pii.csv", measure_pii(Path(os.environ["FORGE_MAILS"]), ROOT/"tests"/"data"/"mails.csv"))
     assert read_csv(tmp_path/"pii.csv") == RESULTS
+
+
+@pytest.mark.parametrize("text", ["clause 5.3.2.1", "Kapitel 4.2.1.3", "Ziffer 7.1.2.4", "step 3.1.2.4", "Firmware 4.12.3.40", "The object identifier 1.3.6.1", "Table 2.1.1.9", "Abschnitt 3.2.1.9", "Art. 6.1.2.3"])
+def test_references_are_no_addresses(text):
+    assert mask_pii(f"As said in {text}, it holds.", ["ip", "phone"])[0] == f"As said in {text}, it holds."
+
+
+@pytest.mark.parametrize("text", ["Móvil: 612 345 678", "teléfono 91 234 56 78", "telefono 02 3456 7890", "cell. 333 456 7890", "tel. 22 345 67 89", "tlf. 21 23 45 67", "Tél. : 01.42.68.53.00",
+                                  "telefoonnummer 020 624 1111", "puh. 09 123 4567", "telemóvel 912 345 678"])
+def test_phone_words_of_more_languages(text):
+    assert mask_pii(f"Signature: {text}", ["phone"])[0].endswith("[phone]")
