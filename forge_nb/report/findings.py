@@ -15,12 +15,14 @@ from pathlib import Path
 import pandas as pd
 from ..core.project import Invalid, read_json, read_jsonl
 from ..evals.checkpoints import load_checkpoints
-from ..evals.gates import classify_effect, find_gains
+from ..evals.gates import IN_BITS, classify_effect, find_gains
 from .cite import read_table
 
 # %% ../../nbs/report/05_findings.ipynb #5d5d56ad
 METRIC_NAMES = dict(
     bpb="bits per byte of held-out documents", exact_match="right answers", false_answer_rate="false answers",
+    closed_exact_match="right answers without passages", own_exact_match="own answers word for word",
+    own_bpb="bits per byte of own answers", own_margin="nats between own answers, chosen and rejected",
     kpi="worth of an answer (company/kpi.py)", mc_accuracy="right choices among up to four",
     violation_rate="answers that break a rule", style_rate="answers in house style",
     format_rate="answers that a machine can read", eos_rate="answers that end by themselves")
@@ -36,7 +38,7 @@ def format_value(
     is_difference: bool = False # whether the value is a difference
 ) -> str: # as 37.4 %, +2.1 or 1.395
     "Format a mean or a difference of a metric"
-    if metric == "bpb": return f"{value:+.3f}" if is_difference else f"{value:.3f}"
+    if metric in IN_BITS: return f"{value:+.3f}" if is_difference else f"{value:.3f}"
     return f"{100 * value:+.1f}" if is_difference else f"{100 * value:.1f} %"
 
 # %% ../../nbs/report/05_findings.ipynb #3eb11062
@@ -54,7 +56,7 @@ def describe_effect(
     metric = effect["metric"]
     before, after = (format_value(metric, effect[k]) for k in ("before", "after"))
     difference, low, high = (format_value(metric, effect[k], True) for k in ("diff", "low", "high"))
-    unit = "" if metric == "bpb" else " points"
+    unit = "" if metric in IN_BITS else " points"
     return {"stage": effect["stage"], "against": effect["against"], "measured": METRIC_NAMES.get(metric, metric),
             "on": SLICE_NAMES.get(effect["slice"], effect["slice"]), "before → after": f"{before} → {after}",
             "difference [95 %]": f"{difference}{unit} [{low}, {high}]", "": classify_effect(effect)}

@@ -15,7 +15,7 @@ from pathlib import Path
 import nbformat
 from ..core.project import ROOT, atomic, read_json, read_stages
 from ..core.tangle import read_directives, read_notebook
-from ..evals.gates import classify_effect
+from ..evals.gates import IN_BITS, classify_effect
 from .findings import (METRIC_NAMES, Findings, describe_answers, describe_findings, format_value,
                                       load_findings)
 
@@ -169,7 +169,7 @@ def describe_checkpoint(
         metric, verdict = effect["metric"], classify_effect(effect)
         if verdict == "worse" or verdict == "better" and metric in aims:
             difference = format_value(metric, effect["diff"], True)
-            unit = "" if metric == "bpb" else " points"
+            unit = "" if metric in IN_BITS else " points"
             changes[verdict].append(f"{METRIC_NAMES.get(metric, metric)} {difference}{unit}")
     gains, losses = ("; ".join(dict.fromkeys(changes[k])) for k in ("better", "worse"))
     text = f"Better: {gains}." if gains else "No gain beyond noise in what it is there for."

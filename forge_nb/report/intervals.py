@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from ..core.project import read_json
-from ..evals.gates import classify_effect
+from ..evals.gates import IN_BITS, classify_effect
 from .cite import read_table
 from .findings import METRIC_NAMES, format_table, tabulate_scores
 
@@ -57,7 +57,7 @@ def plot_effects(
     "Plot each comparison over all items as a point with its interval, grey where zero lies inside"
     effects = read_table(path).query("slice == 'all'").rename(columns=dict(diff="value"))
     effects["name"] = effects["stage"] + " ← " + effects["against"] + " · " + effects["metric"]
-    is_bpb = effects["metric"] == "bpb"
+    is_bpb = effects["metric"].isin(IN_BITS)
     groups = [("bits per byte", effects[is_bpb]), ("share", effects[~is_bpb])]
     groups = [(unit, rows) for unit, rows in groups if len(rows)]
     heights = [len(rows) + 2 for _, rows in groups]
@@ -79,9 +79,9 @@ def plot_scores(
     table = tabulate_scores(path)
     fig, (bpb_axis, share_axis) = make_panels(len(table) + 2, 2, width=9, sharey=True)
     names = list(table.index)
-    for metric in table:
+    for metric in table.columns.drop("own_margin", errors="ignore"):
         means = table[metric].dropna()
-        ax = bpb_axis if metric == "bpb" else share_axis
+        ax = bpb_axis if metric in IN_BITS else share_axis
         y = means.index.map(names.index)
         ax.plot(means, y, "o", ms=5, alpha=.8, label=METRIC_NAMES.get(metric, metric))
     bpb_axis.set_yticks(range(len(names)), names)

@@ -13,7 +13,7 @@ import re, sys
 import pandas as pd
 from ..core.project import Invalid, ROOT, atomic, read_stages, read_text, run_cli
 from ..evals.checkpoints import ARMS, find_released, load_checkpoints
-from ..evals.gates import classify_effect, find_gains
+from ..evals.gates import IN_BITS, classify_effect, find_gains
 from .cite import Citations, read_table, render
 from .findings import (METRIC_NAMES, describe_findings, format_effects, format_table,
                                       format_value, load_findings)
@@ -28,7 +28,7 @@ def describe_costs(
     for effect in effects:
         if classify_effect(effect) != "worse": continue
         metric = effect["metric"]
-        unit = "" if metric == "bpb" else " points"
+        unit = "" if metric in IN_BITS else " points"
         difference = format_value(metric, effect["diff"], True)
         costs.append(f"{METRIC_NAMES.get(metric, metric)} {difference}{unit}")
     return "; ".join(costs) or "nothing beyond noise"
@@ -42,7 +42,7 @@ def make_summary_row(
     metric = effect["metric"]
     before, after = (format_value(metric, effect[k]) for k in ("before", "after"))
     difference, low, high = (format_value(metric, effect[k], True) for k in ("diff", "low", "high"))
-    unit = "" if metric == "bpb" else " points"
+    unit = "" if metric in IN_BITS else " points"
     interval = f"{difference}{unit} [{low}, {high}], {classify_effect(effect)}"
     step = f"`{effect['stage']}`, against `{effect['against']}`"
     return {"step": step, "is there for": METRIC_NAMES.get(metric, metric), "before → after": f"{before} → {after}",
