@@ -8,12 +8,13 @@ __all__ = ['PII_KINDS', 'DEFAULT_PII_KINDS', 'EMAIL_LOCAL_PART', 'EMAIL_DOMAIN',
            'IBAN_LENGTH', 'IBAN', 'DIGIT_RUN', 'CARD_NUMBER', 'CARD_PREFIXES', 'DATE', 'US_PHONE', 'NATIONAL_PHONE',
            'PHONE_REGIONS', 'PHONE_WORD', 'CAPITALISED_WORD', 'PERSON_NAME', 'MAIL_HEADER', 'NAME_BEFORE_ADDRESS',
            'SALUTATION_NAME', 'CLOSING_NAME', 'GENERIC_RECIPIENTS', 'TEXT_DETECTORS', 'DIGIT_RUN_DETECTORS',
-           'LABELLED_CHARACTERS', 'find_overlapping_matches', 'find_header_start', 'is_message_id', 'skip_field_name',
-           'match_email', 'match_spelled_email', 'find_emails', 'is_version', 'is_public_ip', 'is_iban', 'find_ibans',
-           'has_card_prefix', 'is_card', 'find_cards', 'find_ip_addresses', 'is_valid_phone', 'list_number_ends',
-           'match_international_phone', 'match_labelled_phone', 'find_formatted_phones', 'match_phone', 'find_phones',
-           'find_person_names', 'find_candidates', 'find_pii', 'mask_pii', 'redact_sample', 'read_mail',
-           'mark_characters', 'score_mail', 'compute_precision_recall', 'read_labels', 'measure_pii', 'main']
+           'PRIVATE_COLUMN', 'LABELLED_CHARACTERS', 'find_overlapping_matches', 'find_header_start', 'is_message_id',
+           'skip_field_name', 'match_email', 'match_spelled_email', 'find_emails', 'is_version', 'is_public_ip',
+           'is_iban', 'find_ibans', 'has_card_prefix', 'is_card', 'find_cards', 'find_ip_addresses', 'is_valid_phone',
+           'list_number_ends', 'match_international_phone', 'match_labelled_phone', 'find_formatted_phones',
+           'match_phone', 'find_phones', 'find_person_names', 'find_candidates', 'find_pii', 'mask_pii',
+           'redact_sample', 'read_mail', 'mark_characters', 'score_mail', 'compute_precision_recall', 'read_labels',
+           'measure_pii', 'main']
 
 # %% ../../nbs/data/70_pii.ipynb #dc670460
 import ipaddress, re
@@ -520,6 +521,11 @@ def find_pii(
             covered[start:end] = b"\1" * (end - start)
             findings.append((start, end, kind))
     return sorted(findings)
+
+# %% ../../nbs/data/70_pii.ipynb #15a0000d
+PRIVATE_COLUMN = re.compile(  # names of columns whose cells are masked, whatever stands in them
+    r"(.*[_ -])?(cvv2?|cvc|pin|passwords?|passwd|passwort|pwd|secret|ssn|social_security(_number)?|tax_?id|steuer_?id|dob|"
+    r"birth_?(date|day)|date_of_birth|geburts(datum|tag)|api_?key|(access_?)?token|personalausweis(nummer)?|passport(_no)?)", re.I)
 
 # %% ../../nbs/data/70_pii.ipynb #ea41a815
 def mask_pii(

@@ -12,8 +12,8 @@ __all__ = ['ANSWER_MODELS', 'app', 'DocumentsArgument', 'QueryOption', 'HistoryO
            'print_error', 'answer_schema', 'show_help', 'print_answer', 'make_line_printer', 'hold_verb_lock',
            'require_request', 'whereis_verb', 'check_pending_request', 'confirm_erasure', 'dry_run_erasure',
            'begin_erasure', 'forget_verb', 'require_no_pending_erasure', 'SnapshotAnswer', 'format_snapshot',
-           'snapshot_verb', 'split_names', 'search_verb', 'ask_verb', 'refresh_verb', 'plot_estimate', 'estimate_verb',
-           'sweep_verb', 'cycle_verb', 'schema_verb', 'main']
+           'snapshot_verb', 'split_names', 'search_verb', 'ask_verb', 'check_verb', 'refresh_verb', 'plot_estimate',
+           'estimate_verb', 'sweep_verb', 'cycle_verb', 'schema_verb', 'main']
 
 # %% ../../nbs/ops/90_cli.ipynb #1036a386
 import json, os, re, sys
@@ -57,7 +57,7 @@ except ValueError as e: sys.exit(print_error(e, 2, "--json" in sys.argv))
 ANSWER_MODELS = dict(
     whereis="forge_nb.ops.lineage:WhereisAnswer", forget="forge_nb.ops.erasure:ForgetAnswer",
     search="forge_nb.ops.search:SearchAnswer", ask="forge_nb.ops.ask:AskAnswer",
-    refresh="forge_nb.ops.refresh:RefreshAnswer",
+    refresh="forge_nb.ops.refresh:RefreshAnswer", check="forge_nb.ops.check:CheckAnswer",
     snapshot="forge_nb.ops.cli:SnapshotAnswer", estimate="forge_nb.train.estimate:EstimateAnswer",
     sweep="forge_nb.ops.sweep:SweepAnswer", cycle="forge_nb.ops.cycle:CycleAnswer")  # verb → model
 
@@ -308,6 +308,17 @@ def ask_verb(
     check_query(question, k)
     answer = answer_question(load_answerer(ROOT), question, k, split_names(groups))
     print_answer(answer, format_ask(answer), as_json)
+
+# %% ../../nbs/ops/90_cli.ipynb #90c00001
+@app.command("check", epilog="Example: forge check --json")
+def check_verb(
+    as_json: JsonOption = False # whether a program is listening
+):
+    "Look at all of company/ and data/ before anything is spent: every problem, and what will be trained from what."
+    from forge_nb.ops.check import check, format_check
+    answer = check(ROOT)
+    print_answer(answer, format_check(answer), as_json)
+    if answer.problems: raise typer.Exit(2)
 
 # %% ../../nbs/ops/90_cli.ipynb #548d0d01
 @app.command("refresh", epilog="Example: forge refresh --json")

@@ -1,0 +1,58 @@
+"`forge check`: every problem of company/ and data/ at once, and what will be trained from what"
+import json, shutil
+
+import pytest
+
+from forge_nb.core.project import ROOT
+from forge_nb.ops.check import check, check_company, format_check
+
+
+@pytest.fixture
+def project(tmp_path):
+    "A project's company/, params.yaml and a small data/, which are in order"
+    shutil.copytree(ROOT/"company", tmp_path/"company")
+    shutil.copytree(ROOT/"data"/"facts", tmp_path/"data"/"facts")
+    shutil.copy(ROOT/"params.yaml", tmp_path)
+    (tmp_path/"data"/"docs").mkdir()
+    (tmp_path/"data"/"docs"/"a.md").write_text("# Bolts\n\nThey hold what is screwed together.\n", encoding="utf-8")
+    return tmp_path
+
+
+def replace(path, old, new):
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+def test_the_default_company_is_in_order(project):
+    answer = check(project)
+    assert not answer.problems and not answer.unreadable and not answer.private_columns
+    assert {m.material: m.files for m in answer.material} == {"documents": 1, "facts in tables": 6, "items of evaluation sets": 1}
+
+
+def test_every_problem_is_named_at_once(project):
+    company, facts = project/"company", project/"data"/"facts"
+    replace(company/"style.yaml", "\nhouse:", "\nhause:")
+    replace(company/"questions.yaml", "answer: default", "answer: defualt")
+    replace(company/"policies.yaml", "\n  verifier:", "\n  verifyer:")
+    (company/"kpi.py").write_text("def kpi(question, answer, row) return 1\n", encoding="utf-8")
+    (company/"groups.yaml").write_text("docs/*: hr\n", encoding="utf-8")
+    with open(facts/"checks.csv", "a", encoding="utf-8") as file: file.write("one cell\n")
+    problems = check_company(company, facts, 40)
+    named = {problem.file for problem in problems}
+    assert named == {"company/style.yaml", "company/questions.yaml", "company/policies.yaml", "company/kpi.py", "company/groups.yaml", "data/facts/checks.csv"}
+    text = " ".join(problem.problem for problem in problems)
+    for words in ("hause", "defualt", "verifyer", "checks.csv, line"): assert words in text, words
+
+
+def test_material_of_every_kind_is_counted(project):
+    data = project/"data"
+    said = [dict(role="user", content="Is it open?"), dict(role="assistant", content="From nine.")]
+    (data/"chats.jsonl").write_text(json.dumps(dict(messages=said)) + "\n", encoding="utf-8")
+    (data/"pairs.jsonl").write_text(json.dumps(dict(prompt="a", chosen="b", rejected="c")) + "\n" + json.dumps(dict(prompt="a", chosen="b")) + "\n", encoding="utf-8")
+    (data/"staff.csv").write_text("name,password\nKim,hunter2\n", encoding="utf-8")
+    answer = check(project)
+    counted = {m.material: (m.items, m.used_by) for m in answer.material}
+    assert counted["conversations"] == (1, "sft") and counted["preference pairs"][0] == 1 and counted["rows of tables"][0] == 1
+    assert answer.private_columns == ["staff.csv: password"] and len(answer.unreadable) == 1 and "pairs.jsonl#2, line 2" in answer.unreadable[0]
+    assert "masked for the name of their column" in format_check(answer)
