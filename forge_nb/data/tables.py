@@ -147,8 +147,8 @@ def parse_sample(
     rows, reader = [], csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
     try:
         for row in reader: rows.append(row)
-    except csv.Error:
-        if reader.line_num < len(lines): return None  # at the end of the sample a cell may just go on
+    except csv.Error as e:  # at the end of the sample a cell may just go on
+        if reader.line_num < len(lines) or "unexpected end" not in str(e): return None
     return [row for row in rows if any(cell.strip() for cell in row)]
 
 # %% ../../nbs/data/30_tables.ipynb #30t00003
