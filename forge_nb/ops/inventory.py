@@ -14,6 +14,7 @@ import csv, difflib, io, json, os, re
 from pathlib import Path
 
 from ..core.project import Invalid, NotFound, hash_file, load_params
+from ..data.shapes import training_row_to_text
 from pydantic import BaseModel, Field
 
 # %% ../../nbs/ops/00_inventory.ipynb #52876b64
@@ -41,17 +42,18 @@ def locate_file(
 def read_curated(
     folder: Path # folder artifacts/curate
 ): # dicts: id, source, kind, split, cluster, reason, detail, text
-    "Read every document that `curate` names: kept with its split, dropped with its reason"
-    kept = [(path, path.stem) for path in sorted((folder/"documents").glob("*.jsonl"))]
+    "Read every document and row that `curate` names: kept with its split, dropped with its reason"
+    kept = [(path, path.stem) for name in ("documents", "rows") for path in sorted((folder/name).glob("*.jsonl"))]
     for path, split in [*kept, (folder/"dropped.jsonl", "")]:
         if not path.exists(): continue
         with open(path, newline="\n", encoding="utf-8") as lines:
             for row in map(json.loads, lines):
                 why = {} if split else row
+                text = row.get("text") or training_row_to_text(row.get("record") or {})
                 yield dict(
                     id=row["id"] or "", source=row["source"], kind=row["kind"], split=split,
                     cluster=str(row.get("cluster") or ""), reason=why.get("reason", ""),
-                    detail=str(why.get("detail") or ""), text=row.get("text", ""))
+                    detail=str(why.get("detail") or ""), text=text)
 
 # %% ../../nbs/ops/00_inventory.ipynb #616ffa8c
 def explain_absence(

@@ -307,7 +307,7 @@ def describe_document(
                                   [r.stage for r in reached], [m.path for m in models]))
 
 # %% ../../nbs/ops/10_lineage.ipynb #4bb30d89
-CURATED_OUTS = ("artifacts/curate/documents",
+CURATED_OUTS = ("artifacts/curate/documents", "artifacts/curate/rows",
                 *(f"artifacts/curate/documents/{split}.jsonl" for split in ("train", "valid", "test")))
 
 # %% ../../nbs/ops/10_lineage.ipynb #a17f64e0
