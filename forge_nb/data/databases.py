@@ -41,9 +41,8 @@ def list_data_tables(
 ) -> list: # names of those that hold data, sorted
     "Leave out the tables that a full-text index keeps for itself"
     parts = ("config", "content", "data", "docsize", "idx", "segments", "segdir", "stat")
-    own = {f"{name}_{part}" for name in names for part in parts}
-    is_indexed = lambda name: f"{name.rpartition('_')[0]}_docsize" in names or f"{name.rpartition('_')[0]}_idx" in names
-    return sorted(name for name in names if not (name in own and is_indexed(name)))
+    indexed = [name for name in names if {f"{name}_docsize", f"{name}_idx"} & {*names}]
+    return sorted({*names} - {f"{name}_{part}" for name in indexed for part in parts})
 
 # %% ../../nbs/data/50_databases.ipynb #50d00005
 def name_row(

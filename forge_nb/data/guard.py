@@ -47,10 +47,12 @@ def call_guarded(
     sender.close()
     try:
         if not receiver.poll(max_seconds): raise Unreadable(
-            f"expected a file that is read in {max_seconds:g} s, found one that takes longer; open it and save it again")
+            f"expected a file that is read in {max_seconds:g} s, found one that takes longer; "
+            "open it and save it again")
         try: answer, line, field = pickle.loads(receiver.recv_bytes())
         except EOFError: raise Unreadable(
-            "expected a file that can be read, found one at which its reader crashed; open it and save it again") from None
+            "expected a file that can be read, found one at which its reader crashed; "
+            "open it and save it again") from None
     finally:
         child.kill()
         child.join()

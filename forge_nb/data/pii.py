@@ -524,8 +524,9 @@ def find_pii(
 
 # %% ../../nbs/data/70_pii.ipynb #15a0000d
 PRIVATE_COLUMN = re.compile(  # names of columns whose cells are masked, whatever stands in them
-    r"(.*[_ -])?(cvv2?|cvc|pin|passwords?|passwd|passwort|pwd|secret|ssn|social_security(_number)?|tax_?id|steuer_?id|dob|"
-    r"birth_?(date|day)|date_of_birth|geburts(datum|tag)|api_?key|(access_?)?token|personalausweis(nummer)?|passport(_no)?)", re.I)
+    r"(.*[_ -])?(cvv2?|cvc|pin|passwords?|passwd|passwort|pwd|secret|ssn|social_security(_number)?|tax_?id|"
+    r"steuer_?id|dob|birth_?(date|day)|date_of_birth|geburts(datum|tag)|api_?key|(access_?)?token|"
+    r"personalausweis(nummer)?|passport(_no)?)", re.I)
 
 # %% ../../nbs/data/70_pii.ipynb #ea41a815
 def mask_pii(

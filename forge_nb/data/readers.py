@@ -239,7 +239,8 @@ def find_archive_reader(
     return next((reader for part, reader in OFFICE_PARTS.items() if has(part)), None)
 
 # %% ../../nbs/data/60_readers.ipynb #60r0000c
-GUARDED = (read_pdf_file, read_docx_file, read_slides_file, read_sheets_file, read_markup_file)  # in processes of their own
+# readers that run in processes of their own
+GUARDED = (read_pdf_file, read_docx_file, read_slides_file, read_sheets_file, read_markup_file)
 
 # %% ../../nbs/data/60_readers.ipynb #60r0000a
 def choose_reader(

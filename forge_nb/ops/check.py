@@ -99,8 +99,9 @@ def check_company(
 # %% ../../nbs/ops/72_check.ipynb #72a0000e
 USED_BY = dict(
     docs="tokenizer, pretrain, search, questions of synth", code="tokenizer, pretrain, search, questions of synth",
-    rows="tokenizer, pretrain, search", chat="sft", pairs="dpo, reward", kto="dpo where kto or paired, reward where paired",
-    prompts="rlhf", facts="search, questions of synth", evaluation="kept out of all training")
+    rows="tokenizer, pretrain, search", chat="sft", pairs="dpo, reward",
+    kto="dpo where kto or paired, reward where paired", prompts="rlhf", facts="search, questions of synth",
+    evaluation="kept out of all training")
 MATERIALS = dict(
     docs="documents", code="source code", rows="rows of tables", chat="conversations", pairs="preference pairs",
     kto="judged answers", prompts="prompts", facts="facts in tables", evaluation="items of evaluation sets")
@@ -130,7 +131,8 @@ def survey_data(
 ) -> tuple: # (material, file) → items, words; rejects; private columns by file
     "Read every file below a folder, and count what is in it"
     counts, rejects, private = defaultdict(Counter), [], defaultdict(set)
-    for document, reject in read_documents(data, list_sources(data, exclude=exclude), templates=templates, strict=False):
+    sources = list_sources(data, exclude=exclude)
+    for document, reject in read_documents(data, sources, templates=templates, strict=False):
         if reject: rejects.append(format_reject(reject)); continue
         file = document["source"].partition("#")[0]
         counts[document["kind"], file].update(items=1, words=len(document["text"].split()))
