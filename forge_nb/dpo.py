@@ -160,7 +160,7 @@ def fit_own_rows(
 ) -> tuple: # pairs, behind them judged answers for kto; number of rows left out
     "Leave out the company's own rows that are too long, or that the method cannot learn from"
     path = rows.with_name("own_judged.jsonl")
-    judged, is_own = read_jsonl(path) if path.exists() else [], lambda pair: pair["reason"] == "own"
+    judged, is_own = read_jsonl(path) if path.exists() else [], lambda pair: pair.get("reason") == "own"
     own, long_pairs = leave_out_long_rows([*filter(is_own, pairs)], ("chosen", "rejected"), tokenizer, max_length)
     judged, long_judged = leave_out_long_rows(judged, ("completion",), tokenizer, max_length)
     num_left_out = len(long_pairs + long_judged)

@@ -40,7 +40,7 @@ class Company:
         for name, kept in dict(train=self.documents[:-3], live=self.documents[:num_live]).items():
             save_index(build_index(rows + make_document_passages(kept, patterns or {}, "en", 1200)), indices/name)
         out = self.root/"_".join(["out", str(num_live), str(len(patterns or [])), *groups])
-        synth(self.root/"company", tables, documents, indices, seed=0, **PARAMS | dict(groups=[*groups]), out=out)
+        synth(self.root/"company", tables, documents, self.root/"own.jsonl", indices, seed=0, **PARAMS | dict(groups=[*groups]), out=out)
         limits = {name: PARAMS[name] for name in ("max_answer_characters", "held_out_percent", "rl_percent", "limit")}
         inputs = load_inputs(self.root/"company", tables, documents, **limits)
         read = lambda name: read_jsonl(out/f"{name}.jsonl")
