@@ -56,7 +56,7 @@ def find_prose_fault(
     lines = [line for line in text.split("\n") if line.strip(WORDLESS_CHARACTERS)]  # a ruling below a title is no line
     prose = [line for line in lines if not is_table_row(line)]
     if compute_byte_shares("\n".join(prose or lines))["letters"] < .5: return "hardly any words"
-    words = [w for line in lines for w in line.split()]
+    words = [w for line in prose or lines for w in line.split()]
     mean_length = sum(map(len, words)) / len(words)
     if not 2.5 <= mean_length <= 20 and not UNSPACED_SCRIPT.search(text): return "not made of words"
     num_cut_off = sum(line.rstrip().endswith(("...", "…")) for line in lines)
