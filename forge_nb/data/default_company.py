@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['ARCHIVES', 'ROLE', 'CHECK_LEVELS', 'MEMBERS', 'DIRECTIVES', 'OBJECT_DIRECTIVE', 'FILTER_EXAMPLE',
-           'TRANSLATION_LANGUAGES', 'BOOKS', 'NO_SCM_REMEDY', 'DEFAULT_DATA_HASH', 'check_archive', 'download_archive',
-           'find_headings', 'find_heading_above', 'strip_markup', 'infer_literal_type', 'describe_default',
-           'extract_settings', 'extract_checks', 'describe_object', 'parse_documented_objects', 'bound_names',
-           'find_module_names', 'extract_objects', 'parse_literal', 'verify_example', 'extract_filters',
+           'TRANSLATION_LANGUAGES', 'BOOKS', 'CONTROL_NAMES', 'NO_SCM_REMEDY', 'DEFAULT_DATA_HASH', 'check_archive',
+           'download_archive', 'find_headings', 'find_heading_above', 'strip_markup', 'infer_literal_type',
+           'describe_default', 'extract_settings', 'extract_checks', 'describe_object', 'parse_documented_objects',
+           'bound_names', 'find_module_names', 'extract_objects', 'parse_literal', 'verify_example', 'extract_filters',
            'read_catalogue', 'extract_translations', 'extract_formats', 'import_framework', 'extract_tables',
-           'chunk_text', 'cut_preface', 'write_general_text', 'copy_documents', 'write_default_data', 'copy_data',
-           'explain_add_error', 'record_data', 'check_data_hash', 'ensure_data', 'main']
+           'chunk_text', 'cut_preface', 'write_general_text', 'copy_documents', 'write_default_data',
+           'list_control_files', 'copy_data', 'explain_add_error', 'record_data', 'check_data_hash', 'ensure_data',
+           'main']
 
 # %% ../../nbs/data/00_default_company.ipynb #09332d48
 import ast, functools, gettext, html, importlib.util, re, shutil, subprocess, sys, tarfile, tempfile
@@ -409,18 +410,30 @@ def write_default_data(
         write_general_text(Path(folder)/"brotli-1.2.1", t/"general")
         write_checksums(t)
 
+# %% ../../nbs/data/00_default_company.ipynb #d03605fe
+CONTROL_NAMES = ".git", ".dvc", ".dvcignore"  # files and folders that steer git and DVC
+
+def list_control_files(
+    source: Path # folder of the user
+) -> list[str]: # paths below it
+    "List what steers git and DVC and is not copied"
+    return sorted(str(p.relative_to(source)) for name in CONTROL_NAMES for p in source.rglob(name))
+
 # %% ../../nbs/data/00_default_company.ipynb #d03606fe
 def copy_data(
     source: Path, # folder of the user
     out: Path # data/
 ):
-    "Copy a user's folder to data/, whole or not at all"
+    "Copy a user's folder to data/, whole or not at all, without what steers git and DVC"
     if not source.is_dir(): raise Invalid(f"FROM={source}: no such folder; name one that holds your documents")
     if not any(p.is_file() for p in source.rglob("*")): raise Invalid(
         f"FROM={source}: holds no file; put documents, code or tables there")
+    left = list_control_files(source)
     with atomic(out) as t:
-        shutil.copytree(source, t, symlinks=True)
+        ignore = shutil.ignore_patterns(*CONTROL_NAMES)
+        shutil.copytree(source, t, symlinks=True, ignore=ignore)
         accept_data(t)
+    if left: print(f"not copied, they steer git or DVC: {', '.join(left)}")
 
 # %% ../../nbs/data/00_default_company.ipynb #29120cad
 NO_SCM_REMEDY = "`git init`, or `dvc config --local core.no_scm true`"  # a repository of its own, or none
