@@ -29,7 +29,8 @@ def call_in_child(
     except Unreadable as e: answer = e
     except MemoryError: answer = Unreadable(
         f"expected a file that can be read in {max_bytes >> 30} GiB of memory, found one that needs more; split it")
-    pipe.send_bytes(pickle.dumps((answer, getattr(answer, "line", None), getattr(answer, "field", None))))
+    place = [getattr(answer, name, None) for name in ("line", "field")]  # pickling an error loses them
+    pipe.send_bytes(pickle.dumps((answer, *place)))
     pipe.close()
 
 # %% ../../nbs/data/24_guard.ipynb #24a00008

@@ -33,9 +33,9 @@ def check_unpacked_size(
 ):
     "Refuse an office file that unpacks to more than any document has"
     try:
-        with zipfile.ZipFile(io.BytesIO(raw)) as archive: size = sum(i.file_size for i in archive.infolist())
+        with zipfile.ZipFile(io.BytesIO(raw)) as archive: files = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError): return  # the reader says what it is
-    if size > 4 * MAX_FILE_BYTES: raise Unreadable(
+    if sum(file.file_size for file in files) > 4 * MAX_FILE_BYTES: raise Unreadable(
         f"expected at most {4 * MAX_FILE_BYTES >> 20} MiB unpacked; take out its pictures or split it")
 
 # %% ../../nbs/data/52_office.ipynb #50c0000b

@@ -26,11 +26,13 @@ from ..train.lora import AdapterConfig, load_for_tuning
 from ..train.trainer import TrainingConfig, held_out_bpb, make_trainer_config, run_trainer
 
 # %% ../../nbs/studies/60_owndata.ipynb #60s0000a
-PARTS = ("pump valve filter gauge seal bearing shaft motor coupling flange gasket housing rotor sensor cable relay fuse "
-         "panel switch lamp").split()
+PARTS = ("pump valve filter gauge seal bearing shaft motor coupling flange "
+         "gasket housing rotor sensor cable relay fuse panel switch lamp").split()
 TEAMS = "north south east west river harbour station".split()
-PHRASINGS = ["Which team repairs the {part} in hall {hall}?", "The {part} of hall {hall} makes a noise, whom do I call?",
-             "Who is in charge of the {part} in hall {hall}?", "Hall {hall}: the {part} has stopped. Who comes?"]
+PHRASINGS = ["Which team repairs the {part} in hall {hall}?",
+             "The {part} of hall {hall} makes a noise, whom do I call?",
+             "Who is in charge of the {part} in hall {hall}?",
+             "Hall {hall}: the {part} has stopped. Who comes?"]
 
 # %% ../../nbs/studies/60_owndata.ipynb #60s0000b
 def find_team(
@@ -59,7 +61,8 @@ def make_order_pairs(
     num_rows: int # number of pairs
 ) -> list: # rows of kind 'pairs', as of `curate`
     "Make pairs whose answers differ in the order of their words alone"
-    rng, rows, say = random.Random(1), [], lambda text: [dict(role="assistant", content=text)]
+    rng, rows = random.Random(1), []
+    say = lambda text: [dict(role="assistant", content=text)]
     for n in range(num_rows):
         part, cover = rng.sample(PARTS, 2)
         prompt = [dict(role="user", content=f"How do I get at the {cover} of the {part} number {n}?")]
@@ -166,11 +169,15 @@ def compare_runs(
     "Compare every metric before and after, with an interval over rows and seeds"
     table = []
     for metric, rows in MEASURED.items():
-        values = dict(before=np.array([before[metric]] * len(after[rows])), after=np.array([r[metric] for r in after[rows]]))
-        [row] = compare_variants(values, np.ones(values["after"].shape[1]), [("after", "before")])
+        runs = [run[metric] for run in after[rows]]
+        start = [before[metric]] * len(runs)
+        values = dict(before=np.array(start), after=np.array(runs))
+        weights = np.ones(values["after"].shape[1])
+        [row] = compare_variants(values, weights, [("after", "before")])
         known = trivial if metric == "own_exact_match" else dict(most_frequent="", nearest_question="")
         figures = round_fields(row, ["before", "after", "diff", "low", "high"])
-        table.append(dict(metric=metric) | figures | dict(seeds=len(after[rows]), rows=len(before[metric])) | known)
+        counts = dict(seeds=len(runs), rows=len(before[metric]))
+        table.append(dict(metric=metric) | figures | counts | known)
     return table
 
 # %% ../../nbs/studies/60_owndata.ipynb #60s0001c
@@ -208,5 +215,7 @@ def owndata(
             with keep_checkpoints(checkpoints/f"{name}-{run_seed}") as folder:
                 after[name].append(run_variant(folder, lambda: score(*tune[name]())))
     comparisons = compare_runs(before, after, score_trivial_answers(chats, held_chats))
-    bits = {name: [round(run["bpb"], 4) for run in runs] for name, runs in after.items()}
-    return write_study(out, dict(comparisons=comparisons), dict(bpb=dict(before=round(before["bpb"], 4)) | bits))
+    bits = {name: [run["bpb"] for run in runs] for name, runs in after.items()}
+    bits = dict(before=[before["bpb"]]) | bits
+    shown = {name: [round(value, 4) for value in values] for name, values in bits.items()}
+    return write_study(out, dict(comparisons=comparisons), dict(bpb=shown))
