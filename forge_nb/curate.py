@@ -247,7 +247,8 @@ def assign_splits(
     replay_percent: float, # share of general text in the training bytes
     validation_percent: float, # share of documents
     test_percent: float, # share of documents
-    limit: int # most documents of a kind and split; 0 is all
+    limit: int, # most documents of a kind and split; 0 is all
+    pretrain_on_rows: bool = False # whether a model may read rows of tables as text
 ) -> tuple: # source → (split, times read); source → (reason, detail)
     "Say of every good document where it goes, or why it does not"
     dropped = list_duplicates(rows, restrict_duplicates(rows, duplicate_of))
@@ -257,7 +258,8 @@ def assign_splits(
         source, representative = r["source"], r.get("prompt") or representatives[r["id"]]
         if source in dropped: continue
         repeats = count_repeats(source, mixture_weights)
-        split = assign_split(representative, validation_percent, test_percent)
+        is_fact = r["kind"] == "rows" and not pretrain_on_rows
+        split = "lookup" if is_fact else assign_split(representative, validation_percent, test_percent)
         if not repeats: dropped[source] = ("left out by its weight", "")
         elif limit and split_counts[split, r["kind"]] >= limit: dropped[source] = ("over the limit", "")
         else:
@@ -347,6 +349,7 @@ def write_documents(
             return stack.enter_context(open(temporary, "w", newline="\n", encoding="utf-8"))
         dropped_file = open_rows(out/"dropped.jsonl")
         split_files = {(s, f): open_rows(out/f/f"{s}.jsonl") for s in SPLITS for f in ("documents", "rows")}
+        split_files["lookup", "documents"] = open_rows(out/"documents"/"lookup.jsonl")
         parquet_writers = {s: stack.enter_context(open_parquet_writer(dataset_folder/f"{s}.parquet")) for s in SPLITS}
         for d, split, repeats in routed_documents:
             outcome = f"kept for {split}" if split else d["reason"]
@@ -358,7 +361,7 @@ def write_documents(
             is_row = d["kind"] in TRAINING_KINDS
             row = {f: d[f] for f in DOCUMENT_FIELDS if f in d and not (is_row and f == "text")}
             for _ in range(repeats): write_row(split_files[split, "rows" if is_row else "documents"], row)
-            if not is_row: parquet_writers[split](d)
+            if not is_row and split in parquet_writers: parquet_writers[split](d)
     return outcome_counts
 
 # %% ../nbs/15_curate.ipynb #b76dd95c
@@ -530,6 +533,7 @@ def summarize_outcomes(
     for r in outcomes:
         if r["kind"] in rows_kept and r["outcome"] == "kept for train": rows_kept[r["kind"]] += r["documents"]
     if rows_kept: splits["training_rows"] = rows_kept
+    if num_rows := count_kept("documents", "lookup"): splits["lookup"] = dict(documents=num_rows)
     is_dropped = lambda outcome: not outcome.startswith("kept for")
     return dict(documents=total("documents", bool), dropped=total("documents", is_dropped),
                 masked=dict(sorted(masked_counts.items())), languages=count("language"),
@@ -571,6 +575,7 @@ def curate(
     validation_percent: float, # percent of documents
     test_percent: float, # percent of documents
     limit: int, # most documents of a kind and split
+    pretrain_on_rows: bool, # whether a model may read rows of tables as text
     workers: int, # tasks at a time
     executor: str, # local, ray or slurm
     out: Path # folder to write to
@@ -588,7 +593,9 @@ def curate(
     rows = read_shard_rows(work/"index")
     assignment, dropped = assign_splits(
         rows, clusters, duplicate_of, mixture=mixture, replay_sources=replay_sources, replay_percent=replay_percent,
-        validation_percent=validation_percent, test_percent=test_percent, limit=limit)
+        validation_percent=validation_percent, test_percent=test_percent, limit=limit,
+        pretrain_on_rows=pretrain_on_rows)
     kind_of = {r["source"]: r["kind"] for r in rows}
-    require_splits({s: way for s, way in assignment.items() if kind_of[s] not in TRAINING_KINDS})
+    is_read = lambda source: kind_of[source] not in TRAINING_KINDS and assignment[source][0] != "lookup"
+    require_splits({source: way for source, way in assignment.items() if is_read(source)})
     return write_dataset(work, read_json(ingested/"metrics.json"), rows, assignment, dropped, clusters, out)

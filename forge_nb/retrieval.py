@@ -26,7 +26,7 @@ MIN_CHARACTERS = 100  # characters of a passage that may be asked for
 
 # %% ../nbs/18_retrieval.ipynb #6e0a0617
 def collect_passages(
-    documents: Path, # folder with train, valid and test documents
+    documents: Path, # folder with train, valid and test documents, and rows to look up
     tables: Path, # folder with tables of facts
     kinds: dict, # kinds of question by name, whose keys name a row
     patterns: dict, # folder or pattern → names of groups
@@ -37,7 +37,7 @@ def collect_passages(
     "Cut tables and documents into passages"
     if max_characters < MIN_CHARACTERS: raise Invalid(
         f"params.yaml: `retrieval.max_characters` is {max_characters}; at least {MIN_CHARACTERS} hold a sentence")
-    train, *others = (read_jsonl(documents/f"{split}.jsonl") for split in ("train", "valid", "test"))
+    train, *others = (read_jsonl(documents/f"{split}.jsonl") for split in ("train", "valid", "test", "lookup"))
     language = language or choose_language(train)
     key_columns = {kind.table: kind.key for kind in reversed(kinds.values())}
     frozen = read_table_passages(tables, key_columns, patterns, language)
@@ -155,7 +155,7 @@ def summarize_indices(
 
 # %% ../nbs/18_retrieval.ipynb #682a176a
 def retrieval(
-    documents: Path, # folder with train, valid and test documents
+    documents: Path, # folder with train, valid and test documents, and rows to look up
     tables: Path, # folder with tables of facts
     questions: Path, # company/questions.yaml
     style: Path, # company/style.yaml

@@ -276,10 +276,21 @@ def test_private_columns_are_masked_whatever_stands_in_them(tmp_path):
     corpus(tmp_path/"data", 0)
     (tmp_path/"data"/"staff.csv").write_text("name,phone,password,birth_date,shift\n" + "".join(f"team {n},49407946{n:04},hunter{n}xx,1990-01-{n % 28 + 1:02},{n % 3}\n" for n in range(40)), encoding="utf-8")
     run(tmp_path/"data", tmp_path/"out")
-    rows = [d for split in ("train", "valid", "test") for d in read_jsonl(tmp_path/"out"/"curate"/"documents"/f"{split}.jsonl") if d["kind"] == "rows"]
+    rows = read_jsonl(tmp_path/"out"/"curate"/"documents"/"lookup.jsonl")
     assert len(rows) == 40 and not any(words in repr(rows) for words in ("49407946", "hunter", "1990-01"))
     assert {r["record"]["values"]["password"] for r in rows} == {"[password]"} and {r["record"]["values"]["phone"] for r in rows} == {"[phone]"}
     assert {r["record"]["values"]["shift"] for r in rows} == {"0", "1", "2"}
+
+
+def test_rows_of_tables_are_read_by_a_model_only_where_somebody_says_so(tmp_path):
+    "They are looked up, and stand in no split and not in the data set that is passed on"
+    corpus(tmp_path/"data", 0)
+    (tmp_path/"data"/"stock.csv").write_text("article,shelf\n" + "".join(f"Kelmosbolt {n},B-{n}\n" for n in range(60)), encoding="utf-8")
+    metrics = run(tmp_path/"data", tmp_path/"out")
+    where = lambda: {p.stem for p in (tmp_path/"out"/"curate"/"documents").iterdir() if "Kelmosbolt" in p.read_text(encoding="utf-8")}
+    assert metrics["lookup"] == dict(documents=60) and where() == {"lookup"}
+    run(tmp_path/"data", tmp_path/"out", pretrain_on_rows=True)
+    assert where() == {"train", "valid", "test"}
 
 
 def test_rows_of_a_table_are_twins_only_when_equal(tmp_path):

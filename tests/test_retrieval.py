@@ -18,12 +18,14 @@ class Company:
     "A made company: three documents of a split each, a table of bolts"
     def __init__(self, root):
         self.root, self.texts = root, {split: [f"The {split} bolt of page {n} is greased with oil number {n}." for n in range(3)] for split in ("train", "valid", "test")}
+        self.rows = []
         self.parts = [dict(name=f"bolt M{n}", price=f"{n} EUR", document="") for n in range(2, 8)]
         write_json(root/"questions.yaml", dict(price=KIND)); write_json(root/"style.yaml", STYLE)
 
     def run(self, **changed) -> dict:
         for split, texts in self.texts.items():
             write_jsonl(self.root/"documents"/f"{split}.jsonl", [dict(id=f"{split}{n}", kind="docs", language="en", source=f"docs/{split}{n}.txt", text=text) for n, text in enumerate(texts)])
+        write_jsonl(self.root/"documents"/"lookup.jsonl", [dict(id=f"row{n}", kind="rows", language="", source=f"stock.csv#{n}", text="", record=dict(table="stock", key=None, values=values)) for n, values in enumerate(self.rows)])
         write_csv(self.root/"facts"/"parts.csv", self.parts)
         files = [self.root/name for name in ("documents", "facts", "questions.yaml", "style.yaml", "groups.yaml")]
         return retrieval(*files, **PARAMS | changed, out=self.root/"out")
@@ -45,6 +47,12 @@ def test_every_fact_is_found_and_the_bytes_are_the_same_twice(company):
     first = company.sums()
     assert company.run() == metrics and company.sums() == first and not read_jsonl(company.root/"out"/"misses.jsonl")
     assert not {"seconds", "time"} & set(json.dumps(metrics).split('"'))
+
+
+def test_rows_to_look_up_are_found_in_the_live_index_alone(company):
+    company.rows = [dict(nut="washer Kelmos", shelf="B-14")]
+    company.run()
+    assert company.find("live", "washer Kelmos")[0] == "stock.csv#0" and "stock.csv#0" not in company.find("train", "washer Kelmos")
 
 
 @pytest.mark.parametrize("split", ["valid", "test"])

@@ -99,7 +99,7 @@ def check_company(
 # %% ../../nbs/ops/72_check.ipynb #72a0000e
 USED_BY = dict(
     docs="tokenizer, pretrain, search, questions of synth", code="tokenizer, pretrain, search, questions of synth",
-    rows="tokenizer, pretrain, search", chat="sft", pairs="dpo, reward",
+    rows="search; tokenizer and pretrain where curate.pretrain_on_rows", chat="sft", pairs="dpo, reward",
     kto="dpo where kto or paired, reward where paired", prompts="rlhf", facts="search, questions of synth",
     evaluation="kept out of all training")
 MATERIALS = dict(

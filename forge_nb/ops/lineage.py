@@ -173,6 +173,7 @@ def describe_fate(
 ) -> str: # beginning of a sentence
     "Say what `curate` did with a document that is not trained on"
     if "valid" in splits: return "kept for choosing (valid)"
+    if set(splits) == {"lookup"}: return "kept to be looked up, with nothing trained on it"
     if splits: return "held out for the final judgement (test)"
     return f"dropped by curate ({', '.join(reasons)})"
 
@@ -308,7 +309,7 @@ def describe_document(
 
 # %% ../../nbs/ops/10_lineage.ipynb #4bb30d89
 CURATED_OUTS = ("artifacts/curate/documents", "artifacts/curate/rows",
-                *(f"artifacts/curate/documents/{split}.jsonl" for split in ("train", "valid", "test")))
+                *(f"artifacts/curate/documents/{split}.jsonl" for split in ("train", "valid", "test", "lookup")))
 
 # %% ../../nbs/ops/10_lineage.ipynb #a17f64e0
 def is_in_cached_set(
