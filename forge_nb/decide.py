@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .core.project import Invalid, log, read_csv, read_jsonl, write_csv, write_json, write_jsonl
-from .core.settings import Case, QuestionKinds, Style, load_settings
+from .core.settings import Case, QuestionKinds, Style, fill_in, load_settings
 from .data.passages import load_index, search
 from .data.versions import describe_change_rate, measure_changes
 from .evals.arms import (DEPTHS, answer_without_model, ask_base, find_answer_rank, list_known_answers,
@@ -108,7 +108,7 @@ def make_shots(
     asked, shots = {item.get("fact") for item in exam.items}, {}
     for fact in exam.facts:
         if fact["id"] not in asked: shots.setdefault(fact["kind"], fact)
-    return [dict(question=exam.kinds[kind].ask[0].format(**fact["fill"]),
+    return [dict(question=fill_in(exam.kinds[kind].ask[0], fact["fill"]),
                  answer=format_answer(fact, exam.kinds[kind], exam.style, exam.style.house, source=NO_SOURCE))
             for kind, fact in list(shots.items())[:num_shots]]
 

@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 
 from .core.project import Invalid, log, read_jsonl, write_csv, write_json, write_jsonl
-from .core.settings import QuestionKinds, Style, load_settings
+from .core.settings import QuestionKinds, Style, fill_in, load_settings
 from .data.passages import (Index, build_index, choose_language, embed_texts,
                                     make_document_passages, read_groups, read_table_passages, save_index, search)
 from .data.search_server import (ServerIndex, open_server, remove_other_indices, search_server,
@@ -73,7 +73,7 @@ def make_questions(
     for name, kind in kinds.items():
         for fact in [fact for fact in known_facts if fact["kind"] == name][:num_questions]:
             asked = {field: fact[field] for field in ("id", "kind", "answer", "parents")}
-            questions += [asked | dict(question=phrasing.format(**fact["fill"]))
+            questions += [asked | dict(question=fill_in(phrasing, fact["fill"]))
                           for phrasing in (*kind.ask, *kind.ask_held_out)]
     return questions
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from .core.project import (Invalid, atomic, hash_text, log, make_checkpoint_folder, read_jsonl, stable_uniform,
                                    write_csv, write_json, write_jsonl)
-from .core.settings import ColumnPhrasings, ExtractKinds, QuestionKinds, Style, load_settings
+from .core.settings import (ColumnPhrasings, ExtractKinds, Paraphrases, QuestionKinds, Style,
+                                    load_settings)
 from .data.passages import load_index
 from .metrics.graders import draw_voice, phrase_value
 from .metrics.policies import load_policies, make_adversarial_questions
@@ -100,6 +101,8 @@ def propose_paraphrases(
     weights = parse_paraphrase_weights(paraphrase_weights, list(kinds))
     jobs = make_paraphrase_jobs(train_facts, kinds, paraphrases_per_fact, weights)
     grammar, folder = load_grammar(paraphrases_file, collect_columns(inputs)), make_checkpoint_folder()/"teacher"
+    if unused := sorted(set(load_settings(paraphrases_file, Paraphrases)) - {"everywhere", *kinds}):
+        log(f"{paraphrases_file.name}: left out are blocks of kinds that nobody asks about: {', '.join(unused)}")
     replies, generator = paraphrase_questions(config, jobs, grammar, seed=seed, folder=folder)
     return make_paraphrase_rows(jobs, replies, generator, train_facts, kinds, inputs.style, seed), generator
 

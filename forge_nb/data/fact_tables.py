@@ -78,6 +78,8 @@ def read_fact_table(
         for line, values in read_rows(path):
             if isinstance(values, Unreadable): raise Unreadable(str(values), line, values.field)
             rows.append({name: "" if value is None else value_to_text(value) for name, value in values.items()})
+        columns = dict.fromkeys(name for row in rows for name in row)
+        rows = [{name: row.get(name, "") for name in columns} for row in rows]
     except (KeyboardInterrupt, SystemExit, MemoryError): raise
     except Unreadable as e: raise Invalid(format_reject(make_reject(path.name, e))) from None
     except BaseException as e: raise Invalid(

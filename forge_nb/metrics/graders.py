@@ -9,7 +9,7 @@ __all__ = ['SOURCE_SLOT', 'NO_SOURCE', 'VALUE_PATTERN', 'format_sentence', 'phra
 # %% ../../nbs/metrics/00_graders.ipynb #64d5a52e
 import random, re
 
-from ..core.settings import QuestionKind, Style
+from ..core.settings import QuestionKind, Style, fill_in
 
 # %% ../../nbs/metrics/00_graders.ipynb #323f261d
 def format_sentence(
@@ -18,7 +18,7 @@ def format_sentence(
     value: str # value as it stands in the sentence
 ) -> str: # sentence
     "State a fact as a plain sentence"
-    return kind.state.format(**fact["fill"] | dict(answer=value))
+    return fill_in(kind.state, fact["fill"] | dict(answer=value))
 
 # %% ../../nbs/metrics/00_graders.ipynb #52870863
 SOURCE_SLOT = "<source>"  # place of the source in an answer, until the passages are found

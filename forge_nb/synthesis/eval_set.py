@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 from ..core.project import atomic, stable_uniform, write_jsonl
-from ..core.settings import QuestionKind
+from ..core.settings import QuestionKind, fill_in
 from ..data.passages import make_analyzer
 from ..data.shingles import find_contamination, index_eval_items
 from ..metrics.policies import make_adversarial_questions
@@ -67,7 +67,7 @@ def make_eval_item(
     choices = sorted([answer, *wrong], key=lambda choice: stable_uniform(name, "order", choice))
     origin = dict(id=f"{part}:{name}" + f"#{turn}" * (turn > 0), part=part, kind=fact["kind"], fact=name)
     origin |= dict(parents=fact["parents"], verified=fact["verified"])
-    asked = dict(question=template.format(**fill), answer=answer)
+    asked = dict(question=fill_in(template, fill), answer=answer)
     asked |= dict(names_column=names_column(template, kind))
     return origin | asked | dict(choices=choices, gold=choices.index(answer))
 

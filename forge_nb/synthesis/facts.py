@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 from ..core.project import Invalid, log, stable_uniform
-from ..core.settings import QuestionKind, Style
+from ..core.settings import QuestionKind, Style, fill_in
 from ..data.fact_tables import read_fact_table
 from ..metrics.graders import NO_SOURCE, format_answer
 
@@ -38,7 +38,7 @@ def check_columns(
     columns: list # columns of its table
 ):
     "Stop when a kind names a column that its table does not have"
-    for field in (*kind.key, kind.answer, *kind.where):
+    for field in (*kind.key, kind.answer, *kind.where, *kind.where_not):
         if field in (*columns, "page", "answer"): continue
         raise Invalid(f"company/questions.yaml: `{name}` names the column `{field}`, which {kind.table} does not have; "
                       f"it has {', '.join(columns)}")
@@ -56,8 +56,8 @@ def check_templates(
     cases = [(field, text, columns) for field in ("ask", "ask_held_out") for text in getattr(kind, field)]
     cases += [("state", kind.state, columns), ("compare", kind.compare, dict(a=fill, b=fill))]
     for field, template, values in cases:
-        try: template.format(**values)
-        except (KeyError, IndexError, ValueError) as e:
+        try: fill_in(template, values)
+        except (KeyError, ValueError) as e:
             braces = "as {a[column]} and {b[column]}" if field == "compare" else "in braces"
             raise Invalid(f"company/questions.yaml: `{name}.{field}`: {template!r} cannot be filled in ({e}); "
                           f"name columns of {kind.table} {braces}") from None
@@ -89,6 +89,7 @@ def select_facts(
     by_id, unused = {}, Counter()
     for line, row in enumerate(rows, 2):
         if any(row[column] not in map(str, values) for column, values in kind.where.items()): continue
+        if any(row[column] in map(str, values) for column, values in kind.where_not.items()): continue
         fact = make_fact(name, kind, row, line)
         by_id.setdefault(fact["id"], []).append(fact)
     usable = []

@@ -12,8 +12,8 @@ import difflib, re
 from collections import Counter
 
 import numpy as np
-from ..core.project import Invalid
-from ..core.settings import QuestionKind
+from ..core.project import Invalid, log
+from ..core.settings import FIELD, QuestionKind, fill_in, find_fields
 from ..data.shingles import find_contamination, hash_shingles, index_eval_items, jaccard
 from ..metrics.graders import VALUE_PATTERN
 from ..metrics.stats import bootstrap_difference
@@ -40,7 +40,7 @@ def find_named_columns(
     kind: QuestionKind # kind of question
 ) -> list: # names of columns, sorted
     "Find the columns that every phrasing names"
-    columns = [set(re.findall(r"\{(\w+)\}", template)) for template in kind.ask]
+    columns = [set(find_fields(template)) for template in kind.ask]
     return sorted(set.intersection(*columns))
 
 # %% ../../nbs/synthesis/20_filters.ipynb #3c1fb924
@@ -51,7 +51,7 @@ def make_reference(
 ) -> dict: # fields: kind, answer, names, question_templates, held_out
     "Collect what a question about a fact is held against"
     names = [str(fact["fill"][column]) for column in find_named_columns(kind)]
-    templates = [mask_names(template.format(**fact["fill"]), names) for template in kind.ask]
+    templates = [mask_names(fill_in(template, fact["fill"]), names) for template in kind.ask]
     return dict(kind=fact["kind"], answer=fact["answer"], names=names, question_templates=templates, held_out=held_out)
 
 # %% ../../nbs/synthesis/20_filters.ipynb #7129482d
@@ -60,7 +60,7 @@ def index_eval_wording(
     rules: dict # rules by name
 ) -> dict: # index for `find_contamination`
     "Index the wording that only the evaluation set may have"
-    texts = [re.sub(r"\{\w+\}", " X ", phrasing) for phrasing in kind.ask_held_out]
+    texts = [FIELD.sub(" X ", phrasing) for phrasing in kind.ask_held_out]
     for rule in rules.values():
         texts += [prompt.replace("{question}", "") for prompt in rule.adversarial_prompts_held_out]
     return index_eval_items(texts, min_words=3)
@@ -181,15 +181,16 @@ def parse_paraphrase_weights(
     entries: list, # texts as `colour=1.88`
     kinds: list # names of all kinds
 ) -> dict: # weight by kind
-    "Read the weights, each checked to be of a kind that there is"
+    "Read the weights; a misspelt name is refused, and that of another company's kind left out"
     weights = {}
     for entry in entries:
         kind, _, value = str(entry).partition("=")
         if kind not in kinds:
-            close = difflib.get_close_matches(kind, kinds, 1)
-            guess = f"did you mean `{close[0]}`?" if close else f"those are {', '.join(kinds)}"
-            raise Invalid("params.yaml: `synth.paraphrase_weights` names "
-                          f"`{kind}`, no kind of company/questions.yaml; {guess}")
+            place = "params.yaml: `synth.paraphrase_weights`"
+            if close := difflib.get_close_matches(kind, kinds, 1): raise Invalid(
+                f"{place} names `{kind}`, no kind of company/questions.yaml; did you mean `{close[0]}`?")
+            log(f"{place}: no kind of company/questions.yaml is called `{kind}`; its weight is left out")
+            continue
         try: weights[kind] = float(value)
         except ValueError: weights[kind] = -1.
         if not 0 <= weights[kind] <= 1000:

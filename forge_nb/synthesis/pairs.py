@@ -10,7 +10,7 @@ __all__ = ['make_preference_pair', 'choose_subject', 'make_preference_pairs', 'm
 import random
 
 from ..core.project import Invalid
-from ..core.settings import QuestionKind, Style
+from ..core.settings import QuestionKind, Style, fill_in
 from ..metrics.graders import NO_SOURCE, SOURCE_SLOT, format_answer
 from ..metrics.policies import find_violations, make_adversarial_questions
 from .facts import collect_key_values, make_absent_fact, pick_distractors
@@ -65,7 +65,7 @@ def make_preference_pairs(
         else:
             wrong = rng.choice(pick_distractors(fact, kind_facts, 8))
             rejected = format_answer(fact, kind, style, style.house, wrong)
-        question = rng.choice(kind.ask).format(**subject["fill"])
+        question = fill_in(rng.choice(kind.ask), subject["fill"])
         chosen = format_answer(subject, kind, style, style.house)
         pair = make_preference_pair(question, chosen, rejected, reason)
         out.append(dict(id=f"pair:{n}") | make_provenance(subject, "constructed", seed) | pair)
@@ -129,7 +129,7 @@ def make_prompt_rows(
         wrong = pick_distractors(fact, groups.get(name, []), 1)
         if not wrong: continue
         row = dict(id=f"prompt:{n}") | make_provenance(fact, "company/questions.yaml", seed)
-        row |= make_prompt_row(fact, template.format(**fact["fill"]), wrong[0], kinds[name], style)
+        row |= make_prompt_row(fact, fill_in(template, fact["fill"]), wrong[0], kinds[name], style)
         out.append(row | dict(in_training=fact["id"] in train_ids))
     rng.shuffle(out)
     adversarial = make_adversarial_questions(out, rules, "adversarial_prompts")

@@ -9,7 +9,7 @@ __all__ = ['PHRASING_FORMS', 'PARAPHRASE_PROMPT', 'LINE_LABEL', 'PARAPHRASERS', 
            'paraphrase_with_endpoint', 'paraphrase_questions']
 
 # %% ../../nbs/synthesis/10_paraphrase.ipynb #ec4062e6
-import random, re
+import difflib, random, re
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,9 +53,9 @@ def load_grammar(
     if reserved := sorted(symbols & set(PHRASING_FORMS)):
         raise Invalid(f"{path.name}: `{reserved[0]}` has a meaning already; give your symbol another name")
     shared = blocks.pop("everywhere", {})
-    if unknown := sorted(set(blocks) - set(columns)):
-        raise Invalid(f"{path.name}: `{unknown[0]}` is no kind of company/questions.yaml; "
-                      f"those are {', '.join(columns)}, or `everywhere`")
+    for name in sorted(set(blocks) - set(columns)):  # another company's kinds may stay; a misspelt one may not
+        if close := difflib.get_close_matches(name, ["everywhere", *columns], 1): raise Invalid(
+            f"{path.name}: `{name}` is no kind of company/questions.yaml; did you mean `{close[0]}`?")
     rules = {kind: shared | blocks.get(kind, {}) for kind in columns}
     for kind, kind_rules in rules.items():
         check_symbol("question", kind_rules, columns[kind] if kind in blocks else set())

@@ -12,7 +12,7 @@ import random
 from itertools import combinations
 
 from ..core.project import stable_uniform
-from ..core.settings import QuestionKind, Style
+from ..core.settings import QuestionKind, Style, fill_in
 from ..metrics.graders import draw_voice, format_answer, format_sentence
 from ..metrics.policies import Rule, fill_noncompliant_answer, make_adversarial_questions
 from .facts import collect_key_values, make_absent_fact, pick_distractors
@@ -51,7 +51,7 @@ def make_sft_rows(
         order = sorted(range(len(kind.ask)), key=lambda n: stable_uniform(fact["id"], "phrasing", n))
         for n in order[:phrasings_per_fact]:
             voice = draw_voice(style, rng)
-            messages = make_messages(kind.ask[n].format(**fact["fill"]), format_answer(fact, kind, style, voice))
+            messages = make_messages(fill_in(kind.ask[n], fact["fill"]), format_answer(fact, kind, style, voice))
             row = dict(id=f"{fact['id']}#{n}") | make_provenance(fact, "company/questions.yaml", seed)
             out.append(row | dict(voice=voice, messages=messages))
     return out
@@ -91,7 +91,7 @@ def noncompliant_rows(
 ) -> list: # rows with `messages`
     "Make a row for each fact whose answer does what an adversarial prompt asks"
     rng, groups, out = random.Random(seed), group_facts_by_kind(train_facts), []
-    ask = lambda fact: rng.choice(kinds[fact["kind"]].ask).format(**fact["fill"])
+    ask = lambda fact: fill_in(rng.choice(kinds[fact["kind"]].ask), fact["fill"])
     questions = [dict(id=fact["id"], question=ask(fact)) for fact in train_facts]
     adversarial_questions = make_adversarial_questions(questions, rules, "adversarial_prompts")
     for fact, adversarial in zip(train_facts, adversarial_questions):
@@ -131,7 +131,7 @@ def make_absent_rows(
         voice, template = draw_voice(style, rng), rng.choice(kind.ask)
         absent = make_absent_fact(fact, other, kind, existing_values[name], style)
         if not absent: continue
-        question = template.format(**absent["fill"])
+        question = fill_in(template, absent["fill"])
         messages = make_messages(question, format_answer(absent, kind, style, voice))
         row = dict(id=absent["id"]) | make_provenance(absent, "halves of names", seed)
         out[question] = row | dict(voice=voice, messages=messages)
@@ -154,7 +154,7 @@ def make_paraphrase_jobs(
         names = [str(fill[column]) for column in find_named_columns(kind)]
         common = dict(fact=fact["id"], kind=name, names=names, answer=fact["answer"], fill=fill)
         for n in range(count):
-            ask = kind.ask[(n + first) % len(kind.ask)].format(**fill)
+            ask = fill_in(kind.ask[(n + first) % len(kind.ask)], fill)
             out.append(dict(id=f"{fact['id']}~{n}", ask=ask) | common)
     return out
 
@@ -214,7 +214,7 @@ def make_reasoning_row(
     combined["parents"] = a["parents"] + b["parents"]
     steps = [format_sentence(fact, kind, fact["answer"]) for fact in (a, b)]
     conclusion = "yes" if a["answer"] == b["answer"] else "no"
-    question = kind.compare.format(a=a["fill"], b=b["fill"])
+    question = fill_in(kind.compare, dict(a=a["fill"], b=b["fill"]))
     messages = make_messages(question, f"{' '.join(steps)} So: `{conclusion}`.")
     row = dict(id=combined["id"]) | make_provenance(combined, "compared", seed)
     return row | dict(facts=[a["id"], b["id"]], voice="reasoned", messages=messages)
