@@ -7,15 +7,15 @@ __all__ = ['MIN_SHARED_DOCUMENTS', 'MIN_SHARED_PERCENT', 'EDGE_LINES', 'MAX_LINE
            'SENTENCE_END', 'MAX_OWN_LINES', 'MAX_CHROME_WORDS', 'list_folders', 'list_edge_lines', 'count_lines',
            'is_shared', 'count_shard_lines', 'merge_counts', 'list_shared_lines', 'find_shared_lines', 'is_ruling',
            'list_prose_lines', 'is_structure', 'follow_edge', 'find_chrome', 'strip_chrome', 'select_shared_lines',
-           'get_shared_lines']
+           'get_shared_lines', 'strip_shard', 'strip_shards']
 
-# %% ../../nbs/data/78_chrome.ipynb #aa7d937e
+# %% ../../nbs/data/78_chrome.ipynb #d9dab758
 import re
 from collections import Counter
 from functools import partial
 from pathlib import Path
 
-from ..core.project import read_json, write_json
+from ..core.project import read_json, write_json, write_jsonl
 from .executors import stream_rows
 from .quality import WORDLESS_CHARACTERS, is_table_row
 
@@ -236,3 +236,34 @@ def get_shared_lines(
 ) -> set: # lines
     "Get the lines that count for a document"
     return set().union(*(selected.get(folder, ()) for folder in list_folders(source))) if selected else set()
+
+# %% ../../nbs/data/78_chrome.ipynb #051ec70a
+def strip_shard(
+    rows, # nothing, because this is the first and only step
+    rank: int, # number of the task
+    world_size: int, # number of tasks
+    *,
+    shards: list, # JSONL files of documents
+    selected: dict, # folder → lines that count
+    out: Path # folder to write to
+):
+    "Write the documents of a shard without their chrome"
+    def strip_documents():
+        for document in stream_rows(shards[rank]):
+            shared_lines = get_shared_lines(document["source"], selected) if document["kind"] == "docs" else ()
+            if shared_lines: document["text"] = strip_chrome(document["text"], shared_lines)[0]
+            yield document
+    write_jsonl(out/f"{rank:05d}.jsonl", strip_documents())
+
+# %% ../../nbs/data/78_chrome.ipynb #ef3970d5
+def strip_shards(
+    run, # function (pipeline, tasks, name, logs)
+    shards: list, # JSONL files of documents
+    selected: dict, # folder → lines that count
+    work: Path # folder for intermediate files of this run
+) -> list: # JSONL files of the documents without chrome; the same files where there is none
+    "Write all documents without their chrome"
+    if not selected: return shards
+    step = partial(strip_shard, shards=shards, selected=selected, out=work/"stripped")
+    run([step], len(shards), "strip", work/"logs")
+    return sorted((work/"stripped").glob("*.jsonl"))

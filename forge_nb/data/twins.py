@@ -83,7 +83,7 @@ def select_documents(
                 for line in lines:
                     if orjson.loads(line)["id"] in wanted: f.write(line)
 
-# %% ../../nbs/data/87_twins.ipynb #c8aa2a9f
+# %% ../../nbs/data/87_twins.ipynb #1daa7724
 def list_thresholds(
     run, # function (pipeline, tasks, name, logs)
     shards: list, # JSONL files of documents
@@ -96,9 +96,8 @@ def list_thresholds(
     yield lowest, duplicate_of
     if others: select_documents(shards, set(clusters), work/"alike.jsonl")
     for threshold in others:
-        name = f"threshold_{threshold:g}"
-        found = near_duplicates(run, [work/"alike.jsonl"], work/name, dedup_threshold=threshold) if clusters else ({}, {})
-        yield threshold, found[1]
+        search = partial(near_duplicates, run, [work/"alike.jsonl"], work/f"threshold_{threshold:g}")
+        yield threshold, search(dedup_threshold=threshold)[1] if clusters else {}
 
 # %% ../../nbs/data/87_twins.ipynb #0823e1a6
 NUM_EXAMPLES, MAX_COMPARED = 3, 200  # examples that are shown; pairs from which they are chosen
