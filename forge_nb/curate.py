@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'SPLIT_REMEDIES', 'DOCUMENT_FIELDS', 'SIZE_CATEGORIES', 'CARD', 'ANSWER_NAMES', 'read_shard',
-           'mark_low_quality', 'mask_record', 'find_private_cells', 'mask_personal_data', 'mark_contaminated',
-           'write_row', 'make_index_row', 'write_shard', 'assign_split', 'choose_representatives', 'parse_mixture',
-           'count_repeats', 'list_unneeded_replay', 'assign_splits', 'require_splits', 'describe_drop',
+           'take_off_chrome', 'mark_low_quality', 'mask_record', 'find_private_cells', 'mask_personal_data',
+           'mark_contaminated', 'write_row', 'make_index_row', 'write_shard', 'assign_split', 'choose_representatives',
+           'parse_mixture', 'count_repeats', 'list_unneeded_replay', 'assign_splits', 'require_splits', 'describe_drop',
            'route_documents', 'open_parquet_writer', 'write_documents', 'make_card_data', 'render_data_card',
            'find_right_answer', 'list_item_forms', 'read_eval_items', 'process_shards', 'tabulate_outcomes',
            'summarize_outcomes', 'write_dataset', 'curate']
@@ -19,9 +19,10 @@ from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 
-from .core.project import (Invalid, atomic, log, make_checkpoint_folder, read_json, stable_uniform, write_csv,
-                                   write_json, write_jsonl)
-from .data.dedup import list_duplicates, near_duplicates, restrict_duplicates
+from .core.project import (Invalid, atomic, log, make_checkpoint_folder, read_json, read_jsonl, stable_uniform,
+                                   write_csv, write_json, write_jsonl)
+from .data.chrome import get_shared_lines, select_shared_lines, strip_chrome
+from .data.dedup import list_duplicates, near_duplicates
 from .data.documents import LANGUAGE_BY_EXTENSION
 from .data.executors import read_shard_rows, run_pipeline, stream_rows
 from .data.pii import PRIVATE_COLUMN, mask_pii
@@ -29,6 +30,7 @@ from .data.quality import find_quality_fault
 from .data.readers import list_sources, read_documents
 from .data.shapes import TRAINING_KINDS, hash_prompt
 from .data.shingles import find_contamination, index_eval_items
+from .data.twins import drop_duplicates
 
 # %% ../nbs/15_curate.ipynb #5200a3f0
 def read_shard(
@@ -42,6 +44,20 @@ def read_shard(
     from datatrove.data import Document
     for d in stream_rows(shards[rank]):
         yield Document(text=d.pop("text"), id=d.pop("id"), metadata=d)
+
+# %% ../nbs/15_curate.ipynb #15c00002
+def take_off_chrome(
+    rows, # datatrove Documents
+    rank: int, # number of the task
+    world_size: int, # number of tasks
+    *,
+    selected: dict # folder → lines that are chrome at a document's edges
+): # yields datatrove Documents
+    "Take menus, breadcrumbs and footers off prose"
+    for d in rows:
+        shared_lines = get_shared_lines(d.metadata["source"], selected) if d.metadata["kind"] == "docs" else set()
+        if shared_lines: d.text, d.metadata["chrome"] = strip_chrome(d.text, shared_lines)
+        yield d
 
 # %% ../nbs/15_curate.ipynb #ed4d0b76
 def mark_low_quality(
@@ -136,7 +152,7 @@ def make_index_row(
     size: int # bytes of its text
 ) -> dict: # what the decisions below need of it
     "Pick what is decided upon; the text is not among it"
-    fields = ("source", "kind", "language", "licence", "masked")
+    fields = ("source", "kind", "language", "licence", "masked", "chrome")
     row = dict(id=document_id, **{k: metadata.get(k) for k in fields}, bytes=size)
     return row | (dict(prompt=hash_prompt(metadata["record"])) if metadata["kind"] in TRAINING_KINDS else {})
 
@@ -240,26 +256,24 @@ def list_unneeded_replay(
 def assign_splits(
     rows: list, # rows of the index
     clusters: dict, # document id → cluster
-    duplicate_of: dict, # id of a near duplicate → id of the document that stays
+    duplicate_of: dict, # id of a near duplicate that is dropped → id of the document that stays
     *,
     mixture: list, # entries 'pattern=weight'
     replay_sources: str, # pattern of general sources
     replay_percent: float, # share of general text in the training bytes
     validation_percent: float, # share of documents
     test_percent: float, # share of documents
-    limit: int, # most documents of a kind and split; 0 is all
-    pretrain_on_rows: bool = False # whether a model may read rows of tables as text
+    limit: int # most documents of a kind and split; 0 is all
 ) -> tuple: # source → (split, times read); source → (reason, detail)
     "Say of every good document where it goes, or why it does not"
-    dropped = list_duplicates(rows, restrict_duplicates(rows, duplicate_of))
+    dropped = list_duplicates(rows, duplicate_of)
     representatives = choose_representatives(rows, clusters)
     mixture_weights, assignment, split_counts = parse_mixture(mixture), {}, Counter()
     for r in rows:
         source, representative = r["source"], r.get("prompt") or representatives[r["id"]]
         if source in dropped: continue
         repeats = count_repeats(source, mixture_weights)
-        is_fact = r["kind"] == "rows" and not pretrain_on_rows
-        split = "lookup" if is_fact else assign_split(representative, validation_percent, test_percent)
+        split = assign_split(representative, validation_percent, test_percent)
         if not repeats: dropped[source] = ("left out by its weight", "")
         elif limit and split_counts[split, r["kind"]] >= limit: dropped[source] = ("over the limit", "")
         else:
@@ -349,7 +363,6 @@ def write_documents(
             return stack.enter_context(open(temporary, "w", newline="\n", encoding="utf-8"))
         dropped_file = open_rows(out/"dropped.jsonl")
         split_files = {(s, f): open_rows(out/f/f"{s}.jsonl") for s in SPLITS for f in ("documents", "rows")}
-        split_files["lookup", "documents"] = open_rows(out/"documents"/"lookup.jsonl")
         parquet_writers = {s: stack.enter_context(open_parquet_writer(dataset_folder/f"{s}.parquet")) for s in SPLITS}
         for d, split, repeats in routed_documents:
             outcome = f"kept for {split}" if split else d["reason"]
@@ -361,7 +374,7 @@ def write_documents(
             is_row = d["kind"] in TRAINING_KINDS
             row = {f: d[f] for f in DOCUMENT_FIELDS if f in d and not (is_row and f == "text")}
             for _ in range(repeats): write_row(split_files[split, "rows" if is_row else "documents"], row)
-            if not is_row and split in parquet_writers: parquet_writers[split](d)
+            if not is_row: parquet_writers[split](d)
     return outcome_counts
 
 # %% ../nbs/15_curate.ipynb #b76dd95c
@@ -404,6 +417,7 @@ CARD = """---
 - Languages: {languages}
 - Licences: {licences}
 - Masked in the kept text: {masked}
+- Menus, breadcrumbs and footers taken off: {chrome}
 - Rows that could not be read: {rejects:,}
 
 ## How it was made
@@ -425,11 +439,13 @@ def render_data_card(
         return ", ".join(f"{name or 'unknown'} {count:,}" for name, count in ranked)
     num_kept = sum(r["documents"] for r in outcomes if r["outcome"].startswith("kept for"))
     head = make_card_data(num_kept, metrics["languages"], metrics["licences"]).to_yaml()
+    no_chrome = dict(lines=0, documents=0)
     table = "\n".join(f"| {r['kind']} | {r['outcome']} | {r['documents']:,} | {r['bytes']:,} |" for r in outcomes)
     return CARD.format(
         head=head, documents=metrics["documents"], kept=num_kept, table=table, rejects=metrics["rejects"],
         languages=list_counts(metrics["languages"]), licences=list_counts(metrics["licences"]),
-        masked=list_counts(metrics["masked"]) or "nothing")
+        masked=list_counts(metrics["masked"]) or "nothing",
+        chrome="{lines:,} lines in {documents:,} documents".format(**metrics.get("chrome", no_chrome)))
 
 # %% ../nbs/15_curate.ipynb #15a00008
 ANSWER_NAMES = ("answer", "answers", "answerKey", "target", "gold", "correct", "label")  # fields of the right answer
@@ -486,6 +502,7 @@ def process_shards(
     languages: list, # languages of prose to keep
     pii: list, # kinds of personal data to mask
     replay_sources: str, # pattern of the sources of general text
+    selected: dict, # folder → lines that are chrome
     run # function (pipeline, tasks, name, logs)
 ):
     "Judge, mask and decontaminate every shard"
@@ -494,6 +511,7 @@ def process_shards(
     rules = dict(min_characters=min_characters, max_repeated_lines=max_repeated_lines)
     steps = [
         partial(read_shard, shards=shards),
+        partial(take_off_chrome, selected=selected),
         partial(mark_low_quality, languages=languages, **rules),
         partial(mask_personal_data, pii_kinds=pii),
         partial(mark_contaminated, eval_index=eval_index),
@@ -533,7 +551,8 @@ def summarize_outcomes(
     for r in outcomes:
         if r["kind"] in rows_kept and r["outcome"] == "kept for train": rows_kept[r["kind"]] += r["documents"]
     if rows_kept: splits["training_rows"] = rows_kept
-    if num_rows := count_kept("documents", "lookup"): splits["lookup"] = dict(documents=num_rows)
+    stripped = [r["chrome"] for r in kept if r.get("chrome")]
+    if stripped: splits["chrome"] = dict(documents=len(stripped), lines=sum(stripped))
     is_dropped = lambda outcome: not outcome.startswith("kept for")
     return dict(documents=total("documents", bool), dropped=total("documents", is_dropped),
                 masked=dict(sorted(masked_counts.items())), languages=count("language"),
@@ -569,13 +588,14 @@ def curate(
     languages: list, # languages of prose to keep
     pii: list, # kinds of personal data to mask
     dedup_threshold: float, # Jaccard similarity from which two documents are one
+    dedup_numbers: bool, # whether documents that differ in numbers alone are one
+    chrome_percent: float, # percent of a folder's documents, from which lines at their edges are taken off
     mixture: list, # weights by source
     replay_sources: str, # pattern of the sources of general text
     replay_percent: float, # percent of the training bytes that are general text
     validation_percent: float, # percent of documents
     test_percent: float, # percent of documents
     limit: int, # most documents of a kind and split
-    pretrain_on_rows: bool, # whether a model may read rows of tables as text
     workers: int, # tasks at a time
     executor: str, # local, ray or slurm
     out: Path # folder to write to
@@ -584,18 +604,18 @@ def curate(
     parse_mixture(mixture)  # a mistake there is reported before anything is read
     work, run = make_checkpoint_folder(), partial(run_pipeline, executor=executor, workers=workers)
     shards = sorted((ingested/"documents").resolve().glob("*.jsonl"))
+    selected = select_shared_lines(read_jsonl(ingested/"shared_lines.jsonl"), chrome_percent)
     process_shards(shards, read_eval_items(eval_sets), work, min_characters=min_characters,
                    max_repeated_lines=max_repeated_lines, languages=languages, pii=pii,
-                   replay_sources=replay_sources, run=run)
+                   replay_sources=replay_sources, selected=selected, run=run)
     log("near duplicates")
     kept_shards = sorted((work/"kept").glob("*.jsonl"))
     clusters, duplicate_of = near_duplicates(run, kept_shards, work/"dedup", dedup_threshold=dedup_threshold)
     rows = read_shard_rows(work/"index")
+    duplicate_of = drop_duplicates(rows, duplicate_of, kept_shards, dedup_numbers)
     assignment, dropped = assign_splits(
         rows, clusters, duplicate_of, mixture=mixture, replay_sources=replay_sources, replay_percent=replay_percent,
-        validation_percent=validation_percent, test_percent=test_percent, limit=limit,
-        pretrain_on_rows=pretrain_on_rows)
+        validation_percent=validation_percent, test_percent=test_percent, limit=limit)
     kind_of = {r["source"]: r["kind"] for r in rows}
-    is_read = lambda source: kind_of[source] not in TRAINING_KINDS and assignment[source][0] != "lookup"
-    require_splits({source: way for source, way in assignment.items() if is_read(source)})
+    require_splits({s: way for s, way in assignment.items() if kind_of[s] not in TRAINING_KINDS})
     return write_dataset(work, read_json(ingested/"metrics.json"), rows, assignment, dropped, clusters, out)

@@ -209,7 +209,8 @@ from forge_nb.core.project import load_params
 from forge_nb.curate import curate
 from forge_nb.ingest import ingest
 params, out = load_params(Path('params.yaml')), Path('{out}')
-shared = dict(workers={workers}, executor='local', dedup_threshold=params['shared']['dedup_threshold'])
+rules = {{name: params['shared'][name] for name in ('dedup_threshold', 'dedup_numbers', 'chrome_percent')}}
+shared = dict(workers={workers}, executor='local', **rules)
 ingest(Path('{data}'), Path('company/templates.yaml'), **params['ingest'], **shared, out=out/'ingest')
 shutil.rmtree('.bench/ckpt')
 curate(out/'ingest', Path('company/eval_sets'), **params['curate'], **shared, out=out/'curate')"""

@@ -56,15 +56,16 @@ def candidate_probability(
 
 # %% ../../nbs/data/85_dedup.ipynb #ca8f4605
 def choose_bands(
-    dedup_threshold: float, # Jaccard similarity from which documents are duplicates, 0.5 to 0.95
+    dedup_threshold: float, # Jaccard similarity from which documents are duplicates, 0.5 to 1
     probability: float = .995, # chance of proposing a pair that is just that similar
     max_hashes: int = 72 # most minima in a signature
 ) -> tuple: # bands, minima in a band
     "Choose the steepest curve that proposes a pair at the threshold with the chance asked for"
-    if not .5 <= dedup_threshold <= .95: raise Invalid(
-        f"threshold must be 0.5 to 0.95 (a share of shingles that two documents have in common), not {dedup_threshold}")
+    if not .5 <= dedup_threshold <= 1: raise Invalid(
+        f"threshold must be 0.5 to 1 (a share of shingles that two documents have in common), not {dedup_threshold}")
+    similarity = min(dedup_threshold, .95)  # a steeper curve would propose less than that chance
     def bands_needed(band_size):
-        return math.ceil(math.log(1 - probability) / math.log1p(-dedup_threshold**band_size))
+        return math.ceil(math.log(1 - probability) / math.log1p(-similarity**band_size))
     band_size = max(w for w in range(1, max_hashes) if w * bands_needed(w) <= max_hashes)
     return bands_needed(band_size), band_size
 
