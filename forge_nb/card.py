@@ -159,14 +159,16 @@ and a vocabulary of {{ metric("tokenizer", "vocab_size", ",") }} entries.
 - It continues **{{ base.model }}**, licence {{ base.licence or "unknown" }}, whose weights have the hash (`SHA-256`)
   `{{ base.weights }}`{{ source("artifacts/pretrain/metrics.json: base") }},
   on {{ metric("pretrain", "tokens", ",") }} tokens of the company's documents.
-{% else %}
+{% elif made("pretrain") %}
 - It was trained from scratch, on {{ metric("pretrain", "tokens", ",") }} tokens of the company's documents.
+{% else %}
+- Its weights were drawn at random: no document was there to pretrain on.
 {% endif %}
 {% if made("sft") %}
 - It was fine-tuned on {{ metric("sft", "rows", ",") }} questions with answers (`sft`).
 {% endif %}
 {% if made("dpo") %}
-- It was aligned to the house style on {{ metric("dpo", "pairs", ",") }} constructed preference pairs (`dpo`).
+- It was aligned on {{ metric("dpo", "pairs", ",") }} preference pairs (`dpo`).
 {% endif %}
 {% if made("rlhf") %}
 - It was aligned to the rules of company/policies.yaml by a reward model that is right on
@@ -252,7 +254,8 @@ def collect_card_values(
     makers = [name for name in all_makers if name not in skipped]
     metric = lambda stage, key, spec="": citations.cite(f"{artifacts.name}/{stage}/metrics.json", key, spec)
     base = read_json(artifacts/"pretrain"/"metrics.json").get("base") or {}
-    prompt = read_jsonl(artifacts/"synth"/"eval_set"/"items.jsonl")[0]["prompt"]
+    items = read_jsonl(artifacts/"synth"/"eval_set"/"items.jsonl")
+    prompt = items[0]["prompt"] if items else "Question: …"
     return {name: headline[name] for name in ("checkpoint", "folder", "architecture")} | dict(
         answers=describe_answers(headline), use=describe_use(headline), makers=makers, skipped=skipped,
         metric=metric, made=makers.__contains__, base=base, prompt=prompt)

@@ -626,7 +626,10 @@ def distill(
     "Distil off-policy, then on-policy, and train the same student without a teacher"
     sources = [read_jsonl(rows/f"{name}.jsonl") for name in ("sft", "prompts", "pairs")]
     questions = select_questions(*sources, load_settings(style_file, Style), questions_per_fact)
-    if reason := find_skip_reason("distill", enabled, questions, "no question has an answer in house style"):
+    missing = "no question has an answer in house style"
+    for path in (dev_set, documents/"train.jsonl", documents/"valid.jsonl"):
+        if not read_jsonl(path): questions, missing = [], f"{path.name} holds nothing"
+    if reason := find_skip_reason("distill", enabled, questions, missing):
         for name in DISTILL_MODELS: write_skipped_model(out/name, reason)
         return write_skipped("distill", out, reason, DISTILL_TABLES)
     training = TrainingConfig(seed, learning_rate, batch_size, num_train_epochs, lr_scheduler_type, warmup_ratio,

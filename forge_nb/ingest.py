@@ -14,6 +14,7 @@ from .core.project import Invalid, atomic, log, make_checkpoint_folder, write_js
 from .data.chrome import find_shared_lines, select_shared_lines, strip_shards
 from .data.dedup import list_duplicates, near_duplicates
 from .data.executors import read_shard_rows, run_pipeline
+from .data.fact_tables import list_fact_tables
 from .data.readers import list_sources, read_documents, split_into_shards
 from .data.tables import read_templates
 from .data.twins import drop_duplicates
@@ -57,7 +58,8 @@ def ingest_files(
 ) -> int: # files
     "Read every file below `data`, a shard in a task"
     file_names = list_sources(data, exclude=exclude)
-    if not file_names: raise Invalid(f"{data}: no files to read; put documents there, or mend `ingest.exclude`")
+    if not file_names and not list_fact_tables(data/"facts"): raise Invalid(
+        f"{data}: no files to read; put documents there, or mend `ingest.exclude`")
     shard_files = split_into_shards(data, file_names, shard_megabytes)
     inputs = dict(data=data, shard_files=shard_files, templates=templates)
     run([partial(ingest_shard, **inputs, strict=strict, work=work)], len(shard_files), "read", work/"logs")
@@ -92,7 +94,7 @@ def write_ingested(
     "Write rejects, shared lines, duplicates, documents and their counts"
     index, rejects = read_shard_rows(work/"index"), read_shard_rows(work/"rejects")
     write_jsonl(out/"rejects.jsonl", rejects)
-    if not index: raise Invalid(
+    if num_files and not index: raise Invalid(
         "data/: no document can be read; put documents there, mend what artifacts/ingest/rejects.jsonl names, "
         "or mend `ingest.exclude`")
     shards = sorted((work/"documents").resolve().glob("*.jsonl"))  # not what a killed worker left half done

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['pack_windows', 'count_ngrams', 'lookup_values', 'byte_probabilities', 'compute_ngram_bpb', 'score_with_ngrams',
-           'count_bytes', 'measure_orders', 'ngram']
+           'count_bytes', 'measure_orders', 'write_uncounted', 'ngram']
 
 # %% ../nbs/35_ngram.ipynb #dfd0e758
 from pathlib import Path
@@ -104,6 +104,19 @@ def measure_orders(
         log(f"order {n}: {bpb:.3f} bits per byte")
     return tables, curve
 
+# %% ../nbs/35_ngram.ipynb #5ccfdb3b
+def write_uncounted(
+    empty: list, # names of the splits without a document
+    out: Path # folder to write to
+) -> dict: # metrics: skipped
+    "Write tables without a row, and why"
+    reason = f"no document in {' and '.join(empty)}: nothing to count or to measure on"
+    log(f"ngram: {reason}")
+    write_csv(out/"curve.csv", [], ("order", "bpb"))
+    write_jsonl(out/"documents.jsonl", [])
+    write_json(out/"metrics.json", metrics := dict(skipped=reason))
+    return metrics
+
 # %% ../nbs/35_ngram.ipynb #5304f91b
 def ngram(
     documents: Path, # folder with train, valid and test documents
@@ -114,6 +127,7 @@ def ngram(
     "Count the training documents, choose the order, and write the baseline that models must beat"
     pack_windows(b"", order)  # an order that cannot be counted stops here, before the others are
     splits = {split: read_jsonl(documents/f"{split}.jsonl") for split in ("train", "valid", "test")}
+    if empty := [split for split, rows in splits.items() if not rows]: return write_uncounted(empty, out)
     train, valid, test = ([document["text"] for document in rows] for rows in splits.values())
     tables, curve = measure_orders(train, valid, order)
     best = min(curve, key=lambda row: row["bpb"])

@@ -53,9 +53,9 @@ def build_indices(
     embedding_model: str # folder of an embedding model; empty: terms alone
 ) -> dict: # name → index
     "Build the index that training rows are made with, and the one over everything"
-    train = build_index(frozen)
-    live = build_index(frozen + added, base=train)
-    if embedding_model:
+    train = build_index(frozen, allow_empty=True)
+    live = build_index(frozen + added, base=train, allow_empty=True)
+    if embedding_model and live.passages:
         texts = [f"{passage['title']}\n{passage['text']}" for passage in live.passages]
         live.vectors = embed_texts(embedding_model, texts)
         train.vectors = live.vectors[:len(frozen)].copy()
@@ -114,6 +114,9 @@ def measure_recall(
     questions: list # questions of `make_questions`
 ) -> tuple: # rows of `tabulate_recall`; misses
     "Ask an index, and tabulate what it finds"
+    if not questions:
+        log("no question to ask: no table in data/facts that company/questions.yaml asks about")
+        return [], []
     start = time.monotonic()
     found = find([question["question"] for question in questions], max(DEPTHS))
     seconds = time.monotonic() - start
@@ -147,11 +150,11 @@ def summarize_indices(
     recall: list # rows of `tabulate_recall`
 ) -> dict: # metrics
     "Sum up what was indexed and how much of it is found"
-    live, total = indices["live"].passages, {k: v for k, v in recall[-1].items() if k != "kind"}
+    live, overall = indices["live"].passages, recall[-1] if recall else dict(questions=0)
     rows = sum(passage["source"].startswith("facts/") for passage in live)
     languages = sorted({passage["language"] for passage in live})
     return dict(passages=len(live), rows=rows, train_passages=len(indices["train"].passages),
-                languages=languages, corpus=corpus) | total
+                languages=languages, corpus=corpus) | {k: v for k, v in overall.items() if k != "kind"}
 
 # %% ../nbs/18_retrieval.ipynb #682a176a
 def retrieval(
@@ -181,7 +184,8 @@ def retrieval(
     find = choose_search(indices["live"], corpus["live"], server_url)
     recall, misses = measure_recall(find, make_questions(known_facts, kinds, num_questions))
     metrics = summarize_indices(indices, corpus, recall)
-    write_csv(out/"recall.csv", recall)
+    columns = ["kind", "questions", *(f"{name}@{k}" for name in ("answer", "source") for k in DEPTHS)]
+    write_csv(out/"recall.csv", recall, columns)
     write_jsonl(out/"misses.jsonl", misses)
     write_json(out/"metrics.json", metrics)
     return metrics

@@ -10,7 +10,7 @@ __all__ = ['FACT_COLUMNS', 'RL_METRICS', 'RL_TABLES', 'build_prompts', 'make_rl_
 from pathlib import Path
 
 from .core.settings import Style, load_settings
-from .metrics.rewards import RewardFunction, audit, preflight
+from .metrics.rewards import NothingToLearn, RewardFunction, audit, preflight
 from .train.trainer import (LENGTH_METRIC, SamplingConfig, TrainingConfig, broken_rule, check_forgetting,
                                     check_training_config, check_weights_changed, find_skip_reason, load_verified,
                                     make_trainer_config, pass_model_on, run_trainer, save_with_manifest, stop_rule,
@@ -76,7 +76,7 @@ def run_preflight(
     sampling: SamplingConfig, # settings of the sampled answers
     seed: int # random seed of the sampled answers
 ) -> dict: # metrics of `preflight`
-    "Reward sampled answers to 32 questions, and stop when nothing can be learned from them"
+    "Reward sampled answers to 32 questions, and say so when nothing can be learned from them"
     rows, size = build_prompts(prompt_rows, 32), sampling.num_generations
     questions = [row["prompt"][0]["content"] for row in rows for _ in range(size)]
     answers = sample_answers(model, tokenizer, questions, temperature=sampling.temperature, seed=seed,
@@ -86,7 +86,8 @@ def run_preflight(
     for n, row in enumerate(rows):
         group = answers[n * size:(n + 1) * size]
         groups.append([pay(answer, row) for answer in group])
-    metrics = preflight(groups)
+    try: metrics = preflight(groups)
+    except NothingToLearn as e: return dict(skipped=str(e))
     log(f"preflight: {metrics['mean']:.2f} on average; "
         f"{metrics['frac_reward_nonzero_std']:.0%} of the questions have answers of different worth")
     return metrics
@@ -175,6 +176,7 @@ def rl(
     cheat_rows = audit(reward, [(r["question"], r["reference"], r) for r in known[:32]], style)
     model, tokenizer = load_verified(base)
     preflight_metrics = run_preflight(model, tokenizer, reward, prompt_rows, sampling, seed)
+    if reason := preflight_metrics.get("skipped"): return pass_model_on("rl", base, out, reason, RL_TABLES)
     trainer = make_grpo_trainer(model, tokenizer, reward, prompt_rows, training, sampling, scale_rewards=scale_rewards,
                                 loss_type=loss_type)
     stop_rules = make_rl_stop_rules(max_kl, min_entropy, max_reward_drop, .9 * max_new_tokens, stop_window)

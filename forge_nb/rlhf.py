@@ -133,16 +133,12 @@ def make_rloo_trainer(
 def check_prompts(
     prompt_rows: list, # rows with 'adversarial_question'
     eval_items: list, # items with 'adversarial_question'
-    num_prompts: int, # number of prompts in a step
-    num_generations: int # number of answers sampled for each
+    num_generations: int # number of answers sampled for each prompt
 ):
-    "Stop when there are too few questions, or one of them is in the dev set"
+    "Stop when answers cannot be compared, or a question is in the dev set"
     if num_generations < 2: raise Invalid(
         f"params.yaml: `rlhf.num_generations` is {num_generations}; an answer is compared with the others "
         "to the same question, so it takes 2 or more")
-    if len(prompt_rows) < num_prompts: raise Invalid(
-        f"prompts.jsonl has {len(prompt_rows)} questions, and `rlhf.num_prompts` wants {num_prompts} in a step; "
-        "lower it, or raise `synth.rl_percent`")
     asked, held_out = ({r["adversarial_question"] for r in rows} for rows in (prompt_rows, eval_items))
     if in_both := sorted(asked & held_out): raise Invalid(
         f"prompts.jsonl: {in_both[0]!r} is also in the dev set; its answers would prove nothing")
@@ -154,10 +150,11 @@ def summarize_rlhf(
 ) -> dict: # metrics: reward at both ends, violations and facts before and after, whether they did as promised
     "Sum up what the stage promised, and whether it came"
     average_reward = lambda rows: round(sum(r["reward"] for r in rows) / len(rows), 4)
-    overall = {row["metric"]: row for row in table if row["subset"] == "all"}
-    violations, facts = overall["violation_rate"], overall["exact_match"]
     metrics = dict(steps=curve[-1]["step"], reward_first=average_reward(curve[:4]),
                    reward_last=average_reward(curve[-4:]), kl_last=round(curve[-1]["kl"], 4))
+    if not table: return metrics  # no question of the dev set
+    overall = {row["metric"]: row for row in table if row["subset"] == "all"}
+    violations, facts = overall["violation_rate"], overall["exact_match"]
     metrics |= dict(violation_rate_before=violations["before"], violation_rate_after=violations["after"],
                     violation_rate_halved=violations["after"] <= violations["before"] / 2)
     return metrics | dict(exact_match_before=facts["before"], exact_match_after=facts["after"],
@@ -171,10 +168,14 @@ RLHF_TABLES = {"curve.csv": ["step", "reward"],
 def find_rlhf_skip_reason(
     enabled: bool, # switch of the stage
     prompt_rows: list, # rows of prompts.jsonl
+    num_prompts: int, # number of prompts in a step
     reward_folder: Path # reward model folder
 ) -> str: # reason, or '' when there is something to do
     "Say why there is nothing to do, a missing reward model among the reasons"
     if reason := find_skip_reason("rlhf", enabled, prompt_rows, "prompts.jsonl holds no rows"): return reason
+    if len(prompt_rows) < num_prompts: return (
+        f"too few prompts: {len(prompt_rows)}, and `rlhf.num_prompts` wants {num_prompts} in a step; "
+        "lower it, add prompts, or raise `synth.rl_percent`")
     missing = read_skipped(reward_folder)
     return f"no reward model: {missing}" if missing else ""
 
@@ -190,6 +191,7 @@ def grade_folders(
 ) -> list: # rows of `compare_before_after`
     "Ask the models of two folders the same items, and compare"
     items = sorted(eval_items, key=lambda i: stable_uniform(i["id"]))[:num_eval_items]
+    if not items: return []
     grade = lambda folder: grade_greedy_answers(load_model(folder)[0], tokenizer, items, rules, max_new_tokens)
     return compare_before_after(items, *map(grade, folders))
 
@@ -228,9 +230,9 @@ def rlhf(
     own_prompts = prompts_file.with_name("own_prompts.jsonl")
     prompt_rows = read_jsonl(prompts_file) + (read_jsonl(own_prompts) if own_prompts.exists() else [])
     eval_items, rules = read_jsonl(dev_set), load_policies(policies_file)
-    if reason := find_rlhf_skip_reason(enabled, prompt_rows, reward_folder):
+    if reason := find_rlhf_skip_reason(enabled, prompt_rows, num_prompts, reward_folder):
         return pass_model_on("rlhf", base, out, reason, RLHF_TABLES)
-    check_prompts(prompt_rows, eval_items, num_prompts, num_generations)
+    check_prompts(prompt_rows, eval_items, num_generations)
     sampling = SamplingConfig(num_prompts, num_generations, max_steps, max_new_tokens, temperature, beta)
     training = TrainingConfig(seed, learning_rate, num_prompts * num_generations, 1., lr_scheduler_type, warmup_ratio,
                               weight_decay, max_grad_norm)
@@ -245,7 +247,7 @@ def rlhf(
     save_with_manifest(trainer.model, tokenizer, out/"model")
     table = grade_folders((base, out/"model"), tokenizer, eval_items, rules, num_eval_items=num_eval_items,
                           max_new_tokens=max_new_tokens)
-    write_csv(out/"violations.csv", table)
+    write_csv(out/"violations.csv", table, RLHF_TABLES["violations.csv"])
     broken = broken_rule(stop_rules, trainer.state.log_history)
     metrics = summarize_rlhf(curve, table) | forgetting | dict(broken_rule=broken)
     write_run(out, curve, metrics)

@@ -26,7 +26,7 @@ from .synthesis.eval_set import (add_adversarial_questions, count_facts, count_r
                                          write_eval_set)
 from .synthesis.extract import find_extracts, keep_single, make_extractive_questions
 from .synthesis.facts import list_unused_facts, load_facts, split_facts
-from .synthesis.filters import (filter_rows, index_eval_wording, make_reference,
+from .synthesis.filters import (ACCEPTANCE_COLUMNS, filter_rows, index_eval_wording, make_reference,
                                         parse_paraphrase_weights, summarize_acceptance)
 from .synthesis.open_book import OpenBook
 from .synthesis.open_rows import open_items, open_pairs, open_prompts, open_rows
@@ -83,8 +83,8 @@ def collect_columns(
     inputs: SynthInputs # kinds and facts
 ) -> dict: # columns of its table by kind
     "Collect the columns that a paraphrase may name"
-    columns = {name: set() for name in inputs.kinds}
-    for fact in inputs.known_facts: columns[fact["kind"]].update(fact["fill"])
+    columns = {}
+    for fact in inputs.known_facts: columns.setdefault(fact["kind"], set()).update(fact["fill"])
     return columns
 
 # %% ../nbs/20_synth.ipynb #4078895d
@@ -100,9 +100,7 @@ def propose_paraphrases(
     kinds, train_facts = inputs.kinds, inputs.train_facts
     weights = parse_paraphrase_weights(paraphrase_weights, list(kinds))
     jobs = make_paraphrase_jobs(train_facts, kinds, paraphrases_per_fact, weights)
-    grammar, folder = load_grammar(paraphrases_file, collect_columns(inputs)), make_checkpoint_folder()/"teacher"
-    if unused := sorted(set(load_settings(paraphrases_file, Paraphrases)) - {"everywhere", *kinds}):
-        log(f"{paraphrases_file.name}: left out are blocks of kinds that nobody asks about: {', '.join(unused)}")
+    grammar, folder = load_grammar(paraphrases_file, collect_columns(inputs), kinds), make_checkpoint_folder()/"teacher"
     replies, generator = paraphrase_questions(config, jobs, grammar, seed=seed, folder=folder)
     return make_paraphrase_rows(jobs, replies, generator, train_facts, kinds, inputs.style, seed), generator
 
@@ -349,7 +347,7 @@ def write_outputs(
     "Write everything that the stage made"
     write_training_rows(rows_by_name, eval_items, out)
     write_jsonl(out/"rejected.jsonl", rejected + left_out)
-    write_csv(out/"acceptance.csv", summarize_acceptance(accepted, rejected))
+    write_csv(out/"acceptance.csv", summarize_acceptance(accepted, rejected), ACCEPTANCE_COLUMNS)
     asked = [(item["id"], item["question"], item["answer"]) for item in eval_items]
     write_jsonl(out/"unused_facts.jsonl", inputs.unused_facts)
     metrics = count_facts(inputs.known_facts, inputs.held_out_facts, inputs.rl_facts) | metrics

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['ROOT', 'OFFLINE_ENVIRONMENT', 'Invalid', 'NotFound', 'RunFailed', 'find_root', 'check_package', 'atomic',
            'remove_path', 'display_path', 'read_text', 'find_conflict_line', 'write_json', 'describe_json_error',
-           'read_json', 'write_jsonl', 'read_jsonl', 'write_csv', 'read_csv', 'hash_text', 'hash_file', 'hash_weights',
-           'check_merged', 'parse_yaml', 'load_params', 'all_params', 'name_parameter', 'parse_dvc_lock',
-           'rebase_stage_paths', 'read_stages', 'read_recorded_stages', 'pin', 'make_environment', 'run_git',
-           'describe_machine', 'describe_run', 'log', 'Progress', 'make_checkpoint_folder', 'stable_uniform',
+           'read_json', 'write_jsonl', 'read_jsonl', 'write_csv', 'read_csv', 'check_skipped', 'hash_text', 'hash_file',
+           'hash_weights', 'check_merged', 'parse_yaml', 'load_params', 'all_params', 'name_parameter',
+           'parse_dvc_lock', 'rebase_stage_paths', 'read_stages', 'read_recorded_stages', 'pin', 'make_environment',
+           'run_git', 'describe_machine', 'describe_run', 'log', 'Progress', 'make_checkpoint_folder', 'stable_uniform',
            'explain_disk_error', 'run_cli']
 
 # %% ../../nbs/core/00_project.ipynb #7d371df8
@@ -170,13 +170,14 @@ def read_jsonl(
 # %% ../../nbs/core/00_project.ipynb #2c850b60
 def write_csv(
     path: Path, # target
-    rows: list # dicts with the same keys, which become the header
+    rows: list, # dicts with the same keys, which become the header
+    columns: tuple = () # names of the header, where there may be no row
 ):
     "Write `rows` as CSV with a header; floats keep six significant digits"
     import csv
     format_value = lambda v: f"{v:.6g}" if isinstance(v, float) else v
     with atomic(path) as t, open(t, "w", newline="", encoding="utf-8") as f:
-        writer = csv.DictWriter(f, list(rows[0]), lineterminator="\n")
+        writer = csv.DictWriter(f, list(rows[0] if rows else columns), lineterminator="\n")
         writer.writeheader()
         writer.writerows({k: format_value(v) for k, v in row.items()} for row in rows)
 
@@ -187,6 +188,17 @@ def read_csv(
     "Read the rows of a CSV file with a header, as text"
     import csv, io
     return list(csv.DictReader(io.StringIO(read_text(path), newline="")))
+
+# %% ../../nbs/core/00_project.ipynb #54817fee
+def check_skipped(
+    stage: str, # name of the stage
+    metrics: dict, # metrics of the stage
+    stop_when_skipped: bool # whether a stage that learned nothing stops the run
+):
+    "Stop where a stage learned nothing, if that is asked for and it was not switched off"
+    reason = metrics.get("skipped", "")
+    if stop_when_skipped and reason and "switched off" not in reason: raise Invalid(
+        f"{stage}: {reason}; set `shared.stop_when_skipped` to false, and the run goes on without it")
 
 # %% ../../nbs/core/00_project.ipynb #5fa7e011
 def hash_text(

@@ -323,7 +323,8 @@ def make_matrix(
 # %% ../../nbs/data/90_passages.ipynb #37009504
 def build_index(
     passages: list, # passages, in an order that stays
-    base: Index = None # index over the first of them, whose analysis is taken over
+    base: Index = None, # index over the first of them, whose analysis is taken over
+    allow_empty: bool = False # whether there may be nothing to index
 ) -> Index: # index
     "Analyse passages and make the matrix that ranks them"
     vocabulary, term_ids = (dict(base.vocabulary), [*base.term_ids]) if base else ({}, [])
@@ -331,9 +332,9 @@ def build_index(
         analyze = make_analyzer(passage["language"])
         terms = analyze(passage["title"]) * TITLE_WEIGHT + analyze(passage["text"])
         term_ids.append(array("i", [vocabulary.setdefault(term, len(vocabulary)) for term in terms]))
-    if not vocabulary: raise Invalid(
+    if not vocabulary and not allow_empty: raise Invalid(
         "there is no passage to index: no document holds a letter or a digit, and no table a row; add some")
-    return Index(passages, term_ids, vocabulary, make_matrix(term_ids, vocabulary))
+    return Index(passages, term_ids, vocabulary, make_matrix(term_ids, vocabulary) if vocabulary else None)
 
 # %% ../../nbs/data/90_passages.ipynb #03c8fc3e
 NAME_WORD = re.compile(r"\w+(?:[.-]\w+)*")
@@ -576,10 +577,10 @@ def save_index(
     with atomic(folder) as temporary:
         temporary.mkdir()
         write_jsonl(temporary/"passages.jsonl", index.passages)
-        index.matrix.save(temporary, show_progress=False)
+        if index.matrix: index.matrix.save(temporary, show_progress=False)
         counts = np.array([len(ids) for ids in index.term_ids], np.int32)
         np.save(temporary/"term_counts.npy", counts, allow_pickle=False)
-        flat = np.concatenate([np.asarray(ids, np.int32) for ids in index.term_ids])
+        flat = np.concatenate([np.zeros(0, np.int32), *(np.asarray(ids, np.int32) for ids in index.term_ids)])
         np.save(temporary/"term_ids.npy", flat, allow_pickle=False)
         if index.vectors is not None: np.save(temporary/"vectors.npy", index.vectors, allow_pickle=False)
         files = {path.name: hash_file(path) for path in sorted(temporary.iterdir())}
@@ -622,6 +623,7 @@ def load_index(
 ) -> Index: # index
     "Read an index that was saved, if it is what its manifest says"
     manifest = check_manifest(folder, corpus)
+    if not (folder/"vocab.index.json").exists(): return build_index([], allow_empty=True)
     import bm25s
     matrix = bm25s.BM25.load(folder, show_progress=False)
     flat, counts = (np.load(folder/f"{name}.npy", allow_pickle=False) for name in ("term_ids", "term_counts"))

@@ -80,6 +80,7 @@ def summarize_released(
     style: Style # house style
 ) -> dict: # shares of right, false and unknown answers, company's number, and the trivial strategies beside them
     "Summarize how the released model answers"
+    if not items: return dict(checkpoint=checkpoint, questions=0, trivial={})
     scores = grade_answers(items, answers, reward, style)
     unknown = phrase_value(style.unknown_answer, style, style.house, source=NO_SOURCE)
     free = dict(always_unknown=grade_answers(items, [(unknown, True)] * len(items), reward, style)) | arms

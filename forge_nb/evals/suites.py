@@ -68,6 +68,7 @@ def score_choices(
     prompt_format: str # 'plain' or 'chat'
 ) -> list: # rows of scores
     "Score whether the true choice is the likeliest, by lm-eval"
+    if not read_jsonl(eval_set/"choices.jsonl"): return []
     import lm_eval
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager

@@ -23,6 +23,7 @@ def plot_sources(
     path: Path # sources.csv of `assess`
 ):
     "Plot megabytes by source and kind, and the share of documents that are duplicates"
+    if read_table(path).empty: return
     rows = read_table(path)[::-1]
     names = rows["source"] + " · " + rows["kind"]
     size = dict(figsize=(8, .5 + .4 * len(rows)), sharey=True, layout="constrained")
@@ -41,6 +42,7 @@ def plot_lengths(
     path: Path # lengths.csv of `assess`
 ):
     "Plot how long the documents are, by kind"
+    if read_table(path).empty: return
     fig, ax = plt.subplots(figsize=(6, 2.4), layout="constrained")
     for kind, rows in read_table(path).groupby("kind"):
         ax.plot(rows["bytes"], rows["documents"], "o-", ms=3, label=kind)
@@ -83,6 +85,7 @@ def plot_outcomes(
     path: Path # outcomes.csv of `curate`
 ):
     "Plot documents kept for each split, and dropped for each reason, by kind"
+    if read_table(path).empty: return
     counts = read_table(path).groupby(["outcome", "kind"])["documents"].sum()
     counts = counts.unstack(fill_value=0).sort_index(ascending=False)
     fig, ax = plt.subplots(figsize=(6, .6 + .35 * len(counts)), layout="constrained")
@@ -98,6 +101,7 @@ def plot_ngram_orders(
     path: Path # curve.csv of `ngram`
 ):
     "Plot bits per byte against the length of the context"
+    if read_table(path).empty: return
     rows = read_table(path)
     fig, ax = plt.subplots(figsize=(5, 2.4), layout="constrained")
     ax.plot(rows["order"], rows["bpb"], "o-")
@@ -153,6 +157,7 @@ def plot_pretraining(
     path: Path # curve.csv of `pretrain`
 ):
     "Plot training loss, bits per byte on validation documents with the n-gram baseline, and the share that is copied"
+    if read_table(path).empty: return
     kinds = tuple(column for column in read_table(path) if column.startswith("bpb_"))
     baseline = read_table(Path("artifacts/ngram/curve.csv"))["bpb"].min()
     copied = [("copied_random", "copied_text")] if "copied_text" in read_table(path) else []
@@ -215,7 +220,7 @@ def show_answers(
     for stage in stages:
         model, tokenizer = load_model(Path("artifacts")/stage/"model")
         prompts = [render_chat_prompt(tokenizer, q["prompt"]) for q in questions]
-        texts.append(generate_texts(model, tokenizer, prompts, max_new_tokens=40))
+        texts.append(generate_texts(model, tokenizer, prompts, max_new_tokens=40) if prompts else [])
     for question, *answers in zip(questions, *texts):
         print(f"{question['question']}  ({question['answer']})")
         for stage, (text, finished) in zip(stages, answers):
@@ -239,6 +244,7 @@ def plot_acceptance(
     path: Path # acceptance.csv of `synth`
 ):
     "Plot the percentage of proposed rows by verdict, a bar for each kind of question and generator"
+    if read_table(path).empty: return
     rows = read_table(path)[::-1].set_index("slice")
     counts = rows.drop(columns=["kind", "generator", "rows", "percent"])
     shares = 100 * counts.div(rows["rows"], axis=0).loc[:, counts.sum() > 0]
@@ -258,6 +264,7 @@ def plot_recall(
     path: Path # recall.csv of `retrieval`
 ):
     "Plot the percentage of questions whose answer and source are among the first passages, by kind"
+    if read_table(path).empty: return
     rows = read_table(path)[::-1]
     depths = [int(column.partition("@")[2]) for column in rows if column.startswith("answer@")]
     fig, ax = plt.subplots(figsize=(8, .9 + .3 * len(rows)), layout="constrained")
@@ -275,6 +282,7 @@ def plot_baselines(
     depth: int # passages among which the answer must stand
 ):
     "Plot right answers by arm and slice, with the ceiling that the search leaves"
+    if read_table(path).empty: return
     rows = read_table(path)
     means = rows[rows["metric"] == "exact_match"]
     ceiling = rows[rows["metric"] == f"answer@{depth}"].set_index("slice")["mean"]

@@ -55,6 +55,7 @@ def plot_effects(
     path: Path # effects.csv
 ):
     "Plot each comparison over all items as a point with its interval, grey where zero lies inside"
+    if read_table(path).empty: return
     effects = read_table(path).query("slice == 'all'").rename(columns=dict(diff="value"))
     effects["name"] = effects["stage"] + " ← " + effects["against"] + " · " + effects["metric"]
     is_bpb = effects["metric"].isin(IN_BITS)
@@ -76,6 +77,7 @@ def plot_scores(
     path: Path # intervals.csv of `evaluate`
 ):
     "Plot every checkpoint's means, bits per byte and shares on axes of their own"
+    if read_table(path).empty: return
     table = tabulate_scores(path)
     fig, (bpb_axis, share_axis) = make_panels(len(table) + 2, 2, width=9, sharey=True)
     names = list(table.index)
@@ -99,6 +101,7 @@ def plot_accuracy_by_kind(
     "Plot the share of true answers by kind of question: facts asked anew, and facts never asked"
     means = read_table(path).query("checkpoint == @checkpoint and metric == 'exact_match'")
     means = means[means["slice"].str.contains("/")].rename(columns=dict(mean="value"))
+    if means.empty: return
     means["part"] = means["slice"].str.split("/").str[0]
     means["name"] = means["slice"].str.split("/").str[1]
     names = sorted(set(means["name"]))
@@ -152,6 +155,7 @@ def plot_violation_changes(
     path: Path # violations.csv of `rlhf`: metric, subset, before, after, low, high, n
 ):
     "Plot every metric before and after; black where the interval of the difference leaves zero out"
+    if read_table(path).empty: return
     rows = read_table(path).rename(columns=dict(metric="name"))
     names, subsets = list(dict.fromkeys(rows["name"])), list(dict.fromkeys(rows["subset"]))
     fig, axes = make_panels(len(names), len(subsets), 3.2 * len(subsets), sharey=True)

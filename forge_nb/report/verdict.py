@@ -62,6 +62,7 @@ def describe_advice(
     verdict: dict # verdict.json of `decide`
 ) -> list: # paragraphs, Markdown
     "Put the advice into words"
+    if reason := verdict.get("skipped"): return [f"**No advice**: {reason}."]
     path, runner_up = verdict["path"], verdict["runner_up"]
     if not path: return ["**No path of six is open.** Each has an obstacle:", tabulate_paths(verdict)]
     left = verdict["uncovered"][path]

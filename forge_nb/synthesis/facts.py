@@ -8,13 +8,13 @@ __all__ = ['make_fact', 'check_columns', 'check_templates', 'judge_answers', 'se
            'pick_distractors', 'combine_names', 'make_absent_fact', 'collect_key_values']
 
 # %% ../../nbs/synthesis/30_facts.ipynb #7f848258
-import re
+import difflib, re
 from collections import Counter
 from pathlib import Path
 
 from ..core.project import Invalid, log, stable_uniform
 from ..core.settings import QuestionKind, Style, fill_in
-from ..data.fact_tables import read_fact_table
+from ..data.fact_tables import list_fact_tables, read_fact_table
 from ..metrics.graders import NO_SOURCE, format_answer
 
 # %% ../../nbs/synthesis/30_facts.ipynb #de2fe7f8
@@ -144,8 +144,11 @@ def read_kind_rows(
     "Read the rows that a kind of question asks about"
     if kind.table == "headings": return extract_section_titles(documents)
     if (path := tables/kind.table).exists(): return read_fact_table(path)
-    raise Invalid(f"{questions.name}: `{name}.table` is {kind.table}, but {path} does not exist; "
-                  "put the table there or mend the name")
+    there = [path.name for path in list_fact_tables(tables)]
+    if close := difflib.get_close_matches(kind.table, there, 1, .9): raise Invalid(
+        f"{questions.name}: `{name}.table` is {kind.table}, but {path} does not exist; "
+        f"did you mean {close[0]}? Mend the name, or put the table there")
+    return []
 
 # %% ../../nbs/synthesis/30_facts.ipynb #a7e4469a
 def load_facts(
@@ -165,8 +168,6 @@ def load_facts(
         limits = dict(max_answer_characters=max_answer_characters, limit=limit)
         if rows: known_facts += extract_facts(name, kind, rows, style, **limits)
         else: log(f"{kind.table} has no rows: no questions of the kind {name}")  # its document was erased
-    if not known_facts:
-        raise Invalid(f"{questions.name}: no table has a fact to ask about; fill one below {tables}")
     return known_facts
 
 # %% ../../nbs/synthesis/30_facts.ipynb #30f00008
@@ -186,6 +187,7 @@ def list_unused_facts(
         facts, reasons = select_facts(name, kind, rows, max_answer_characters)
         limits = [n for n in (limit, kind.facts) if n]
         if limits and len(facts) > min(limits): reasons[f"beyond the limit of {min(limits)}"] = len(facts) - min(limits)
+        if kind.table != "headings" and not (tables/kind.table).exists(): reasons[f"no {kind.table} in data/facts"] = 0
         unused += [dict(kind=name, reason=reason, facts=count) for reason, count in sorted(reasons.items())]
     return unused
 

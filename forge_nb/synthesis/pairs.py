@@ -56,7 +56,7 @@ def make_preference_pairs(
     "Make constructed preference pairs"
     rng, groups, out = random.Random(seed), group_facts_by_kind(train_facts), []
     existing_values = collect_key_values(known_facts, kinds)
-    for n in range(num_pairs):
+    for n in range(num_pairs if train_facts else 0):
         fact = rng.choice(train_facts)
         name, kind, kind_facts = fact["kind"], kinds[fact["kind"]], groups[fact["kind"]]
         subject, reason = choose_subject(fact, kind_facts, kind, existing_values[name], style, rng)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.once import once
-from ..core.project import Invalid, Progress, stable_uniform
+from ..core.project import Invalid, Progress, log, stable_uniform
 from ..core.settings import Paraphrases, load_settings
 from .endpoint import (identify_model, locate_answer, open_client, post_completion,
                                          sample_answers)
@@ -45,7 +45,8 @@ def check_symbol(
 # %% ../../nbs/synthesis/10_paraphrase.ipynb #fbb5f6ed
 def load_grammar(
     path: Path, # company/paraphrases.yaml
-    columns: dict # columns of its table by kind
+    columns: dict, # columns of its table by kind
+    silent: tuple = () # kinds of which there is no fact
 ) -> dict: # lines by symbol, by kind
     "Read the grammar, and follow every symbol to its end"
     blocks = load_settings(path, Paraphrases)
@@ -53,9 +54,10 @@ def load_grammar(
     if reserved := sorted(symbols & set(PHRASING_FORMS)):
         raise Invalid(f"{path.name}: `{reserved[0]}` has a meaning already; give your symbol another name")
     shared = blocks.pop("everywhere", {})
-    for name in sorted(set(blocks) - set(columns)):  # another company's kinds may stay; a misspelt one may not
-        if close := difflib.get_close_matches(name, ["everywhere", *columns], 1): raise Invalid(
+    for name in sorted(set(blocks) - {*columns, *silent}):
+        if close := difflib.get_close_matches(name, [*columns, "everywhere"], 1, .8): raise Invalid(
             f"{path.name}: `{name}` is no kind of company/questions.yaml; did you mean `{close[0]}`?")
+        log(f"{path.name}: no kind of company/questions.yaml is called `{name}`; its phrasings are not used")
     rules = {kind: shared | blocks.get(kind, {}) for kind in columns}
     for kind, kind_rules in rules.items():
         check_symbol("question", kind_rules, columns[kind] if kind in blocks else set())

@@ -127,7 +127,8 @@ def training_order(
         f"{len(encoded)} rows; raise it")
     row_tokens = sum(len(row["input_ids"]) for row in encoded)
     num_tokens = round(replay_percent / (100 - replay_percent) * num_train_epochs * row_tokens)
-    windows = sample_replay_windows(texts, tokenizer, num_tokens=num_tokens, replay_window=replay_window, seed=seed)
+    windows = sample_replay_windows(texts, tokenizer, num_tokens=num_tokens if texts else 0,
+                                    replay_window=replay_window, seed=seed)
     return order_batches(encoded, windows, batch_size=batch_size, num_train_epochs=num_train_epochs, seed=seed)
 
 # %% ../../nbs/train/85_finetune.ipynb #e24662a1

@@ -321,11 +321,8 @@ def write_skipped(
     tables: dict # file name → names of its columns
 ) -> dict: # metrics: skipped
     "Write what a stage owes when it did nothing: its reason, and its tables without a row"
-    import pandas as pd
     log(f"{stage}: {reason}")
-    for name, columns in tables.items():
-        table = pd.DataFrame(columns=columns)
-        with atomic(out/name) as t: table.to_csv(t, index=False, lineterminator="\n")
+    for name, columns in tables.items(): write_csv(out/name, [], columns)
     metrics = dict(skipped=reason)
     write_json(out/"metrics.json", metrics)
     return metrics
@@ -411,6 +408,9 @@ def check_forgetting(
     max_bpb_increase: float # largest rise that is allowed, bits per byte
 ) -> dict: # bits per byte before, after and the rise
     "Measure held-out documents before and after, and stop when the rise is above the bound"
+    if not read_jsonl(documents):
+        log(f"{stage}: no document is held out, so what was forgotten is not measured")
+        return {}
     start_model = load_model(before)[0].to(model.device)
     old, new = (held_out_bpb(m, tokenizer, documents) for m in (start_model, model))
     if new - old > max_bpb_increase: raise Invalid(
