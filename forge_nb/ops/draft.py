@@ -6,14 +6,14 @@
 __all__ = ['TABLE_READERS', 'ARCHIVE_READERS', 'DATE_CELL', 'MEASURE_CELL', 'UNITS', 'KEY_WORDS', 'KEY_ENDINGS', 'MAX_REPEATED',
            'MIN_FACTS', 'MAX_FACTS', 'NUM_PHRASINGS', 'DRAFT_HEADER', 'MAX_LINES', 'DraftedKind', 'Omission',
            'Conflict', 'DraftAnswer', 'Table', 'read_fact_tables', 'slugify', 'name_copies', 'read_data_tables',
-           'find_private_columns', 'is_measure', 'classify_cells', 'rate_key_column', 'measure_repeats', 'choose_key',
-           'split_header', 'header_to_words', 'count_usable', 'name_row_key', 'judge_column', 'Choice',
+           'find_private_columns', 'is_measure', 'is_nested', 'classify_cells', 'rate_key_column', 'measure_repeats',
+           'choose_key', 'split_header', 'header_to_words', 'count_usable', 'name_row_key', 'judge_column', 'Choice',
            'find_conflicts', 'phrase_key', 'choose_phrasings', 'draft_kind', 'choose_columns', 'list_excluded',
            'draft_table', 'format_questions', 'write_draft', 'make_copy', 'judge_copy', 'copy_tables', 'note_copies',
            'draft_tables', 'draft', 'format_list', 'format_draft']
 
 # %% ../../nbs/ops/74_draft.ipynb #74a00004
-import io, re, unicodedata
+import io, json, re, unicodedata
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from itertools import combinations
@@ -190,6 +190,15 @@ def is_measure(
     if not match: return False
     return not match["unit"] or bool(match["gap"]) or match["unit"].casefold() in UNITS
 
+# %% ../../nbs/ops/74_draft.ipynb #deee7700
+def is_nested(
+    cell: str # text of a cell
+) -> bool: # whether it is a list or an object of JSON
+    "Tell a nested value from a text in brackets"
+    if cell[:1] not in ("[", "{"): return False
+    try: return isinstance(json.loads(cell), (dict, list))
+    except ValueError: return False
+
 # %% ../../nbs/ops/74_draft.ipynb #74a0001b
 def classify_cells(
     cells: list # texts
@@ -198,7 +207,7 @@ def classify_cells(
     filled = [cell for cell in cells if cell]
     if not filled: return "empty"
     share = lambda test: sum(bool(test(cell)) for cell in filled) / len(filled)
-    if share(lambda cell: cell[:1] in "[{" and cell[-1:] in "]}") > .5: return "nested"
+    if share(is_nested) > .5: return "nested"
     if share(DATE_CELL.fullmatch) > .9: return "date"
     if share(lambda cell: re.fullmatch(r"\d+", cell)) > .9: return "integer"
     if share(is_measure) > .9: return "measure"
@@ -315,6 +324,9 @@ def judge_column(
     if any(cells == [str(n + first) for n in range(len(cells))] for first in (0, 1)): return "counts the rows"
     rows = [row for row in table.rows if len(row[column].strip()) > 2]
     if sum(row[column].strip() in name_row_key(row, key) for row in rows) > len(cells) / 2: return "stands in the key"
+    for part in key[:2 * (len(key) > 1)]:
+        if len({(row[part], row[column]) for row in table.rows}) == len(set(table.cells(part))):
+            return f"follows from `{part}` alone"
     [(reason, unusable)] = count_usable(cells, max_answer_characters).most_common(1)
     if reason: return f"has {unusable} rows of {len(cells)} with an {reason}"
     return f"is `{value[:40]}` in {count} of {len(cells)} rows" if count > .95 * len(cells) else ""

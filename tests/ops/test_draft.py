@@ -2,7 +2,7 @@
 import hashlib, json, shutil, sqlite3
 
 import pytest
-from copies import FORGE, ROOT, ask, refuse, sibling
+from copies import ROOT, ask, refuse, sibling
 from jsonschema import validate
 from sheets import sheet_file
 
@@ -90,10 +90,9 @@ def test_keys_and_values_are_chosen(plant):
     for words in ("pumpen.csv: Druck_bar by Pumpe, 40 facts", "ingest.exclude", "hospital.sqlite", "14 in all", "language of company/columns.yaml"): assert words in said, words
 
 
-def test_the_draft_passes_the_check_and_finds_its_rows(plant):
-    "Of the drafted questions, in every phrasing, at least nine in ten find their row, among distractors of the same make and of another company"
-    draft(plant, copy=True)
-    company, facts = plant/"company", plant/"data"/"facts"
+def measure(project) -> list:
+    "How often the drafted questions find their row, by kind and in all; the draft passes the check before"
+    company, facts = project/"company", project/"data"/"facts"
     assert check_company(company, facts, LIMIT) == []
     kinds, style = load_settings(company/"questions.yaml", QuestionKinds), load_settings(company/"style.yaml", Style)
     known = load_facts(company/"questions.yaml", kinds, facts, [], style, max_answer_characters=LIMIT, limit=0)
@@ -103,8 +102,28 @@ def test_the_draft_passes_the_check_and_finds_its_rows(plant):
     found = search(build_index(passages), [question["question"] for question in questions], 3, [])
     recall = tabulate_recall(rank_answers(questions, found))
     for row in recall: print(f"{row['kind']:26} {row['questions']:5} questions, the row comes first {row['source@1']:6} %, among three {row['source@3']:6} %")
-    assert len(questions) > 3000 and len(passages) > 4000
-    assert all(row["source@1"] >= 90 and row["source@3"] >= 90 for row in recall)
+    assert len(passages) > 4000 and len(questions) == len(kinds) * 8 * 38
+    return recall
+
+
+def test_the_draft_passes_the_check_and_finds_its_rows(plant):
+    "Of the drafted questions, in every phrasing, at least nine in ten find their row, among distractors of the same make and of another company"
+    draft(plant, copy=True)
+    assert all(row["source@1"] >= 90 and row["source@3"] >= 90 for row in measure(plant))
+
+
+def test_rows_are_found_by_names_of_many_words_by_numbers_and_by_two_columns(project):
+    "Not by every name: of a row whose name is May, a word that search passes over, no word is left but the region"
+    facts = project/"data"/"facts"
+    write_csv(facts/"elbows.csv", [{"Product": f"Elbow {10 + n // 6 * 5} mm {'chrome white black brass grey copper'.split()[n % 6]}", "Unit Price": f"{n},45", "Pack size": [1, 5, 10, 25][n % 4]} for n in range(48)])
+    write_csv(facts/"tickets.csv", [dict(ticket_no=4000 + n, state=["open", "closed", "waiting"][n % 3], room=f"{n % 9 + 1}A") for n in range(60)])
+    write_csv(facts/"sales.csv", [dict(month=month, region=region, revenue_EUR=n * 1000 + i * 37) for n, month in enumerate(["January", "February", "March", "April", "May"]) for i, region in enumerate(["North", "South", "East Anglia", "Centre"])])
+    answer = draft(project)
+    assert {kind.table: kind.key for kind in answer.kinds} == {"elbows.csv": ["Product"], "tickets.csv": ["ticket_no"], "sales.csv": ["region", "month"]}
+    examples = {kind.answer: kind.example for kind in answer.kinds}
+    assert "of ticket no 40" in examples["room"] and "(region " in examples["revenue_EUR"]
+    *recall, total = measure(project)
+    assert total["source@1"] >= 90 and all(row["source@1"] >= 90 for row in recall if not row["kind"].startswith("sales"))
 
 
 def make_distractors(facts):
@@ -267,4 +286,3 @@ def test_copies_are_recorded(bare, tmp_path):
     assert "facts/devices.csv" in (copy.root/"data"/"SHA256SUMS").read_text(encoding="utf-8") and "up to date" in copy("dvc status data.dvc")
     after = hash_files(copy.root/"data"/"facts")
     assert {name: after[name] for name in before} == before and set(after) - set(before) == {"devices.csv"}
-    assert "Example: forge draft" in copy(f"{FORGE} draft --help")
