@@ -84,7 +84,8 @@ def find_fields(
     text: str # text with names in braces
 ) -> list: # names, sorted
     "List the names that stand in braces"
-    if re.search("[{}]", FIELD.sub("", text)): raise ValueError("a brace stands alone; write {name}, or the brace twice")
+    if re.search("[{}]", FIELD.sub("", text)): raise ValueError(
+        "a brace stands alone; write {name}, or the brace twice")
     return sorted({match[1] for match in FIELD.finditer(text) if match[1]})
 
 # %% ../../nbs/core/50_settings.ipynb #9e7b5503

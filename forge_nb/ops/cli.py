@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['ANSWER_MODELS', 'app', 'DocumentsArgument', 'QueryOption', 'HistoryOption', 'JsonOption', 'DryRunOption', 'YesOption',
            'KeepOption', 'UndoOption', 'UrlArgument', 'FileNameOption', 'SearchArgument', 'KOption', 'GroupsOption',
-           'QuestionArgument', 'ProfileOption', 'ModelOption', 'TokensOption', 'GpusOption', 'SecondsOption',
-           'PlotOption', 'VolumeOption', 'RecordOption', 'CyclesOption', 'AxesArgument', 'TrialsOption',
-           'TrialMetricOption', 'SearchNameOption', 'PruneOption', 'RoundsOption', 'ParaphrasesOption',
+           'QuestionArgument', 'CopyOption', 'ProfileOption', 'ModelOption', 'TokensOption', 'GpusOption',
+           'SecondsOption', 'PlotOption', 'VolumeOption', 'RecordOption', 'CyclesOption', 'AxesArgument',
+           'TrialsOption', 'TrialMetricOption', 'SearchNameOption', 'PruneOption', 'RoundsOption', 'ParaphrasesOption',
            'CheckpointOption', 'ItemMetricOption', 'CycleNameOption', 'VerbArgument', 'INTERRUPTED_MESSAGE', 'Failure',
            'print_error', 'answer_schema', 'show_help', 'print_answer', 'make_line_printer', 'hold_verb_lock',
            'require_request', 'whereis_verb', 'check_pending_request', 'confirm_erasure', 'dry_run_erasure',
            'begin_erasure', 'forget_verb', 'require_no_pending_erasure', 'SnapshotAnswer', 'format_snapshot',
-           'snapshot_verb', 'split_names', 'search_verb', 'ask_verb', 'check_verb', 'refresh_verb', 'plot_estimate',
-           'estimate_verb', 'sweep_verb', 'cycle_verb', 'schema_verb', 'main']
+           'snapshot_verb', 'split_names', 'search_verb', 'ask_verb', 'check_verb', 'draft_verb', 'refresh_verb',
+           'plot_estimate', 'estimate_verb', 'sweep_verb', 'cycle_verb', 'schema_verb', 'main']
 
 # %% ../../nbs/ops/90_cli.ipynb #1036a386
 import json, os, re, sys
@@ -58,6 +58,7 @@ ANSWER_MODELS = dict(
     whereis="forge_nb.ops.lineage:WhereisAnswer", forget="forge_nb.ops.erasure:ForgetAnswer",
     search="forge_nb.ops.search:SearchAnswer", ask="forge_nb.ops.ask:AskAnswer",
     refresh="forge_nb.ops.refresh:RefreshAnswer", check="forge_nb.ops.check:CheckAnswer",
+    draft="forge_nb.ops.draft:DraftAnswer",
     snapshot="forge_nb.ops.cli:SnapshotAnswer", estimate="forge_nb.train.estimate:EstimateAnswer",
     sweep="forge_nb.ops.sweep:SweepAnswer", cycle="forge_nb.ops.cycle:CycleAnswer")  # verb → model
 
@@ -319,6 +320,27 @@ def check_verb(
     answer = check(ROOT)
     print_answer(answer, format_check(answer), as_json)
     if answer.problems: raise typer.Exit(2)
+
+# %% ../../nbs/ops/90_cli.ipynb #90d00002
+CopyOption = Annotated[bool, typer.Option("--copy", help="Copy tables outside data/facts there, and record them.")]
+
+# %% ../../nbs/ops/90_cli.ipynb #90d00003
+@app.command("draft", epilog="Example: forge draft --copy")
+def draft_verb(
+    copy: CopyOption = False, # whether tables outside data/facts are copied there
+    as_json: JsonOption = False # whether a program is listening
+):
+    "Draft company/questions.yaml from the tables in data/facts: what can be asked, what not, and why."
+    from forge_nb.core.tangle import write_checksums
+    from forge_nb.ops.draft import draft, format_draft
+    require_no_pending_erasure()
+    if copy: check_data_recorded(ROOT)
+    answer = draft(ROOT, copy)
+    if answer.copied:
+        write_checksums(ROOT/"data")
+        run_dvc(ROOT, "add", "--quiet", "data")
+    print_answer(answer, format_draft(answer), as_json)
+    if answer.state == "nothing": raise typer.Exit(3)
 
 # %% ../../nbs/ops/90_cli.ipynb #548d0d01
 @app.command("refresh", epilog="Example: forge refresh --json")

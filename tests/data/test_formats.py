@@ -2,6 +2,7 @@
 import email.message, io, json, zipfile
 
 import pytest
+from sheets import sheet_file
 from test_readers import only, read, texts
 
 from forge_nb.data.readers import list_sources
@@ -44,24 +45,6 @@ def test_a_footnote_stands_below_its_paragraph(tmp_path):
     (tmp_path/"a.docx").write_bytes(word_file(p(r("At most 500 kg"), '<w:r><w:footnoteReference w:id="2"/></w:r>', r(" in any position.")), footnotes=note))
     [document], _ = read(tmp_path, "a.docx")
     assert "At most 500 kg[2] in any position." in document["text"] and "[2] 250 kg when the arm is out." in document["text"]
-
-
-def sheet_file(sheets: dict, hidden: tuple = ()) -> bytes:
-    "An Excel file of these sheets, name → rows"
-    def cell(value): return f"<c><v>{value}</v></c>" if isinstance(value, (int, float)) else f'<c t="inlineStr"><is><t>{value}</t></is></c>' if value else "<c/>"
-    names = list(sheets)
-    entries = "".join(f'<sheet name="{name}" sheetId="{n}" r:id="r{n}"{" state=" + chr(34) + "hidden" + chr(34) if name in hidden else ""}/>' for n, name in enumerate(names, 1))
-    main = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
-    files = {"[Content_Types].xml": '<Types xmlns="http://schemas.openxmlformats.org/package/2006/content-types"><Default Extension="rels" ContentType="application/vnd.openxmlformats-package.relationships+xml"/><Override PartName="/xl/workbook.xml" ContentType="application/vnd.openxmlformats-officedocument.spreadsheetml.sheet.main+xml"/>'
-             + "".join(f'<Override PartName="/xl/worksheets/s{n}.xml" ContentType="application/vnd.openxmlformats-officedocument.spreadsheetml.worksheet+xml"/>' for n in range(1, len(names) + 1)) + "</Types>",
-             "_rels/.rels": '<Relationships xmlns="http://schemas.openxmlformats.org/package/2006/relationships"><Relationship Id="r1" Type="http://schemas.openxmlformats.org/officeDocument/2006/relationships/officeDocument" Target="xl/workbook.xml"/></Relationships>',
-             "xl/workbook.xml": f'<workbook xmlns="{main}" xmlns:r="http://schemas.openxmlformats.org/officeDocument/2006/relationships"><sheets>{entries}</sheets></workbook>',
-             "xl/_rels/workbook.xml.rels": '<Relationships xmlns="http://schemas.openxmlformats.org/package/2006/relationships">' + "".join(f'<Relationship Id="r{n}" Type="http://schemas.openxmlformats.org/officeDocument/2006/relationships/worksheet" Target="worksheets/s{n}.xml"/>' for n in range(1, len(names) + 1)) + "</Relationships>"}
-    for n, rows in enumerate(sheets.values(), 1):
-        files[f"xl/worksheets/s{n}.xml"] = f'<worksheet xmlns="{main}"><sheetData>{"".join("<row>" + "".join(map(cell, row)) + "</row>" for row in rows)}</sheetData></worksheet>'
-    with zipfile.ZipFile(out := io.BytesIO(), "w") as z:
-        for name, text in files.items(): z.writestr(name, text)
-    return out.getvalue()
 
 
 def test_sheets_are_tables_below_their_header(tmp_path):
