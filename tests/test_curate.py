@@ -1,5 +1,5 @@
 "Curation on planted truth: every document accounted for, the same bytes whatever the workers, killed or not"
-import hashlib, os, random, signal, subprocess, sys
+import hashlib, json, os, random, signal, subprocess, sys
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
@@ -254,20 +254,33 @@ def test_rows_to_train_on_are_masked_deduplicated_and_kept_from_the_evaluation_s
     assert all(len(found) == 1 for found in splits.values()) and rows["valid"] and rows["test"]
 
 
-@pytest.mark.parametrize("form", [
-    dict(question="{q}", A="{a}", B="Oil.", answer="A"), dict(question="{q}", choices=["Oil.", "{a}"], answer=1),
-    dict(question="{q}", choices=dict(text=["{a}", "Oil."], label=["A", "B"]), answerKey="A"), dict(question="{q}", answers=dict(text=["{a}"], answer_start=[0])),
-    dict(messages=[dict(role="user", content="{q}"), dict(role="assistant", content="{a}")]), dict(question="{q}", answer="{a}")])
-def test_an_item_is_found_in_whatever_form_its_set_comes(tmp_path, form):
-    import json
-    from forge_nb.curate import read_eval_items
+Q, A, OTHER = "Which coolant is prescribed for the spindle of the milling machine FX-20, and how often is it changed?", "Emulsion of eight percent, changed every ninety days.", "Plain oil of the grade SAE thirty, never changed at all."
+FORMS = [
+    dict(question=Q, A=A, B=OTHER, answer="A"), dict(question=Q, choices=[OTHER, A], answer=1), dict(question=Q, choices=dict(text=[A, OTHER], label=["A", "B"]), answerKey="A"),
+    dict(question=Q, options=dict(A=OTHER, B=A), answer_idx="B"), dict(question=dict(stem=Q, choices=[dict(text=OTHER, label="A"), dict(text=A, label="B")]), answerKey="B"),
+    dict(question_stem=Q, choices=dict(text=[OTHER, A], label=["A", "B"]), answerKey="B"), dict(question=Q, distractor1=OTHER, correct_answer=A), dict(question=Q, mc1_targets=dict(choices=[OTHER, A], labels=[0, 1])),
+    dict(goal=Q, sol1=OTHER, sol2=A, label=1), dict(sentence=Q, option1=OTHER, option2=A, answer="2"), dict(ctx=Q, endings=[OTHER, A], label="1"), dict(question=Q, answers=dict(text=[A], answer_start=[0])),
+    dict(question=Q, answer=A), dict(prompt=Q, chosen=A, rejected=OTHER), dict(instruction=Q, output=A), dict(doc_id=0, doc=dict(question=Q, choices=[OTHER, A], answer=1)), dict(Frage=Q, Antwort=A),
+    dict(input=[dict(role="system", content="Be brief."), dict(role="user", content=Q)], ideal=A),
+    dict(messages=[dict(role="user", content="Hello, I am new in hall two."), dict(role="assistant", content="Ask."), dict(role="user", content=Q), dict(role="assistant", content=A)]),
+    dict(data=[dict(title="x", paragraphs=[dict(context="It stands in hall two.", qas=[dict(id="1", question=Q, answers=[dict(text=A, answer_start=1)])])])])]
+TABLES = {"mmlu.csv": f'"{Q}","{OTHER}","{A}",B\n"What is the name of the lamp over the gate?",Kim,Bo,A\n', "quiz.csv": f'Question;Option A;Option B;Correct answer\n"{Q}";"{OTHER}";"{A}";B\n', "qa.tsv": f"question\tanswer\n{Q}\t{A}\n"}
+
+
+@pytest.mark.parametrize("name, text", [*((f"{n}.{'json' if 'data' in form else 'jsonl'}", json.dumps(form)) for n, form in enumerate(FORMS)), *TABLES.items()])
+def test_an_item_is_found_in_whatever_form_its_set_comes(tmp_path, name, text):
+    "The question by itself, and a short one with its right answer; never a wrong choice without the question"
+    from forge_nb.data.eval_items import read_eval_items
     from forge_nb.data.shingles import find_contamination, index_eval_items
-    q, a = "Which coolant is prescribed for the spindle of the milling machine FX-20, and how often is it changed?", "Emulsion of eight percent, changed every ninety days."
-    (tmp_path/"quiz.jsonl").write_text(json.dumps(form).replace("{q}", q).replace("{a}", a), encoding="utf-8")
-    index = index_eval_items(read_eval_items(tmp_path))
-    assert find_contamination(f"The spindle is warmed up. {q} {a} The lamp over the gate stays lit.", index)
-    assert find_contamination(f"We were asked: {q} Nobody knew.", index)
-    assert not find_contamination("The spindle is warmed up for ten minutes. Emulsion is kept in hall two, and changed when it smells.", index)
+    (tmp_path/"sets").mkdir()
+    (tmp_path/"sets"/name).write_text(text, encoding="utf-8")
+    index = index_eval_items(read_eval_items(tmp_path/"sets"))
+    assert find_contamination(f"The spindle is warmed up. {Q} {A} The lamp over the gate stays lit.", index)
+    assert find_contamination(f"We were asked: {Q} Nobody knew.", index)
+    assert not find_contamination(f"The spindle is warmed up for ten minutes. {OTHER} It was bought in spring.", index)
+    (tmp_path/"sets"/name).write_text(text.replace(Q, "What coolant does FX-20 take?"), encoding="utf-8")
+    index = index_eval_items(read_eval_items(tmp_path/"sets"))
+    assert find_contamination(f"Note: What coolant does FX-20 take? {A} It is kept in hall two.", index)
 
 
 def test_private_columns_are_masked_whatever_stands_in_them(tmp_path):
