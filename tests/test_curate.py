@@ -301,3 +301,77 @@ def test_rows_of_a_table_are_twins_only_when_equal(tmp_path):
     run(tmp_path/"data", tmp_path/"out")
     dropped = [(d["source"], d["reason"]) for d in read_jsonl(tmp_path/"out"/"curate"/"dropped.jsonl") if d["source"].startswith("screws")]
     assert dropped == [("screws.csv#31", "exact duplicate")]
+
+
+def company(data: Path):
+    "An exported wiki below a long menu, manuals with a foot line, invoices of one form, sheets of one table head, an edited copy"
+    pages, notice = random.Random(5), "Printed copies are not kept up to date."
+    body = lambda: "\n".join(" ".join(pages.choices(WORDS, k=9)) + f" in hall {pages.randrange(900)}." for _ in range(6))
+    menu = "\n".join(["Home", "Spaces", "People", "Templates", "Create a page", "Works handbook > Machines"])
+    files = {f"wiki/p{n}/index.md": f"{menu}\nMachine {n} of the works\n\n{body()}\n\nStatus: approved\n\nPowered by a wiki, all rights reserved.\nLog out\n" for n in range(12)}
+    files |= {f"manuals/m{n}.md": f"# Manual {n}\n\n{body()}\n\n## Safety\n\n{body()}\n\n{notice if n < 9 else ''}\n" for n in range(12)}
+    files |= {f"licensed/l{n}.md": f"# Note {n}\n\n{body()}\n\n{'May be used under the terms of the house.' if n < 3 else ''}\n" for n in range(12)}
+    files |= {f"sheets/s{n}.md": f"# Valve V-{n}\n\n| property | value |\n|---|---|\n| width | {n * 3} mm |\n| {pages.choice(WORDS)} | {pages.choice(WORDS)} {n} |\n" for n in range(12)}
+    terms = "We thank you for your order. Payment is due within thirty days after the date of this invoice without any deduction.\nAfter that we charge interest of eight percent above the base rate. Complaints are to be made in writing within eight days.\nThe goods were handed to the carrier in full and without damage, and remain our property until the whole sum has reached our account.\nPlease name the number of the invoice in every letter and in every payment that you make, so that we can assign it without delay."
+    files |= {f"invoices/{n}.txt": f"Nordwerk Pumpen\n\nINVOICE 2026{n:04}\n\nArticle: {pages.choice(WORDS)} M{n}\nSum: {n * 17},{n:02} euro\n\n{terms}\n" for n in range(12)}
+    files["manuals/m3 (edited).md"] = files["manuals/m3.md"].replace("## Safety", "## Safe work")
+    for name, text in files.items():
+        (data/name).parent.mkdir(parents=True, exist_ok=True)
+        (data/name).write_text(text, encoding="utf-8")
+    return files
+
+
+@pytest.fixture(scope="module")
+def company_data(tmp_path_factory):
+    here = tmp_path_factory.mktemp("company")
+    files = company(here/"data")
+    metrics = run(here/"data", here/"out", validation_percent=20., test_percent=20.)
+    kept = {d["source"]: d["text"] for split in ("train", "valid", "test") for d in read_jsonl(here/"out"/"curate"/"documents"/f"{split}.jsonl")}
+    return here, files, metrics, kept
+
+
+def test_menus_and_footers_are_taken_off_and_counted(company_data):
+    "Also where each page has a folder of its own; fields, headings, table heads and what stands in few files stay"
+    here, files, metrics, kept = company_data
+    wiki = [text for source, text in kept.items() if source.startswith("wiki/")]
+    assert len(wiki) == 12 and not any(words in text for text in wiki for words in ("Spaces", "Works handbook", "Powered by", "Log out"))
+    assert all("of the works" in text and "in hall" in text and "Status: approved" in text for text in wiki)
+    manuals = [text for source, text in kept.items() if source.startswith("manuals/")]
+    assert not any("Printed copies" in text for text in manuals) and all("## Safety" in text for text in manuals)
+    assert sum("under the terms of the house" in text for text in kept.values()) == 3
+    assert all("| property | value |" in text for source, text in kept.items() if source.startswith("sheets/"))
+    assert all("thirty days" in text and "base rate" in text for source, text in kept.items() if source.startswith("invoices/"))
+    taken = sum(len(files[source].splitlines()) - len(text.splitlines()) for source, text in kept.items() if source.startswith("wiki/"))
+    assert metrics["chrome"]["lines"] >= 12 * 8 + 9 and taken >= 12 * 8
+    assert f"{metrics['chrome']['lines']} lines in {metrics['chrome']['documents']} documents" in (here/"out"/"curate"/"dataset"/"README.md").read_text(encoding="utf-8")
+
+
+def test_chrome_stays_where_the_threshold_says_so(company_data, tmp_path):
+    here, files, _, _ = company_data
+    metrics = judge(here/"out"/"ingest", tmp_path, chrome_percent=100., validation_percent=20., test_percent=20.)
+    texts = "".join(d["text"] for split in ("train", "valid", "test") for d in read_jsonl(tmp_path/"documents"/f"{split}.jsonl"))
+    assert "chrome" not in metrics and texts.count("Printed copies") >= 9 and "Log out" in texts
+
+
+def test_documents_that_differ_in_numbers_alone_stay_and_edited_copies_go(company_data, tmp_path):
+    here, _, _, kept = company_data
+    dropped = {d["source"]: d["reason"] for d in read_jsonl(here/"out"/"curate"/"dropped.jsonl")}
+    assert dropped == {"manuals/m3 (edited).md": "near duplicate"} and sum(source.startswith("invoices/") for source in kept) == 12
+    judge(here/"out"/"ingest", tmp_path, dedup_numbers=True, validation_percent=20., test_percent=20.)
+    dropped = {d["source"] for d in read_jsonl(tmp_path/"dropped.jsonl")}
+    assert sum(source.startswith("invoices/") for source in dropped) >= 8
+
+
+def test_assess_shows_what_each_threshold_would_drop(company_data, tmp_path):
+    "Before anything is spent: counts, the least similar examples with the document that would stay, twins in numbers alone; chrome with its outcome"
+    here, _, _, _ = company_data
+    assess(here/"out"/"ingest", **PARAMS["assess"] | SHARED, out=tmp_path)
+    rows = {r["threshold"]: r for r in read_csv(tmp_path/"twins.csv")}
+    assert list(rows) == ["0.7", "0.75 (set)", "0.8", "0.9", "1 (exact)"]
+    counts = [int(r["documents"]) for r in rows.values()]
+    assert counts == sorted(counts, reverse=True) and counts[0] >= 1 and counts[-1] == 0
+    assert "manuals/m3 (edited).md for manuals/m3.md (" in rows["0.75 (set)"]["examples"]
+    assert int(rows["0.7"]["numbers_alone"]) >= 10 and rows["0.7"]["number_examples"].count("invoices/") == 6 and rows["0.7"]["their_outcome"] == "stay"
+    chrome = {r["line"]: r for r in read_csv(tmp_path/"chrome.csv")}
+    assert chrome["Home"]["outcome"] == "taken off" and (chrome["Home"]["folder"], int(chrome["Home"]["documents"])) == ("wiki", 12)
+    assert "Status: approved" not in chrome and "May be used under the terms of the house." not in chrome
