@@ -108,6 +108,7 @@ def survey_document(
         bytes=len(text.encode()), chrome_bytes=sum(len(line.encode()) for line in chrome_lines),
         pretokens=count_text_pretokens(text),
         replacement_characters=text.count("\ufffd"),
+        pages=document.get("pages", 0), doubtful_pages=len(document.get("doubtful_pages", ())),
         found={kind: [len(shapes), shapes[:3]] for kind, shapes in sorted(found.items())})
 
 # %% ../nbs/12_assess.ipynb #abb3893a
@@ -282,6 +283,9 @@ def find_gaps(
     table = pd.DataFrame(rows)
     kinds = dict(docs="prose", code="source code")
     gaps = [f"no {what} at all" for kind, what in kinds.items() if not (table["kind"] == kind).any()]
+    if (num_doubtful := table["doubtful_pages"].sum()) > .01 * table["pages"].sum(): gaps.append(
+        f"PDFs: on {num_doubtful} of {table['pages'].sum()} pages a second library read words that are missing; "
+        "compare them, artifacts/ingest/documents names them as doubtful_pages")
     prose_languages = table.loc[table["kind"] == "docs", "language"].value_counts().sort_index()
     for language, count in prose_languages[prose_languages < .01 * prose_languages.sum()].items():
         gaps.append(f"prose in {language or 'an unknown language'}: {count} documents of {prose_languages.sum()}")

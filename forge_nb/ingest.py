@@ -6,16 +6,17 @@
 __all__ = ['ingest_shard', 'ingest_files', 'find_duplicates', 'write_ingested', 'ingest']
 
 # %% ../nbs/10_ingest.ipynb #ddbf7d84
-import shutil
+import shutil, time
 from functools import partial
 from pathlib import Path
 
+from .core.once import once
 from .core.project import Invalid, atomic, log, make_checkpoint_folder, write_json, write_jsonl
 from .data.chrome import find_shared_lines, select_shared_lines, strip_shards
 from .data.dedup import list_duplicates, near_duplicates
 from .data.executors import read_shard_rows, run_pipeline
 from .data.fact_tables import list_fact_tables
-from .data.readers import list_sources, read_documents, split_into_shards
+from .data.readers import list_sources, read_documents, remove_unused, split_into_shards
 from .data.tables import read_templates
 from .data.twins import drop_duplicates
 
@@ -29,12 +30,14 @@ def ingest_shard(
     shard_files: list, # sources of each shard, a list a shard
     templates: dict, # table → format string for a row
     strict: bool, # whether a bad row stops the run
+    cache: Path, # folder that keeps what was read of office files and PDFs
     work: Path # folder for intermediate files of this run
 ):
     "Read the files of a shard; write its documents, their index and the rejects"
     index, rejects = [], []
     def read_shard():
-        for document, reject in read_documents(data, shard_files[rank], templates=templates, strict=strict):
+        options = dict(templates=templates, strict=strict, cache=cache)
+        for document, reject in read_documents(data, shard_files[rank], **options):
             if reject:
                 rejects.append(reject)
                 continue
@@ -49,6 +52,7 @@ def ingest_shard(
 def ingest_files(
     data: Path, # folder with the raw data
     templates: dict, # table → format string for a row
+    cache: Path, # folder that keeps what was read of office files and PDFs; None keeps nothing
     work: Path, # folder for intermediate files of this run
     *,
     exclude: list, # sources to leave out
@@ -61,8 +65,10 @@ def ingest_files(
     if not file_names and not list_fact_tables(data/"facts"): raise Invalid(
         f"{data}: no files to read; put documents there, or mend `ingest.exclude`")
     shard_files = split_into_shards(data, file_names, shard_megabytes)
-    inputs = dict(data=data, shard_files=shard_files, templates=templates)
+    inputs = dict(data=data, shard_files=shard_files, templates=templates, cache=cache)
+    started = once(work/"started.json", time.time)  # of a run that was killed, its first start
     run([partial(ingest_shard, **inputs, strict=strict, work=work)], len(shard_files), "read", work/"logs")
+    if cache: remove_unused(cache, started)
     return len(file_names)
 
 # %% ../nbs/10_ingest.ipynb #10i00001
@@ -113,6 +119,7 @@ def write_ingested(
 def ingest(
     data: Path, # folder with the raw data
     templates: Path, # company/templates.yaml
+    cache: Path = None, # folder that keeps what was read of office files and PDFs
     *,
     exclude: list, # sources to leave out
     strict: bool, # whether a bad row stops the run
@@ -126,8 +133,8 @@ def ingest(
 ) -> dict: # counts: files, documents, rejects, duplicates
     "Read everything below `data` once; write documents, rejects and duplicates"
     work, run = make_checkpoint_folder(), partial(run_pipeline, executor=executor, workers=workers)
-    num_files = ingest_files(data, read_templates(templates), work, exclude=exclude, strict=strict,
-                             shard_megabytes=shard_megabytes, run=run)
+    num_files = ingest_files(data, read_templates(templates), cache and cache.resolve(), work, exclude=exclude,
+                             strict=strict, shard_megabytes=shard_megabytes, run=run)
     log(f"{num_files} files are read; near duplicates")
     return write_ingested(work, num_files, run, out, dedup_threshold=dedup_threshold, dedup_numbers=dedup_numbers,
                           chrome_percent=chrome_percent)

@@ -1,5 +1,5 @@
 "Curation on planted truth: every document accounted for, the same bytes whatever the workers, killed or not"
-import hashlib, os, random, signal, subprocess, sys
+import hashlib, json, os, random, signal, subprocess, sys
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
@@ -254,20 +254,33 @@ def test_rows_to_train_on_are_masked_deduplicated_and_kept_from_the_evaluation_s
     assert all(len(found) == 1 for found in splits.values()) and rows["valid"] and rows["test"]
 
 
-@pytest.mark.parametrize("form", [
-    dict(question="{q}", A="{a}", B="Oil.", answer="A"), dict(question="{q}", choices=["Oil.", "{a}"], answer=1),
-    dict(question="{q}", choices=dict(text=["{a}", "Oil."], label=["A", "B"]), answerKey="A"), dict(question="{q}", answers=dict(text=["{a}"], answer_start=[0])),
-    dict(messages=[dict(role="user", content="{q}"), dict(role="assistant", content="{a}")]), dict(question="{q}", answer="{a}")])
-def test_an_item_is_found_in_whatever_form_its_set_comes(tmp_path, form):
-    import json
-    from forge_nb.curate import read_eval_items
+Q, A, OTHER = "Which coolant is prescribed for the spindle of the milling machine FX-20, and how often is it changed?", "Emulsion of eight percent, changed every ninety days.", "Plain oil of the grade SAE thirty, never changed at all."
+FORMS = [
+    dict(question=Q, A=A, B=OTHER, answer="A"), dict(question=Q, choices=[OTHER, A], answer=1), dict(question=Q, choices=dict(text=[A, OTHER], label=["A", "B"]), answerKey="A"),
+    dict(question=Q, options=dict(A=OTHER, B=A), answer_idx="B"), dict(question=dict(stem=Q, choices=[dict(text=OTHER, label="A"), dict(text=A, label="B")]), answerKey="B"),
+    dict(question_stem=Q, choices=dict(text=[OTHER, A], label=["A", "B"]), answerKey="B"), dict(question=Q, distractor1=OTHER, correct_answer=A), dict(question=Q, mc1_targets=dict(choices=[OTHER, A], labels=[0, 1])),
+    dict(goal=Q, sol1=OTHER, sol2=A, label=1), dict(sentence=Q, option1=OTHER, option2=A, answer="2"), dict(ctx=Q, endings=[OTHER, A], label="1"), dict(question=Q, answers=dict(text=[A], answer_start=[0])),
+    dict(question=Q, answer=A), dict(prompt=Q, chosen=A, rejected=OTHER), dict(instruction=Q, output=A), dict(doc_id=0, doc=dict(question=Q, choices=[OTHER, A], answer=1)), dict(Frage=Q, Antwort=A),
+    dict(input=[dict(role="system", content="Be brief."), dict(role="user", content=Q)], ideal=A),
+    dict(messages=[dict(role="user", content="Hello, I am new in hall two."), dict(role="assistant", content="Ask."), dict(role="user", content=Q), dict(role="assistant", content=A)]),
+    dict(data=[dict(title="x", paragraphs=[dict(context="It stands in hall two.", qas=[dict(id="1", question=Q, answers=[dict(text=A, answer_start=1)])])])])]
+TABLES = {"mmlu.csv": f'"{Q}","{OTHER}","{A}",B\n"What is the name of the lamp over the gate?",Kim,Bo,A\n', "quiz.csv": f'Question;Option A;Option B;Correct answer\n"{Q}";"{OTHER}";"{A}";B\n', "qa.tsv": f"question\tanswer\n{Q}\t{A}\n"}
+
+
+@pytest.mark.parametrize("name, text", [*((f"{n}.{'json' if 'data' in form else 'jsonl'}", json.dumps(form)) for n, form in enumerate(FORMS)), *TABLES.items()])
+def test_an_item_is_found_in_whatever_form_its_set_comes(tmp_path, name, text):
+    "The question by itself, and a short one with its right answer; never a wrong choice without the question"
+    from forge_nb.data.eval_items import read_eval_items
     from forge_nb.data.shingles import find_contamination, index_eval_items
-    q, a = "Which coolant is prescribed for the spindle of the milling machine FX-20, and how often is it changed?", "Emulsion of eight percent, changed every ninety days."
-    (tmp_path/"quiz.jsonl").write_text(json.dumps(form).replace("{q}", q).replace("{a}", a), encoding="utf-8")
-    index = index_eval_items(read_eval_items(tmp_path))
-    assert find_contamination(f"The spindle is warmed up. {q} {a} The lamp over the gate stays lit.", index)
-    assert find_contamination(f"We were asked: {q} Nobody knew.", index)
-    assert not find_contamination("The spindle is warmed up for ten minutes. Emulsion is kept in hall two, and changed when it smells.", index)
+    (tmp_path/"sets").mkdir()
+    (tmp_path/"sets"/name).write_text(text, encoding="utf-8")
+    index = index_eval_items(read_eval_items(tmp_path/"sets"))
+    assert find_contamination(f"The spindle is warmed up. {Q} {A} The lamp over the gate stays lit.", index)
+    assert find_contamination(f"We were asked: {Q} Nobody knew.", index)
+    assert not find_contamination(f"The spindle is warmed up for ten minutes. {OTHER} It was bought in spring.", index)
+    (tmp_path/"sets"/name).write_text(text.replace(Q, "What coolant does FX-20 take?"), encoding="utf-8")
+    index = index_eval_items(read_eval_items(tmp_path/"sets"))
+    assert find_contamination(f"Note: What coolant does FX-20 take? {A} It is kept in hall two.", index)
 
 
 def test_private_columns_are_masked_whatever_stands_in_them(tmp_path):
@@ -299,3 +312,77 @@ def test_rows_of_a_table_are_twins_only_when_equal(tmp_path):
     run(tmp_path/"data", tmp_path/"out")
     dropped = [(d["source"], d["reason"]) for d in read_jsonl(tmp_path/"out"/"curate"/"dropped.jsonl") if d["source"].startswith("screws")]
     assert dropped == [("screws.csv#31", "exact duplicate")]
+
+
+def company(data: Path):
+    "An exported wiki below a long menu, manuals with a foot line, invoices of one form, sheets of one table head, an edited copy"
+    pages, notice = random.Random(5), "Printed copies are not kept up to date."
+    body = lambda: "\n".join(" ".join(pages.choices(WORDS, k=9)) + f" in hall {pages.randrange(900)}." for _ in range(6))
+    menu = "\n".join(["Home", "Spaces", "People", "Templates", "Create a page", "Works handbook > Machines"])
+    files = {f"wiki/p{n}/index.md": f"{menu}\nMachine {n} of the works\n\n{body()}\n\nStatus: approved\n\nPowered by a wiki, all rights reserved.\nLog out\n" for n in range(12)}
+    files |= {f"manuals/m{n}.md": f"# Manual {n}\n\n{body()}\n\n## Safety\n\n{body()}\n\n{notice if n < 9 else ''}\n" for n in range(12)}
+    files |= {f"licensed/l{n}.md": f"# Note {n}\n\n{body()}\n\n{'May be used under the terms of the house.' if n < 3 else ''}\n" for n in range(12)}
+    files |= {f"sheets/s{n}.md": f"# Valve V-{n}\n\n| property | value |\n|---|---|\n| width | {n * 3} mm |\n| {pages.choice(WORDS)} | {pages.choice(WORDS)} {n} |\n" for n in range(12)}
+    terms = "We thank you for your order. Payment is due within thirty days after the date of this invoice without any deduction.\nAfter that we charge interest of eight percent above the base rate. Complaints are to be made in writing within eight days.\nThe goods were handed to the carrier in full and without damage, and remain our property until the whole sum has reached our account.\nPlease name the number of the invoice in every letter and in every payment that you make, so that we can assign it without delay."
+    files |= {f"invoices/{n}.txt": f"Nordwerk Pumpen\n\nINVOICE 2026{n:04}\n\nArticle: {pages.choice(WORDS)} M{n}\nSum: {n * 17},{n:02} euro\n\n{terms}\n" for n in range(12)}
+    files["manuals/m3 (edited).md"] = files["manuals/m3.md"].replace("## Safety", "## Safe work")
+    for name, text in files.items():
+        (data/name).parent.mkdir(parents=True, exist_ok=True)
+        (data/name).write_text(text, encoding="utf-8")
+    return files
+
+
+@pytest.fixture(scope="module")
+def company_data(tmp_path_factory):
+    here = tmp_path_factory.mktemp("company")
+    files = company(here/"data")
+    metrics = run(here/"data", here/"out", validation_percent=20., test_percent=20.)
+    kept = {d["source"]: d["text"] for split in ("train", "valid", "test") for d in read_jsonl(here/"out"/"curate"/"documents"/f"{split}.jsonl")}
+    return here, files, metrics, kept
+
+
+def test_menus_and_footers_are_taken_off_and_counted(company_data):
+    "Also where each page has a folder of its own; fields, headings, table heads and what stands in few files stay"
+    here, files, metrics, kept = company_data
+    wiki = [text for source, text in kept.items() if source.startswith("wiki/")]
+    assert len(wiki) == 12 and not any(words in text for text in wiki for words in ("Spaces", "Works handbook", "Powered by", "Log out"))
+    assert all("of the works" in text and "in hall" in text and "Status: approved" in text for text in wiki)
+    manuals = [text for source, text in kept.items() if source.startswith("manuals/")]
+    assert not any("Printed copies" in text for text in manuals) and all("## Safety" in text for text in manuals)
+    assert sum("under the terms of the house" in text for text in kept.values()) == 3
+    assert all("| property | value |" in text for source, text in kept.items() if source.startswith("sheets/"))
+    assert all("thirty days" in text and "base rate" in text for source, text in kept.items() if source.startswith("invoices/"))
+    taken = sum(len(files[source].splitlines()) - len(text.splitlines()) for source, text in kept.items() if source.startswith("wiki/"))
+    assert metrics["chrome"]["lines"] >= 12 * 8 + 9 and taken >= 12 * 8
+    assert f"{metrics['chrome']['lines']} lines in {metrics['chrome']['documents']} documents" in (here/"out"/"curate"/"dataset"/"README.md").read_text(encoding="utf-8")
+
+
+def test_chrome_stays_where_the_threshold_says_so(company_data, tmp_path):
+    here, files, _, _ = company_data
+    metrics = judge(here/"out"/"ingest", tmp_path, chrome_percent=100., validation_percent=20., test_percent=20.)
+    texts = "".join(d["text"] for split in ("train", "valid", "test") for d in read_jsonl(tmp_path/"documents"/f"{split}.jsonl"))
+    assert "chrome" not in metrics and texts.count("Printed copies") >= 9 and "Log out" in texts
+
+
+def test_documents_that_differ_in_numbers_alone_stay_and_edited_copies_go(company_data, tmp_path):
+    here, _, _, kept = company_data
+    dropped = {d["source"]: d["reason"] for d in read_jsonl(here/"out"/"curate"/"dropped.jsonl")}
+    assert dropped == {"manuals/m3 (edited).md": "near duplicate"} and sum(source.startswith("invoices/") for source in kept) == 12
+    judge(here/"out"/"ingest", tmp_path, dedup_numbers=True, validation_percent=20., test_percent=20.)
+    dropped = {d["source"] for d in read_jsonl(tmp_path/"dropped.jsonl")}
+    assert sum(source.startswith("invoices/") for source in dropped) >= 8
+
+
+def test_assess_shows_what_each_threshold_would_drop(company_data, tmp_path):
+    "Before anything is spent: counts, the least similar examples with the document that would stay, twins in numbers alone; chrome with its outcome"
+    here, _, _, _ = company_data
+    assess(here/"out"/"ingest", **PARAMS["assess"] | SHARED, out=tmp_path)
+    rows = {r["threshold"]: r for r in read_csv(tmp_path/"twins.csv")}
+    assert list(rows) == ["0.7", "0.75 (set)", "0.8", "0.9", "1 (exact)"]
+    counts = [int(r["documents"]) for r in rows.values()]
+    assert counts == sorted(counts, reverse=True) and counts[0] >= 1 and counts[-1] == 0
+    assert "manuals/m3 (edited).md for manuals/m3.md (" in rows["0.75 (set)"]["examples"]
+    assert int(rows["0.7"]["numbers_alone"]) >= 10 and rows["0.7"]["number_examples"].count("invoices/") == 6 and rows["0.7"]["their_outcome"] == "stay"
+    chrome = {r["line"]: r for r in read_csv(tmp_path/"chrome.csv")}
+    assert chrome["Home"]["outcome"] == "taken off" and (chrome["Home"]["folder"], int(chrome["Home"]["documents"])) == ("wiki", 12)
+    assert "Status: approved" not in chrome and "May be used under the terms of the house." not in chrome
