@@ -148,9 +148,10 @@ def tag_name(
     return hashlib.pbkdf2_hmac("sha256", name.encode(errors="surrogateescape"), b"forge_nb names", 20_000, 5).hex()
 
 # %% ../../nbs/data/72_masking.ipynb #72m00017
+@lru_cache(maxsize=1 << 16)
 def mask_name(
     name: str, # name of a file or folder, or key of a row
-    pii_kinds: list # kinds of personal data to mask
+    pii_kinds: tuple # kinds of personal data to mask
 ) -> tuple: # the name; its findings by kind
     "Mask the name of a file; the ending stays"
     plain, parts = unicodedata.normalize("NFC", name), name.count(".")
@@ -174,7 +175,7 @@ def mask_source(
     if not pii_kinds: return source, Counter()
     masked, counts = [], Counter()
     for part in re.split(r"(!/|/|#)", source):
-        name, found = mask_name(part, pii_kinds)
+        name, found = mask_name(part, tuple(pii_kinds))
         masked.append(name)
         counts += found
     return "".join(masked), counts
