@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SOURCE_COLUMNS', 'count_text_pretokens', 'list_chrome_lines', 'tabulate_chrome', 'format_examples', 'tabulate_twins',
-           'source_group', 'survey_document', 'survey_shard', 'format_top_values', 'summarize_sources', 'count_lengths',
-           'summarize_findings', 'measure_boilerplate', 'measure_checks', 'check_thresholds', 'readiness_verdict',
-           'describe_verdict', 'require_ready', 'find_gaps', 'survey_corpus', 'summarize_survey', 'write_similarities',
-           'assess']
+           'source_group', 'find_in_document', 'survey_document', 'survey_shard', 'format_top_values',
+           'summarize_sources', 'count_lengths', 'summarize_findings', 'list_private_columns', 'measure_boilerplate',
+           'measure_checks', 'check_thresholds', 'readiness_verdict', 'describe_verdict', 'require_ready', 'find_gaps',
+           'survey_corpus', 'summarize_survey', 'write_similarities', 'assess']
 
 # %% ../nbs/12_assess.ipynb #0c7b2fee
 from collections import Counter
@@ -19,7 +19,8 @@ from .core.project import (Invalid, log, make_checkpoint_folder, read_json, read
                                    write_jsonl)
 from .data.chrome import find_chrome, get_shared_lines, select_shared_lines, strip_shards
 from .data.executors import read_shard_rows, run_pipeline, stream_rows
-from .data.pii import find_pii, mask_pii, redact_sample
+from .data.masking import PRIVATE_COLUMN, find_in_record, mask_source
+from .data.pii import DEFAULT_PII_KINDS, find_pii, mask_pii, redact_sample
 from .data.twins import survey_thresholds
 
 # %% ../nbs/12_assess.ipynb #abc616a7
@@ -51,6 +52,7 @@ def tabulate_chrome(
     shared_lines: list, # rows: folder, line, documents, folder_documents
     line_counts: dict, # line → documents at whose edges it stands
     chrome_percent: float, # percent of a folder's documents, from which a line is taken off
+    pii_kinds: list, # kinds of personal data that are masked
     max_rows: int = 40 # lines that are listed, the most frequent ones
 ) -> list: # rows: line, folder, documents, percent, outcome
     "Tabulate menus, breadcrumbs and footers; personal data in them is masked"
@@ -58,32 +60,34 @@ def tabulate_chrome(
     for r in sorted(shared_lines, key=lambda r: (-r["documents"], r["folder"], r["line"])):
         if not line_counts.get(r["line"]): continue
         percent = 100 * r["documents"] / r["folder_documents"]
-        line, folder = (mask_pii(text)[0] for text in (r["line"], r["folder"] or "data/"))
+        line, folder = (mask_pii(text, pii_kinds)[0] for text in (r["line"], r["folder"] or "data/"))
         table.append(dict(line=line, folder=folder, documents=r["documents"], percent=round(percent, 1),
                           outcome="taken off" if percent > chrome_percent else "stays"))
     return table[:max_rows] or [dict(line="none", folder="", documents=0, percent=0., outcome="")]
 
 # %% ../nbs/12_assess.ipynb #12a00007
 def format_examples(
-    examples: list # (source, source of the document that stays, similarity)
+    examples: list, # (source, source of the document that stays, similarity)
+    pii_kinds: list # kinds of personal data that are masked in names
 ) -> str: # text for a cell
     "Write examples of twins; personal data in names is masked"
-    mask = lambda source: mask_pii(source)[0]
+    mask = lambda source: mask_source(source, pii_kinds)[0]
     return " · ".join(f"{mask(one)} for {mask(other)} ({similarity:.0%})" for one, other, similarity in examples)
 
 # %% ../nbs/12_assess.ipynb #12a00009
 def tabulate_twins(
     survey: list, # rows of `survey_thresholds`
     dedup_threshold: float, # threshold that is set
-    dedup_numbers: bool # whether documents that differ in numbers alone are dropped
+    dedup_numbers: bool, # whether documents that differ in numbers alone are dropped
+    pii_kinds: list # kinds of personal data that are masked in names
 ) -> list: # rows: threshold, documents, megabytes, examples, numbers_alone, their_outcome, number_examples
     "Tabulate what each threshold would drop"
     describe = lambda t: f"{t:g}{' (exact)' if t == 1 else ''}{' (set)' if t == dedup_threshold else ''}"
     outcome = "dropped, too" if dedup_numbers else "stay"
     return [dict(
         threshold=describe(r["threshold"]), documents=r["documents"], megabytes=round(r["bytes"] / 1e6, 3),
-        examples=format_examples(r["examples"]), numbers_alone=r["numbers_alone"], their_outcome=outcome,
-        number_examples=format_examples(r["number_examples"])) for r in survey]
+        examples=format_examples(r["examples"], pii_kinds), numbers_alone=r["numbers_alone"], their_outcome=outcome,
+        number_examples=format_examples(r["number_examples"], pii_kinds)) for r in survey]
 
 # %% ../nbs/12_assess.ipynb #a9990a94
 def source_group(
@@ -94,22 +98,39 @@ def source_group(
     return source.split("/", 1)[0].removesuffix("!")  # shop.sqlite!/orders#17
 
 # %% ../nbs/12_assess.ipynb #c433aa9c
+def find_in_document(
+    document: dict, # a document of `ingest`
+    pii_kinds: list # kinds of personal data to look for
+) -> dict: # kind → shapes of what was found
+    "Find personal data in a document's text, in its record and in its source"
+    text, shapes = document["text"], {}
+    for start, end, kind in find_pii(text, pii_kinds):
+        shapes.setdefault(kind, []).append(redact_sample(text, start, end, kind))
+    for value, kind in find_in_record(document, pii_kinds):
+        shape = redact_sample(value, 0, len(value), kind)
+        if value not in text: shapes.setdefault(kind, []).append(shape)
+    for kind, count in mask_source(document["source"], pii_kinds)[1].items():
+        shapes.setdefault(kind, []).extend(["(name of a file)"] * count)
+    return dict(sorted(shapes.items()))
+
+# %% ../nbs/12_assess.ipynb #71828a18
 def survey_document(
     document: dict, # a document of `ingest`
+    pii_kinds: list, # kinds of personal data to look for
     chrome_lines: list = () # its lines that are menu, breadcrumb or footer
 ) -> dict: # counts and labels of it, without text
     "Count what is in a document"
-    text, found = document["text"], {}
-    for start, end, kind in find_pii(text):
-        found.setdefault(kind, []).append(redact_sample(text, start, end, kind))
+    text, shapes = document["text"], find_in_document(document, pii_kinds)
     labels = {k: document[k] for k in ("id", "source", "kind", "language", "licence")}
+    values = (document.get("record") or {}).get("values") if document["kind"] == "rows" else None
     return labels | dict(
-        group=source_group(document["source"]), encoding=document.get("encoding", ""),
+        group=source_group(mask_source(document["source"], pii_kinds)[0]), encoding=document.get("encoding", ""),
         bytes=len(text.encode()), chrome_bytes=sum(len(line.encode()) for line in chrome_lines),
         pretokens=count_text_pretokens(text),
         replacement_characters=text.count("\ufffd"),
         pages=document.get("pages", 0), doubtful_pages=len(document.get("doubtful_pages", ())),
-        found={kind: [len(shapes), shapes[:3]] for kind, shapes in sorted(found.items())})
+        private_columns=[name for name in values or () if PRIVATE_COLUMN.fullmatch(name)],
+        found={kind: [len(found), found[:3]] for kind, found in shapes.items()})
 
 # %% ../nbs/12_assess.ipynb #abb3893a
 def survey_shard(
@@ -119,6 +140,7 @@ def survey_shard(
     *,
     shards: list, # JSONL files of documents
     shared_lines: dict, # folder → lines that its documents share
+    pii_kinds: list, # kinds of personal data to look for
     work: Path # folder for intermediate files of this run
 ):
     "Write a row for each document of a shard, without its text, and the counts of its chrome"
@@ -127,7 +149,7 @@ def survey_shard(
         for document in stream_rows(shards[rank]):
             chrome_lines = list_chrome_lines(document, shared_lines)
             line_counts.update(set(chrome_lines))
-            yield survey_document(document, chrome_lines)
+            yield survey_document(document, pii_kinds, chrome_lines)
     write_jsonl(work/"survey_rows"/f"{rank:05d}.jsonl", survey())
     write_json(work/"line_counts"/f"{rank:05d}.json", dict(sorted(line_counts.items())))
 
@@ -183,6 +205,15 @@ def summarize_findings(
         shapes = " · ".join(sorted(set(sum(samples, [])))[:3])
         table.append(dict(kind=kind, count=sum(counts), documents=len(counts), samples=shapes))
     return table
+
+# %% ../nbs/12_assess.ipynb #915daa9b
+def list_private_columns(
+    rows: list, # rows of the survey
+    pii_kinds: list # kinds of personal data to look for
+) -> list: # texts as 'staff.csv: password', sorted
+    "List the columns whose cells are masked for their names"
+    file_of = lambda row: mask_source(row["source"].rpartition("#")[0] or row["source"], pii_kinds)[0]
+    return sorted({f"{file_of(row)}: {name}" for row in rows for name in row["private_columns"]})
 
 # %% ../nbs/12_assess.ipynb #12a0000b
 def measure_boilerplate(
@@ -302,10 +333,12 @@ def survey_corpus(
     shards: list, # JSONL files of documents, of `ingest`
     shared_lines: list, # rows: folder, line, documents, folder_documents
     work: Path, # folder for intermediate files of this run
+    pii_kinds: list, # kinds of personal data to look for
     run # function (pipeline, tasks, name, logs)
 ) -> tuple: # rows of the survey; line → documents at whose edges it stands
     "Survey every shard"
-    step = partial(survey_shard, shards=shards, shared_lines=select_shared_lines(shared_lines, 0.), work=work)
+    selected = select_shared_lines(shared_lines, 0.)
+    step = partial(survey_shard, shards=shards, shared_lines=selected, pii_kinds=pii_kinds, work=work)
     run([step], len(shards), "survey", work/"logs")
     line_counts = Counter()
     for path in sorted((work/"line_counts").glob("*.json")): line_counts.update(read_json(path))
@@ -316,7 +349,8 @@ def summarize_survey(
     rows: list, # rows of the survey
     check_results: list, # rows of `check_thresholds`
     num_rejects: int, # files and rows that cannot be read
-    num_duplicates: int # documents that repeat another
+    num_duplicates: int, # documents that repeat another
+    private_columns: list # columns that are masked for their names
 ) -> dict: # metrics
     "Sum up the survey in a few figures"
     count = lambda key: dict(sorted(Counter(r[key] for r in rows).items()))
@@ -327,7 +361,7 @@ def summarize_survey(
         pretokens=sum(r["pretokens"] for r in rows),
         rejects=num_rejects, exact_duplicates=len(rows) - len({r["id"] for r in rows}), duplicates=num_duplicates,
         boilerplate_percent=round(measure_boilerplate(rows), 2), findings=findings or dict(none=0),
-        languages=count("language"), licences=count("licence"), gaps=find_gaps(rows))
+        languages=count("language"), licences=count("licence"), gaps=find_gaps(rows), private_columns=private_columns)
 
 # %% ../nbs/12_assess.ipynb #12a0000d
 def write_similarities(
@@ -339,6 +373,7 @@ def write_similarities(
     twin_thresholds: list, # Jaccard similarities whose effect is shown
     dedup_threshold: float, # threshold that is set
     dedup_numbers: bool, # whether documents that differ in numbers alone are dropped
+    pii_kinds: list, # kinds of personal data that are masked in names
     chrome_percent: float, # percent of a folder's documents, from which a line is taken off
     run, # function (pipeline, tasks, name, logs)
     out: Path # folder to write to
@@ -346,7 +381,7 @@ def write_similarities(
     "Write what each threshold would drop, of documents without their chrome"
     bare = strip_shards(run, shards, select_shared_lines(shared_lines, chrome_percent), work)
     survey = survey_thresholds(run, bare, rows, work/"twins", [*twin_thresholds, dedup_threshold])
-    write_csv(out/"twins.csv", tabulate_twins(survey, dedup_threshold, dedup_numbers))
+    write_csv(out/"twins.csv", tabulate_twins(survey, dedup_threshold, dedup_numbers, pii_kinds))
 
 # %% ../nbs/12_assess.ipynb #de1c5f68
 def assess(
@@ -358,6 +393,7 @@ def assess(
     max_duplicate_percent: float, # percent of documents that repeat another; more: not ready
     max_boilerplate_percent: float, # percent of bytes in menus and footers; more: a reservation
     min_licence_percent: float, # percent of documents with a known licence; fewer: a reservation
+    pii_patterns: list, # personal data that only the company knows, 'name=regular expression'
     twin_thresholds: list, # Jaccard similarities whose effect is shown
     dedup_threshold: float, # Jaccard similarity from which two documents are one
     dedup_numbers: bool, # whether documents that differ in numbers alone are one
@@ -369,10 +405,11 @@ def assess(
 ) -> dict: # metrics
     "Survey the documents, write the picture, and judge whether they are ready"
     work, run = make_checkpoint_folder(), partial(run_pipeline, executor=executor, workers=workers)
+    pii_kinds = [*DEFAULT_PII_KINDS, *pii_patterns]
     log("survey")
     shards = sorted((ingested/"documents").resolve().glob("*.jsonl"))
     shared_lines = read_jsonl(ingested/"shared_lines.jsonl")
-    rows, line_counts = survey_corpus(shards, shared_lines, work, run)
+    rows, line_counts = survey_corpus(shards, shared_lines, work, pii_kinds, run)
     duplicate_sources = {r["source"] for r in stream_rows(ingested/"duplicates.jsonl")}
     num_rejects = read_json(ingested/"metrics.json")["rejects"]
     check_results = check_thresholds(
@@ -385,11 +422,12 @@ def assess(
     nothing_found = [dict(kind="none", count=0, documents=0, samples="")]
     write_csv(out/"findings.csv", summarize_findings(rows) or nothing_found)
     write_csv(out/"checks.csv", check_results)
-    write_csv(out/"chrome.csv", tabulate_chrome(shared_lines, line_counts, chrome_percent))
+    write_csv(out/"chrome.csv", tabulate_chrome(shared_lines, line_counts, chrome_percent, pii_kinds))
     log("what each threshold would drop")
     write_similarities(
         shards, rows, shared_lines, work, twin_thresholds=twin_thresholds, dedup_threshold=dedup_threshold,
-        dedup_numbers=dedup_numbers, chrome_percent=chrome_percent, run=run, out=out)
-    metrics = summarize_survey(rows, check_results, num_rejects, len(duplicate_sources))
+        dedup_numbers=dedup_numbers, pii_kinds=pii_kinds, chrome_percent=chrome_percent, run=run, out=out)
+    metrics = summarize_survey(rows, check_results, num_rejects, len(duplicate_sources),
+                               list_private_columns(rows, pii_kinds))
     write_json(out/"metrics.json", metrics)
     return metrics

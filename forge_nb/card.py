@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['CARD_METRICS', 'CARD_HEAD', 'CARD_DATA', 'CARD_RESULTS', 'CARD_USE', 'About', 'AboutFile', 'list_makers',
-           'find_skipped', 'list_parameters', 'describe_comparison', 'read_means', 'make_result_rows',
-           'render_front_matter', 'collect_card_values', 'card']
+           'find_skipped', 'list_parameters', 'describe_masking', 'describe_comparison', 'read_means',
+           'make_result_rows', 'render_front_matter', 'collect_card_values', 'card']
 
 # %% ../nbs/95_card.ipynb #31b21328
 from pathlib import Path
 
 from .core.project import atomic, read_json, read_jsonl, write_json
 from .core.settings import Settings, load_settings
+from .data.masking import list_pii_kinds
+from .data.pii import describe_kinds
 from .evals.gates import classify_effect
 from .report.cite import Citations, read_table, render
 from .report.findings import METRIC_NAMES, describe_answers, describe_use, format_table, format_value
@@ -76,6 +78,18 @@ def list_parameters(
         fields = {name: params[section][name]} if name else params[section]
         values |= {f"{section}.{k}": v for k, v in fields.items()}
     return [dict(parameter=f"`{k}`", value=f"`{v!r}`") for k, v in values.items()]
+
+# %% ../nbs/95_card.ipynb #95c00002
+def describe_masking(
+    masked: dict, # kind → how many were masked, of curate's metrics
+    params: dict, # sections of params.yaml
+    metric # function: stage and key → figure with its mark
+) -> str: # two sentences
+    "Say which personal data was looked for, what was masked, and what was not looked for"
+    looked_for, not_looked_for = map("; ".join, describe_kinds(list_pii_kinds(params)))
+    counts = ", ".join(f"{kind} {metric('curate', f'masked.{kind}', ',')}" for kind in masked)
+    return (f"Personal data was looked for in texts, cells, keys and names of files, and replaced by its kind: "
+            f"{looked_for or 'nothing'}. Masked: {counts or 'nothing'}. Not looked for: {not_looked_for}.")
 
 # %% ../nbs/95_card.ipynb #b12824f8
 CARD_METRICS = [
@@ -198,6 +212,8 @@ CARD_DATA = """
 Of {{ metric("curate", "documents", ",") }} documents, {{ metric("curate", "dropped", ",") }} were dropped,
 each with a reason. The questions rest on {{ metric("synth", "facts", ",") }} facts,
 {{ metric("synth", "held_out", ",") }} of which were held out.
+
+{{ personal_data() }}
 """
 
 # %% ../nbs/95_card.ipynb #21dcdf28
@@ -273,9 +289,10 @@ def card(
     "Render the card; every number gets a footnote with its source"
     about, citations = load_settings(about_file, AboutFile).about, Citations(artifacts.parent, footnotes=True)
     values, evaluation = collect_card_values(artifacts, stages, citations), artifacts/"evaluate"
-    released = values["checkpoint"]
+    released, masked = values["checkpoint"], read_json(artifacts/"curate"/"metrics.json")["masked"]
     text = render(
         CARD_HEAD + CARD_DATA + CARD_RESULTS + CARD_USE, "card template", citations, about=about, **values,
+        personal_data=lambda: describe_masking(masked, params, values["metric"]),
         results=lambda: format_table(make_result_rows(evaluation, released, citations, max_rows)),
         all_results="artifacts/evaluate/effects.csv and intervals.csv, report reports/evaluate.ipynb",
         parameters=format_table(list_parameters(stages, values["makers"], params)))

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'DOCUMENT_FIELDS', 'SIZE_CATEGORIES', 'CARD', 'read_shard', 'take_off_chrome', 'mark_low_quality',
-           'mask_record', 'find_private_cells', 'mask_personal_data', 'mark_contaminated', 'write_row',
-           'make_index_row', 'write_shard', 'assign_split', 'choose_representatives', 'parse_mixture', 'count_repeats',
-           'list_unneeded_replay', 'assign_splits', 'fill_splits', 'describe_drop', 'route_documents',
-           'open_parquet_writer', 'write_documents', 'make_card_data', 'render_data_card', 'process_shards',
-           'tabulate_outcomes', 'summarize_outcomes', 'write_dataset', 'curate']
+           'mask_personal_data', 'mark_contaminated', 'write_row', 'make_index_row', 'write_shard', 'assign_split',
+           'choose_representatives', 'parse_mixture', 'count_repeats', 'list_unneeded_replay', 'assign_splits',
+           'fill_splits', 'describe_drop', 'route_documents', 'open_parquet_writer', 'write_documents',
+           'make_card_data', 'render_data_card', 'process_shards', 'tabulate_outcomes', 'summarize_outcomes',
+           'write_dataset', 'curate']
 
 # %% ../nbs/15_curate.ipynb #1a98571d
 import json
@@ -25,7 +25,8 @@ from .data.dedup import list_duplicates, near_duplicates
 from .data.documents import LANGUAGE_BY_EXTENSION
 from .data.eval_items import read_eval_items
 from .data.executors import read_shard_rows, run_pipeline, stream_rows
-from .data.pii import PRIVATE_COLUMN, mask_pii
+from .data.masking import mask_document
+from .data.pii import describe_kinds
 from .data.quality import find_quality_fault
 from .data.shapes import TRAINING_KINDS, hash_prompt
 from .data.shingles import find_contamination, index_eval_items
@@ -76,34 +77,6 @@ def mark_low_quality(
         if reason: d.metadata["drop"] = dict(reason=reason, detail=detail)
         yield d
 
-# %% ../nbs/15_curate.ipynb #ce2a051d
-def mask_record(
-    value, # text, or lists and dicts of it, as in a record
-    pii_kinds: list, # kinds of personal data to mask
-    column: str = "" # name of the column or field that holds it
-): # the same with every text and telling number masked
-    "Mask every value in a record"
-    if isinstance(value, dict): return {k: mask_record(v, pii_kinds, k) for k, v in value.items()}
-    if isinstance(value, list): return [mask_record(v, pii_kinds, column) for v in value]
-    if value is None or isinstance(value, bool): return value
-    if pii_kinds and PRIVATE_COLUMN.fullmatch(column): return f"[{column.lower()}]"
-    masked = mask_pii(str(value), pii_kinds)[0]
-    if masked == str(value) and column:  # the name may say what the value does not
-        told = mask_pii(f"{column}: {value}", pii_kinds)[0].partition(": ")[2]
-        masked = told if told.startswith("[") else masked
-    return value if masked == str(value) else masked
-
-# %% ../nbs/15_curate.ipynb #15a0000e
-def find_private_cells(
-    metadata: dict, # what is known of a document
-    pii_kinds: list # kinds of personal data to mask; empty masks nothing
-) -> list: # (name of the column, text of the cell)
-    "Find the cells of a row whose column says that they are private"
-    values = (metadata.get("record") or {}).get("values") if metadata["kind"] == "rows" and pii_kinds else None
-    cells = [(name.lower(), str(value)) for name, value in (values or {}).items()
-             if value not in (None, "") and PRIVATE_COLUMN.fullmatch(name)]
-    return sorted(cells, key=lambda cell: -len(cell[1]))
-
 # %% ../nbs/15_curate.ipynb #38c0d599
 def mask_personal_data(
     rows, # datatrove Documents
@@ -114,10 +87,8 @@ def mask_personal_data(
 ): # yields datatrove Documents
     "Replace personal data and secrets by their kind"
     for d in rows:
-        for name, value in find_private_cells(d.metadata, pii_kinds): d.text = d.text.replace(value, f"[{name}]")
-        d.text, found = mask_pii(d.text, pii_kinds)
-        if found: d.metadata["masked"] = dict(sorted(found.items()))
-        if "record" in d.metadata: d.metadata["record"] = mask_record(d.metadata["record"], pii_kinds)
+        masked = mask_document(dict(d.metadata, text=d.text), pii_kinds)
+        d.text, d.metadata = masked.pop("text"), masked
         yield d
 
 # %% ../nbs/15_curate.ipynb #76206f57
@@ -425,9 +396,16 @@ CARD = """---
 
 - Languages: {languages}
 - Licences: {licences}
-- Masked in the kept text: {masked}
+- Masked in what was kept: {masked}
 - Menus, breadcrumbs and footers taken off: {chrome}
 - Rows that could not be read: {rejects:,}
+
+## Personal data
+
+Looked for and replaced by their kind, in texts, cells, keys and names of files: {looked_for}. Cells of columns with
+names such as password, cvv or birth_date are replaced whatever stands in them.
+
+Not looked for: {not_looked_for}.
 
 ## How it was made
 
@@ -440,7 +418,8 @@ the commit and `dvc.lock` say which data.
 # %% ../nbs/15_curate.ipynb #ebc0d9c5
 def render_data_card(
     outcomes: list, # rows: kind, outcome, documents, bytes
-    metrics: dict # metrics of the stage
+    metrics: dict, # metrics of the stage
+    pii_kinds: list # kinds of personal data that were masked
 ) -> str: # Markdown with a YAML head
     "Write a data card from the outcomes"
     def list_counts(counts):
@@ -450,7 +429,9 @@ def render_data_card(
     head = make_card_data(num_kept, metrics["languages"], metrics["licences"]).to_yaml()
     no_chrome = dict(lines=0, documents=0)
     table = "\n".join(f"| {r['kind']} | {r['outcome']} | {r['documents']:,} | {r['bytes']:,} |" for r in outcomes)
+    looked_for, not_looked_for = map("; ".join, describe_kinds(pii_kinds))
     return CARD.format(
+        looked_for=looked_for or "nothing", not_looked_for=not_looked_for,
         head=head, documents=metrics["documents"], kept=num_kept, table=table, rejects=metrics["rejects"],
         languages=list_counts(metrics["languages"]), licences=list_counts(metrics["licences"]),
         masked=list_counts(metrics["masked"]) or "nothing",
@@ -532,6 +513,7 @@ def write_dataset(
     assignment: dict, # source → (split, times read)
     dropped: dict, # source → (reason, detail)
     clusters: dict, # document id → cluster
+    pii_kinds: list, # kinds of personal data that were masked
     out: Path # folder to write to
 ) -> dict: # metrics
     "Write documents, data set, card, outcomes and metrics"
@@ -540,7 +522,8 @@ def write_dataset(
     outcomes = tabulate_outcomes(ingest_metrics["documents"], outcome_counts)
     metrics = {k: ingest_metrics[k] for k in ("files", "rejects")} | summarize_outcomes(rows, assignment, outcomes)
     write_csv(out/"outcomes.csv", outcomes)
-    with atomic(out/"dataset"/"README.md") as t: t.write_text(render_data_card(outcomes, metrics), encoding="utf-8")
+    data_card = render_data_card(outcomes, metrics, pii_kinds)
+    with atomic(out/"dataset"/"README.md") as t: t.write_text(data_card, encoding="utf-8")
     write_json(out/"metrics.json", metrics)
     return metrics
 
@@ -553,6 +536,7 @@ def curate(
     max_repeated_lines: float, # share of repeated lines
     languages: list, # languages of prose to keep
     pii: list, # kinds of personal data to mask
+    pii_patterns: list, # patterns beside them, 'name=regular expression'
     dedup_threshold: float, # Jaccard similarity from which two documents are one
     dedup_numbers: bool, # whether documents that differ in numbers alone are one
     chrome_percent: float, # percent of a folder's documents, from which lines at their edges are taken off
@@ -568,12 +552,13 @@ def curate(
     out: Path # folder to write to
 ) -> dict: # metrics
     "Turn raw documents into documents that a model may read, and account for every one"
-    parse_mixture(mixture)  # a mistake there is reported before anything is read
+    pii_kinds = [*pii, *pii_patterns] if pii else []
+    parse_mixture(mixture), describe_kinds(pii_kinds)  # a mistake there is reported before anything is read
     work, run = make_checkpoint_folder(), partial(run_pipeline, executor=executor, workers=workers)
     shards = sorted((ingested/"documents").resolve().glob("*.jsonl"))
     selected = select_shared_lines(read_jsonl(ingested/"shared_lines.jsonl"), chrome_percent)
     process_shards(shards, read_eval_items(eval_sets), work, min_characters=min_characters,
-                   max_repeated_lines=max_repeated_lines, languages=languages, pii=pii,
+                   max_repeated_lines=max_repeated_lines, languages=languages, pii=pii_kinds,
                    replay_sources=replay_sources, selected=selected, run=run)
     log("near duplicates")
     kept_shards = sorted((work/"kept").glob("*.jsonl"))
@@ -588,4 +573,5 @@ def curate(
     groups = {r["source"]: representatives[r["id"]] for r in rows if r["kind"] not in TRAINING_KINDS}
     of_documents = {source: way for source, way in assignment.items() if source in groups and way[0] != "lookup"}
     assignment |= fill_splits(of_documents, groups, validation_percent, test_percent)
-    return write_dataset(work, read_json(ingested/"metrics.json"), rows, assignment, dropped, clusters, out)
+    counts = read_json(ingested/"metrics.json")
+    return write_dataset(work, counts, rows, assignment, dropped, clusters, pii_kinds, out)

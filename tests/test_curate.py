@@ -41,6 +41,7 @@ def corpus(folder: Path, order: int) -> dict:
 
 
 SHARED = {name: PARAMS["shared"][name] for name in ("dedup_threshold", "dedup_numbers", "chrome_percent", "workers", "executor")} | dict(workers=1)
+PATTERNS = dict(pii_patterns=PARAMS["shared"]["pii_patterns"])
 
 
 def read(data: Path, out: Path, **changed) -> dict:
@@ -66,7 +67,7 @@ def run(data: Path, out: Path, **changed) -> dict:
 
 def judge(ingested: Path, out: Path, **changed) -> dict:
     "Curate what was ingested with the default parameters, some changed"
-    with stage_folder("curate"): return curate(ingested, ROOT/"company/eval_sets", **PARAMS["curate"] | SHARED | dict(limit=0) | changed, out=out)
+    with stage_folder("curate"): return curate(ingested, ROOT/"company/eval_sets", **PARAMS["curate"] | SHARED | PATTERNS | dict(limit=0) | changed, out=out)
 
 
 def digests(folder: Path) -> dict:
@@ -169,7 +170,7 @@ def test_mixture(curated, tmp_path):
 
 def test_assess_tells_what_is_there_and_refuses_too_little(curated, tmp_path):
     here, files, _ = curated
-    metrics = assess(here/"out"/"ingest", **PARAMS["assess"] | SHARED | dict(min_megabytes=.01), out=tmp_path)
+    metrics = assess(here/"out"/"ingest", **PARAMS["assess"] | SHARED | PATTERNS | dict(min_megabytes=.01), out=tmp_path)
     assert metrics["documents"] + metrics["rejects"] == len(files)
     assert metrics["verdict"] == "ready with reservations" and metrics["duplicates"] == 40 and metrics["exact_duplicates"] == 20
     assert metrics["findings"] == {"email": 2, "ip": 2}

@@ -91,6 +91,7 @@ def read_records(
     table, first, render_row = get_table_name(source), None, None
     for number, line, record in records:
         place = f"{source}#{number}"
+        if record == {}: continue  # an object without fields says nothing
         try:
             if isinstance(record, Unreadable): raise record
             if not isinstance(record, dict): raise Unreadable(
@@ -186,7 +187,7 @@ def unwrap_records(
     is_wrapper = len(lists) == 1 and not any(map(is_object, others.values()))
     if not is_wrapper or detect_shape(value) != "rows": return [value]
     shared = {k: v for k, v in others.items() if k not in PAGING and v is not None}
-    return [shared | record for record in lists[0]]
+    return [shared | record if record else record for record in lists[0]]
 
 # %% ../../nbs/data/40_records.ipynb #40a0000a
 def is_commented_json(

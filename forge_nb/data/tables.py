@@ -283,6 +283,7 @@ def make_table_documents(
     shape, render_row = "", None
     for number, (line, values) in enumerate(rows, 1):
         place = f"{source}#{number}"
+        if isinstance(values, dict) and all(value in (None, "") for value in values.values()): continue
         try:
             if isinstance(values, Unreadable): raise values
             shape = shape or detect_table_shape(values)

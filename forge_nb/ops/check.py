@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['USED_BY', 'MATERIALS', 'Problem', 'ProblemList', 'check_kinds', 'check_company', 'Material', 'CheckAnswer',
-           'survey_data', 'list_material', 'check', 'format_check']
+           'survey_data', 'list_material', 'check_masked_groups', 'check', 'format_check']
 
 # %% ../../nbs/ops/72_check.ipynb #72a00004
 from collections import Counter, defaultdict
@@ -17,8 +17,9 @@ from ..core.settings import (Case, ColumnPhrasings, ExtractKinds, PoisonFamilies
                                     load_settings)
 from ..data.documents import format_reject
 from ..data.fact_tables import list_fact_tables, read_fact_table
-from ..data.passages import read_groups
-from ..data.pii import PRIVATE_COLUMN
+from ..data.masking import PRIVATE_COLUMN, list_pii_kinds, mask_source
+from ..data.passages import find_groups, read_groups
+from ..data.pii import describe_kinds
 from ..data.readers import list_sources, read_documents
 from ..data.tables import read_templates
 from ..metrics.policies import load_policies
@@ -154,6 +155,18 @@ def list_material(
                                used_by=USED_BY[kind]))
     return listed
 
+# %% ../../nbs/ops/72_check.ipynb #72a0001a
+def check_masked_groups(
+    sources: list, # files below data/
+    patterns: dict, # folder or pattern → names of groups
+    pii_kinds: list # kinds of personal data that are masked
+):
+    "Refuse patterns for groups that a masked name escapes"
+    for source in sources:
+        masked = mask_source(source, pii_kinds)[0]
+        if masked != source and find_groups(masked, patterns) != find_groups(source, patterns): raise Invalid(
+            f"company/groups.yaml: other groups may read {source} once its name is masked; name its folder")
+
 # %% ../../nbs/ops/72_check.ipynb #72a00015
 def check(
     root: Path # root folder of the project
@@ -164,6 +177,11 @@ def check(
     problems, templates = check_company(company, data/"facts", limit), {}
     try: templates = read_templates(company/"templates.yaml")
     except Invalid: pass  # named among the problems
+    found, kinds = ProblemList(), list_pii_kinds(params)
+    if found.attempt("params.yaml", lambda: describe_kinds(kinds)) and (company/"groups.yaml").exists():
+        found.attempt("company/groups.yaml", lambda: check_masked_groups(
+            list_sources(data, exclude=params["ingest"]["exclude"]), read_groups(company/"groups.yaml"), kinds))
+    problems += [problem for problem in found.problems if problem not in problems]
     counts, unreadable, private = survey_data(data, params["ingest"]["exclude"], templates)
     for path in list_fact_tables(data/"facts"):
         try: rows = read_fact_table(path)
@@ -171,9 +189,9 @@ def check(
         words = sum(len(" ".join(row.values()).split()) for row in rows)
         counts["facts", path.name].update(items=len(rows), words=words)
     if (company/"eval_sets").is_dir():
-        found, rejects, _ = survey_data(company/"eval_sets", [], {})
+        asked, rejects, _ = survey_data(company/"eval_sets", [], {})
         unreadable += rejects
-        for (_, file), count in found.items(): counts["evaluation", file].update(count)
+        for (_, file), count in asked.items(): counts["evaluation", file].update(count)
     columns = [f"{file}: {name}" for file, names in sorted(private.items()) for name in sorted(names)]
     return CheckAnswer(problems=problems, material=list_material(counts), unreadable=unreadable,
                        private_columns=columns)

@@ -123,7 +123,8 @@ def require_request(
     query: str # words, or ''
 ):
     "Stop unless something is asked for"
-    if not docs and not query: raise Invalid("say which document: an id, a path inside data/, or --query WORDS")
+    if not docs and not query: raise Invalid(
+        "say which document: an id, a path inside data/, a row as chats.jsonl#12 or prices.csv:3, or --query WORDS")
 
 # %% ../../nbs/ops/90_cli.ipynb #9d29801d
 @app.command("whereis", epilog="Example: forge whereis docs/index.txt --history")
@@ -145,12 +146,13 @@ def check_pending_request(
     journal: dict # journal of an unfinished erasure
 ):
     "Stop when an erasure is unfinished and something else is asked for"
-    removed = journal["removed"]
-    ids = {i for r in removed for i in r["ids"]}
-    known = {*journal["requested"], *(r["path"] for r in removed)} | ids
+    removed, rows = journal["removed"], journal["rows"]
+    names = [*(r["path"] for r in removed), *(row["source"] for row in rows)]
+    ids = {i for r in removed + rows for i in r["ids"]}
+    known = {*journal["requested"], *names} | ids
     other = [name for name in requested if not {name, relative_to_data(name, ROOT)} & known]
     if other or has_other_options:
-        raise Invalid(f"forgetting {removed[0]['path']} is not finished; `forge forget` alone finishes it, "
+        raise Invalid(f"forgetting {names[0]} is not finished; `forge forget` alone finishes it, "
                       "`forge forget --undo` takes it back; then ask again")
 
 # %% ../../nbs/ops/90_cli.ipynb #231deabb

@@ -7,8 +7,8 @@ __all__ = ['PROVENANCE_COLUMNS', 'WEIGHT_PATTERNS', 'CURATED_OUTS', 'INCLUSION_W
            'read_json_rows', 'read_artifact_rows', 'collect_row_names', 'names_page', 'classify_row', 'rows_naming',
            'find_holders', 'lineage', 'is_model', 'describe_fate', 'summarize_outcome', 'DropCount', 'FactRowNumbers',
            'RowMatches', 'ReachedModel', 'ReachedArtifact', 'EarlierVersion', 'DocumentTrace', 'WhereisAnswer',
-           'count_outcomes', 'describe_document', 'is_in_cached_set', 'trace_history', 'whereis', 'format_matches',
-           'format_facts', 'list_details', 'format_whereis']
+           'count_outcomes', 'describe_document', 'list_learned', 'is_in_cached_set', 'trace_history', 'whereis',
+           'format_matches', 'format_facts', 'list_details', 'format_whereis']
 
 # %% ../../nbs/ops/10_lineage.ipynb #7df4954f
 import json
@@ -172,6 +172,7 @@ def describe_fate(
     reasons: list # reasons of drops
 ) -> str: # beginning of a sentence
     "Say what `curate` did with a document that is not trained on"
+    if reasons == ["a fact"]: return "a fact, which is looked up"
     if "valid" in splits: return "kept for choosing (valid)"
     if set(splits) == {"lookup"}: return "kept to be looked up, with nothing trained on it"
     if splits: return "held out for the final judgement (test)"
@@ -244,7 +245,7 @@ class DocumentTrace(BaseModel, extra="forbid"):
     source: str = Field(description="path inside data/, or of a part of a file")
     path: str = Field(description="file, from the root")
     ids: list[str] = Field(description="content ids that curate gave")
-    kind: str = Field(description="docs, code, rows, chat, or the top folder")
+    kind: str = Field(description="docs, code, rows, chat, pairs, kto, prompts, facts, or the top folder")
     bytes: int | None = Field(description="size of the raw file; null when it is no longer there")
     sha256: str | None = Field(description="hash of the raw file")
     splits: dict[str, int] = Field(description="split → number of documents")
@@ -274,7 +275,7 @@ def count_outcomes(
 ) -> tuple: # split → number of documents; drops by reason
     "Count splits and reasons"
     splits = Counter(d["split"] for d in documents if d["split"])
-    drops = Counter((d["reason"], d["detail"]) for d in documents if not d["split"])
+    drops = Counter((d["reason"], d["detail"]) for d in documents if not d["split"] and d["kind"] != "facts")
     count = lambda reason, detail: DropCount(reason=reason, detail=detail, documents=drops[reason, detail])
     dropped = [count(*key) for key in sorted(drops)]
     return dict(sorted(splits.items())), dropped
@@ -304,8 +305,24 @@ def describe_document(
         facts=[FactRowNumbers(table=t, rows=rows) for t, rows in trace["facts"].items()],
         training=matches["training"], eval_set=matches["eval_set"], reached=reached, history=None,
         models=[ReachedModel(stage=m.stage, path=m.path, hash=m.hash) for m in models],
-        summary=summarize_outcome(splits, [d.reason for d in dropped], num_training_rows,
+        summary=summarize_outcome(splits, [d.reason for d in dropped] or ["a fact"], num_training_rows,
                                   [r.stage for r in reached], [m.path for m in models]))
+
+# %% ../../nbs/ops/10_lineage.ipynb #10l00001
+def list_learned(
+    root: Path, # folder of the project
+    targets: list # targets of `resolve_targets`
+) -> list: # ReachedModel, in running order
+    "List the models that learned from documents, rows or facts"
+    found = {}
+    for target in targets:
+        trace = lineage(root, target)
+        is_learned = any(match["kind"] == "training" for match in trace["rows"].values())
+        if not is_learned and not any(d["split"] == "train" for d in target["documents"]): continue
+        for r in trace["reached"]:
+            model = ReachedModel(stage=r["stage"], path=r["path"], hash=r["hash"])
+            if is_model(root/r["path"]): found[r["path"]] = model
+    return list(found.values())
 
 # %% ../../nbs/ops/10_lineage.ipynb #4bb30d89
 CURATED_OUTS = ("artifacts/curate/documents", "artifacts/curate/rows",

@@ -6,12 +6,12 @@
 __all__ = ['REGENERABLE_FOLDERS', 'CACHE_COPY', 'STUDIES_COPY', 'GIT_COPY', 'OUTSIDE_COPY', 'REMOVED_TEMPLATE', 'TRACE_KINDS',
            'PROOF_TEMPLATE', 'REBUILT_TEMPLATE', 'compile_path_pattern', 'iter_strings', 'list_token_arrays',
            'decode_token_file', 'parse_json_strings', 'extract_texts', 'count_traces', 'list_output_files',
-           'search_traces', 'is_regenerable', 'prove_erasure', 'RemovedFile', 'FactRowCount', 'ErasurePlan',
-           'TraceCounts', 'FileTraces', 'Proof', 'SharedRuns', 'Mention', 'DataChange', 'ArtifactChange',
-           'MetricChange', 'EffectChange', 'RemainingCopy', 'Receipt', 'flatten_metrics', 'compare_metrics',
-           'read_effects', 'compare_effects', 'list_remotes', 'list_remaining_copies', 'compare_artifacts',
-           'build_receipt', 'format_figure', 'list_changed', 'render_receipt', 'write_receipt', 'list_removals',
-           'list_results', 'format_forget']
+           'search_traces', 'is_regenerable', 'prove_erasure', 'RemovedFile', 'FactRowCount', 'RemovedRow',
+           'ErasurePlan', 'TraceCounts', 'FileTraces', 'Proof', 'SharedRuns', 'Mention', 'DataChange', 'ArtifactChange',
+           'MetricChange', 'EffectChange', 'LearnedModel', 'RemainingCopy', 'Receipt', 'flatten_metrics',
+           'compare_metrics', 'read_effects', 'compare_effects', 'list_remotes', 'list_remaining_copies',
+           'compare_artifacts', 'build_receipt', 'format_figure', 'list_changed', 'render_receipt', 'write_receipt',
+           'list_removals', 'list_results', 'format_forget']
 
 # %% ../../nbs/ops/20_receipt.ipynb #629bc6df
 import io, json, re
@@ -20,7 +20,7 @@ from typing import Literal
 
 from ..core.dvc import build_pipeline, is_generated_code, list_completed_studies, parse_data_hash
 from ..core.project import atomic, read_stages, remove_path, write_json
-from .inventory import NearDuplicate, hash_ngrams, inventory, isin_sorted
+from .inventory import NearDuplicate, hash_ngrams, inventory, isin_sorted, make_name_masker
 from .lineage import read_table_batches
 from pydantic import BaseModel, Field
 
@@ -182,9 +182,11 @@ def prove_erasure(
     ngrams = np.frombuffer((root/"receipts"/".pending.ngrams").read_bytes(), "<u8")
     kept_sources = {t["source"] for t in journal["kept_duplicates"]}
     # a copy with the same content has the same id
-    kept_ids = {d["id"] for d in inventory(root) if d["file"] in kept_sources}
-    ids = {i for r in journal["removed"] for i in r["ids"]} - kept_ids
-    paths = {r["path"] for r in journal["removed"]}
+    kept_ids = {d["id"] for d in inventory(root) if kept_sources & {d["file"], d["source"]}}
+    mask, rows = make_name_masker(root), journal["rows"]
+    ids = {i for r in journal["removed"] + rows for i in r["ids"]} - kept_ids
+    paths = {name for r in journal["removed"] for name in (r["path"], mask(r["path"]))}
+    paths |= {row["source"] for row in rows if row["kind"] != "facts"}  # rows of facts close ranks
     run_search = lambda: search_traces(root, ids, paths, ngrams, set(journal["mentioned"]))
     found, before = run_search(), journal.get("before")
     leftovers = [t["file"] for t in found["traces"] if is_regenerable(t["file"])]
@@ -212,10 +214,21 @@ class FactRowCount(BaseModel, extra="forbid"):
     table: str = Field(description="file name of the table")
     rows: int = Field(description="number of rows")
 
+# %% ../../nbs/ops/20_receipt.ipynb #20r00001
+class RemovedRow(BaseModel, extra="forbid"):
+    "A row that is removed from a file"
+    source: str = Field(description="row, as chats.jsonl#12, or facts by table and number, as prices.csv:3")
+    file: str = Field(description="path inside data/ of the file that is rewritten without it")
+    ids: list[str] = Field(description="ids of its document; none for a row of facts")
+    kind: str = Field(description="rows, chat, pairs, kto, prompts or facts")
+    sha256: str = Field(description="hash of the row's text")
+    reason: str = Field(description="asked for, or why it is a duplicate")
+
 # %% ../../nbs/ops/20_receipt.ipynb #20629591
 class ErasurePlan(BaseModel, extra="forbid"):
     "What an erasure would remove"
     removed: list[RemovedFile] = Field(description="files removed")
+    rows: list[RemovedRow] = Field([], description="rows removed from files that stay")
     kept_duplicates: list[NearDuplicate] = Field(description="near-duplicates left on request")
     facts: list[FactRowCount] = Field(description="rows of data/facts removed")
     tables: list[str] = Field(description="tables that hold the words of --query and were left alone")
@@ -283,6 +296,13 @@ class EffectChange(MetricChange):
     against: str = Field(description="checkpoint that it is compared with")
     slice: str = Field(description="slice of the evaluation set")
 
+# %% ../../nbs/ops/20_receipt.ipynb #20r00002
+class LearnedModel(BaseModel, extra="forbid"):
+    "A model that learned from what was removed"
+    stage: str = Field(description="stage that made it")
+    path: str = Field(description="folder, from the root")
+    hash: str = Field(description="hash before the erasure")
+
 # %% ../../nbs/ops/20_receipt.ipynb #d7b70b57
 class RemainingCopy(BaseModel, extra="forbid"):
     "A place that still holds old versions"
@@ -304,6 +324,7 @@ class Receipt(ErasurePlan):
     may_run: list[str] = Field(description="stages that would run again at most (dry run)")
     ran: list[str] = Field(description="stages that ran")
     restored: list[str] = Field(description="stages whose outs came from DVC's cache")
+    learned: list[LearnedModel] = Field([], description="models and checkpoints that had learned from it, before")
     data: DataChange = Field(description="hash of data/")
     artifacts: list[ArtifactChange] = Field(description="every artifact")
     leftovers: list[str] = Field(description="pages, logs and caches deleted because they held traces")
@@ -415,12 +436,12 @@ def build_receipt(
     remaining_copies: list # places of `list_remaining_copies`
 ) -> Receipt: # receipt, under the first name that it could get
     "Put together everything that is to be known about an erasure"
-    old_files, first = journal["uncached_files"], journal["removed"][0]
+    old_files, first = journal["uncached_files"], (journal["removed"] + journal["rows"])[0]
     before_and_after = lambda path: (old_files.get(path, ""), uncached_files.get(path, ""))
     old_data, new_data = map(parse_data_hash, before_and_after("data.dvc"))
     name = (first["ids"] or [first["sha256"]])[0][:12]
-    same_fields = ("started_at", "commit", "removed", "kept_duplicates", "facts", "tables", "shared", "stale",
-                   "ran", "restored", "leftovers")
+    same_fields = ("started_at", "commit", "removed", "rows", "kept_duplicates", "facts", "tables", "shared",
+                   "stale", "learned", "ran", "restored", "leftovers")
     return Receipt(
         state="done", receipt=f"receipts/{name}.json", **{k: journal[k] for k in same_fields}, may_run=[],
         mentioned=[Mention(path=path, by=by) for path, by in journal["mentioned"].items()],
@@ -431,7 +452,7 @@ def build_receipt(
 
 # %% ../../nbs/ops/20_receipt.ipynb #a6b23239
 REMOVED_TEMPLATE = """\
-# Receipt: {{ r.removed | length }} file(s) forgotten
+# Receipt: {{ r.removed | length }} file(s) and {{ r.rows | length }} row(s) forgotten
 
 {{ r.started_at }}, started at commit {{ r.commit or "none" }}. No text of the documents is kept in this receipt.
 
@@ -442,6 +463,13 @@ REMOVED_TEMPLATE = """\
 {{- " and %d more" % (f.ids | length - 3) if f.ids | length > 3 }} |
 {{- " {:,}".format(f.bytes) }} | {{ f.sha256[:16] }}… | {{ f.reason }} |
 {% endfor %}
+{% for row in r.rows %}
+| {{ row.source }} | {{ row.ids | join(" ") }} | a row | {{ row.sha256[:16] }}… | {{ row.reason }} |
+{% endfor %}
+{% if r.learned %}
+
+Had learned from it: {{ r.learned | map(attribute="path") | join(", ") }}. All of these were made again or removed.
+{% endif %}
 {% if r.facts %}
 
 Rows of facts taken from them:
@@ -591,6 +619,7 @@ def list_removals(
     "List what goes and what stays"
     verb = "would remove" if receipt.state == "dry-run" else "removed"
     for r in receipt.removed: yield f"  {verb}  {r.path}  {' '.join(r.ids[:2])}  {r.bytes:,} bytes  ({r.reason})"
+    for row in receipt.rows: yield f"  {verb}  {row.source}  {' '.join(row.ids)}  from data/{row.file}  ({row.reason})"
     for f in receipt.facts: yield f"  {verb}  {f.rows} rows of facts/{f.table}"
     consequence = "what it shares with the removed documents is still trained on"
     for t in receipt.kept_duplicates: yield f"  KEPT  {t.source}  ({t.reason}): {consequence}"
@@ -605,6 +634,7 @@ def list_results(
     proof, artifacts = receipt.proof, receipt.artifacts
     num_changed = sum(a.old != a.new for a in artifacts)
     ran = ", ".join(receipt.ran) or "nothing"
+    if receipt.learned: yield f"  had learned from it: {', '.join(m.path for m in receipt.learned)}"
     yield f"  ran again: {ran}; {num_changed} of {len(artifacts)} artifacts changed"
     yield (f"  proof: 0 of {proof.ids_searched:,} ids, {proof.paths_searched:,} paths, {proof.ngrams_searched:,} "
            f"runs of eight words in {proof.files:,} files downstream")
