@@ -184,7 +184,8 @@ def list_unread(
     files = [path.relative_to(data).as_posix() for path in sorted(data.rglob("*")) if path.is_file()]
     unread, kept = Counter(), set(list_sources(data, exclude=exclude))
     for name in files:
-        if name in kept or name == "SHA256SUMS" or name.startswith("facts/") or is_licence_file(Path(name).name): continue
+        is_apart = name == "SHA256SUMS" or name.startswith("facts/") or is_licence_file(Path(name).name)
+        if name in kept or is_apart: continue
         pattern = next((pattern for pattern in exclude if fnmatchcase(name, pattern)), "")
         unread[f"`ingest.exclude` names {pattern}" if pattern else "hidden, or what programs leave behind"] += 1
     return [f"data: {count} files, {reason}" for reason, count in unread.items()]
