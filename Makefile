@@ -34,7 +34,8 @@ $(VENV)/ready: requirements.lock pyproject.toml $(ELSEWHERE)
 	@{ pwd -P && $(TAG); } > $@
 
 data: setup  ## fetch and check the default data; FROM=folder takes a folder of yours
-	@python -m forge_nb.data.default_company $${FROM:+"$$FROM"} && python -m forge_nb.data.versions
+	@if [ -n "$$FROM" ]; then python -m forge_nb.data.own_data "$$FROM"; else python -m forge_nb.data.default_company; fi && python -m forge_nb.data.versions
+	@[ -z "$$FROM" ] || python -m forge_nb.ops.check data
 
 base: setup  ## fetch a base model, once: make base BASE=smollm2
 	@python -m forge_nb.train.bases "$$BASE"

@@ -93,7 +93,8 @@ def describe_masking(
 
 # %% ../nbs/95_card.ipynb #b12824f8
 CARD_METRICS = [
-    "exact_match", "false_answer_rate", "kpi", "violation_rate", "style_rate", "format_rate", "eos_rate", "bpb"]
+    "exact_match", "false_answer_rate", "kpi", "violation_rate", "style_rate", "format_rate", "eos_rate", "bpb",
+    "own_bpb", "own_exact_match", "own_margin"]
 
 # %% ../nbs/95_card.ipynb #abcaff32
 def describe_comparison(
@@ -179,7 +180,7 @@ and a vocabulary of {{ metric("tokenizer", "vocab_size", ",") }} entries.
 - Its weights were drawn at random: no document was there to pretrain on.
 {% endif %}
 {% if made("sft") %}
-- It was fine-tuned on {{ metric("sft", "rows", ",") }} questions with answers (`sft`).
+- It was fine-tuned on {{ metric("sft", "rows", ",") }} conversations, most of a question and its answer (`sft`).
 {% endif %}
 {% if made("dpo") %}
 - It was aligned on {{ metric("dpo", "pairs", ",") }} preference pairs (`dpo`).

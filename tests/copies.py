@@ -84,6 +84,13 @@ def locked(path: Path):
         yield
 
 
+def swap_line(path: Path, old: str, new: str):
+    "Put a text in the place of another, which must be there"
+    text = path.read_text(encoding="utf-8")
+    assert old in text, f"{old!r} is not in {path.name}"
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
 def sibling(copy: Copy, folder: Path) -> Copy:
     "A second, independent copy of a project, its cache included"
     shutil.copytree(copy.root, folder, symlinks=True)

@@ -60,15 +60,24 @@ def test_wrong_archive(mend):
 
 
 def test_your_own_folder(mend, tmp_path):
-    fails_with(mend, f"python -m forge_nb.data.default_company {tmp_path}/nowhere", "no such folder")
-    fails_with(mend, f"python -m forge_nb.data.default_company {tmp_path}", "holds no file")
+    fails_with(mend, f"python -m forge_nb.data.own_data {tmp_path}/nowhere", "no such folder")
+    fails_with(mend, f"python -m forge_nb.data.own_data {tmp_path}", "holds no file")
     (tmp_path/"docs").mkdir()
     for n in range(60): (tmp_path/"docs"/f"page {n} é.md").write_text(f"# Machine {n}\n\nMachine {n} is serviced every {n % 7 + 1} weeks by team {n % 5}.\n", encoding="utf-8")
     (tmp_path/"docs"/"scan.md").write_bytes(bytes(range(256)) * 8)
-    mend(f"python -m forge_nb.data.default_company {tmp_path}")
-    fails_with(mend, "dvc repro curate", "data/ is not ready", "megabytes of text", "section `assess`")
+    (tmp_path/"docs"/"node_modules").mkdir()
+    (tmp_path/"docs"/"node_modules"/"readme.md").write_text("# Not ours\n", encoding="utf-8")
+    (tmp_path/"docs"/"quiz.csv").write_text("question,A,B,answer\nHow often is machine 3 serviced?,weekly,never,A\n", encoding="utf-8")
+    said = mend(f"FROM={tmp_path} make -s -o setup data")
+    for words in ("docs/node_modules/", "taken for evaluation sets, which are never trained on: docs/quiz.csv", "company/eval_sets/from_data/",
+                  "the data before are in .cache/data_before", "documents", "no row of settings.csv is in data/facts"): assert words in said, words
+    assert (mend.root/"company"/"eval_sets"/"from_data"/"docs"/"quiz.csv").exists() and not (mend.root/"data"/"docs"/"quiz.csv").exists()
+    assert (mend.root/".cache"/"data_before"/"docs"/"faq"/"admin.txt").exists(), "there is no way back"
     params = mend.root/"params.yaml"
-    params.write_text(params.read_text(encoding="utf-8").replace("min_megabytes: 0.5 ", "min_megabytes: 0.001 "), encoding="utf-8")
+    was = params.read_text(encoding="utf-8")
+    params.write_text(was.replace("stop_when_skipped: false", "stop_when_skipped: true"), encoding="utf-8")
+    fails_with(mend, "dvc repro curate", "data/ is not ready", "megabytes of text", "section `assess`")
+    params.write_text(was, encoding="utf-8")
     mend("dvc repro assess")
     mine = mend.root/"data/docs/page 1 é.md"
     mine.write_text("# Machine 1\n\nMended by hand, and not to be lost.\n", encoding="utf-8")
@@ -81,7 +90,9 @@ def test_your_own_folder(mend, tmp_path):
     assert "Mended by hand" in mine.read_text(encoding="utf-8")
     rejected = (mend.root/"artifacts/ingest/rejects.jsonl").read_text(encoding="utf-8")
     assert '"docs/scan.md"' in rejected and rejected.count("\n") == 1
-    fails_with(mend, "dvc repro synth", "questions.yaml", "setting_default.table", "does not exist")
+    mend("dvc repro synth")  # the default company's questions are about tables that are not here
+    unused = (mend.root/"artifacts/synth/unused_facts.jsonl").read_text(encoding="utf-8")
+    assert '"kind": "setting_default", "reason": "no settings.csv in data/facts"' in unused
     mend("git checkout -q . && dvc checkout -q --force data.dvc")
 
 

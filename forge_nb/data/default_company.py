@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['ARCHIVES', 'ROLE', 'CHECK_LEVELS', 'MEMBERS', 'DIRECTIVES', 'OBJECT_DIRECTIVE', 'FILTER_EXAMPLE',
-           'TRANSLATION_LANGUAGES', 'BOOKS', 'CONTROL_NAMES', 'NO_SCM_REMEDY', 'DEFAULT_DATA_HASH', 'check_archive',
-           'download_archive', 'find_headings', 'find_heading_above', 'strip_markup', 'infer_literal_type',
-           'describe_default', 'extract_settings', 'extract_checks', 'describe_object', 'parse_documented_objects',
-           'bound_names', 'find_module_names', 'extract_objects', 'parse_literal', 'verify_example', 'extract_filters',
+           'TRANSLATION_LANGUAGES', 'BOOKS', 'NO_SCM_REMEDY', 'DEFAULT_DATA_HASH', 'check_archive', 'download_archive',
+           'find_headings', 'find_heading_above', 'strip_markup', 'infer_literal_type', 'describe_default',
+           'extract_settings', 'extract_checks', 'describe_object', 'parse_documented_objects', 'bound_names',
+           'find_module_names', 'extract_objects', 'parse_literal', 'verify_example', 'extract_filters',
            'read_catalogue', 'extract_translations', 'extract_formats', 'import_framework', 'extract_tables',
            'chunk_text', 'cut_preface', 'write_general_text', 'copy_documents', 'write_default_data',
-           'list_control_files', 'copy_data', 'explain_add_error', 'record_data', 'check_data_hash', 'ensure_data',
-           'main']
+           'explain_add_error', 'record_data', 'check_data_hash', 'ensure_data', 'main']
 
 # %% ../../nbs/data/00_default_company.ipynb #09332d48
 import ast, functools, gettext, html, importlib.util, re, shutil, subprocess, sys, tarfile, tempfile
@@ -19,7 +18,7 @@ from pathlib import Path
 
 from ..core.dvc import run_dvc
 from ..core.project import Invalid, ROOT, RunFailed, atomic, hash_file, run_cli, write_csv
-from ..core.tangle import accept_data, check_data, write_checksums
+from ..core.tangle import check_data, write_checksums
 
 # %% ../../nbs/data/00_default_company.ipynb #5bafd069
 ARCHIVES = {  # file → package, SHA-256
@@ -410,31 +409,6 @@ def write_default_data(
         write_general_text(Path(folder)/"brotli-1.2.1", t/"general")
         write_checksums(t)
 
-# %% ../../nbs/data/00_default_company.ipynb #d03605fe
-CONTROL_NAMES = ".git", ".dvc", ".dvcignore"  # files and folders that steer git and DVC
-
-def list_control_files(
-    source: Path # folder of the user
-) -> list[str]: # paths below it
-    "List what steers git and DVC and is not copied"
-    return sorted(str(p.relative_to(source)) for name in CONTROL_NAMES for p in source.rglob(name))
-
-# %% ../../nbs/data/00_default_company.ipynb #d03606fe
-def copy_data(
-    source: Path, # folder of the user
-    out: Path # data/
-):
-    "Copy a user's folder to data/, whole or not at all, without what steers git and DVC"
-    if not source.is_dir(): raise Invalid(f"FROM={source}: no such folder; name one that holds your documents")
-    if not any(p.is_file() for p in source.rglob("*")): raise Invalid(
-        f"FROM={source}: holds no file; put documents, code or tables there")
-    left = list_control_files(source)
-    with atomic(out) as t:
-        ignore = shutil.ignore_patterns(*CONTROL_NAMES)
-        shutil.copytree(source, t, symlinks=True, ignore=ignore)
-        accept_data(t)
-    if left: print(f"not copied, they steer git or DVC: {', '.join(left)}")
-
 # %% ../../nbs/data/00_default_company.ipynb #29120cad
 NO_SCM_REMEDY = "`git init`, or `dvc config --local core.no_scm true`"  # a repository of its own, or none
 
@@ -481,11 +455,9 @@ def ensure_data():
 
 # %% ../../nbs/data/00_default_company.ipynb #9c3d3e74
 def main():
-    "`python -m forge_nb.data.default_company` makes sure of the recorded data, `… FOLDER` takes a folder of yours"
-    if len(sys.argv) == 1: return ensure_data()
-    copy_data(Path(sys.argv[1]).expanduser().resolve(), ROOT/"data")
-    record_data()
-    print(f"data/ is now a copy of {sys.argv[1]}; data.dvc records it")
+    "`python -m forge_nb.data.default_company` makes sure of the recorded data"
+    if len(sys.argv) > 1: raise Invalid("a folder of yours is taken by `make data FROM=folder`")
+    ensure_data()
 
 # %% ../../nbs/data/00_default_company.ipynb #10c32b20
 if __name__ == "__main__" and "__file__" in globals(): run_cli(main)

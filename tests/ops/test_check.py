@@ -3,8 +3,8 @@ import json, shutil
 
 import pytest
 
-from forge_nb.core.project import ROOT
-from forge_nb.ops.check import check, check_company, format_check
+from forge_nb.core.project import ROOT, Invalid
+from forge_nb.ops.check import check, check_company, format_check, require_company
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_every_problem_is_named_at_once(project):
     (company/"kpi.py").write_text("def kpi(question, answer, row) return 1\n", encoding="utf-8")
     (company/"groups.yaml").write_text("docs/*: hr\n", encoding="utf-8")
     with open(facts/"checks.csv", "a", encoding="utf-8") as file: file.write("one cell\n")
-    problems = check_company(company, facts, 40)
+    problems = check_company(company, facts, 40).problems
     named = {problem.file for problem in problems}
     assert named == {"company/style.yaml", "company/questions.yaml", "company/policies.yaml", "company/kpi.py", "company/groups.yaml", "data/facts/checks.csv"}
     text = " ".join(problem.problem for problem in problems)
@@ -56,3 +56,35 @@ def test_material_of_every_kind_is_counted(project):
     assert counted["conversations"] == (1, "sft") and counted["preference pairs"][0] == 1 and counted["rows of tables"][0] == 1
     assert answer.private_columns == ["staff.csv: password"] and len(answer.unreadable) == 1 and "pairs.jsonl#2, line 2" in answer.unreadable[0]
     assert "masked for the name of their column" in format_check(answer)
+
+
+def test_files_of_another_company_are_left_out_and_stop_nothing(project):
+    shutil.rmtree(project/"data"/"facts")
+    (project/"data"/"facts").mkdir()
+    (project/"data"/"facts"/"machines.csv").write_text("machine,pressure\nPress 3,5 bar\n", encoding="utf-8")
+    require_company(project)
+    answer = check(project)
+    text = "\n".join(answer.left_out)
+    assert not answer.problems and "no row of settings.csv is in data/facts" in text
+    assert "machines.csv: nothing in company/questions.yaml asks about it" in text
+    replace(project/"company"/"questions.yaml", "table: settings.csv", "table: machine.csv")  # a slip, not another company
+    with pytest.raises(Invalid, match="did you mean machines.csv"): require_company(project)
+
+
+def test_a_run_names_every_problem_before_it_spends_anything(project, capsys):
+    replace(project/"company"/"style.yaml", "\nhouse:", "\nhause:")
+    with pytest.raises(Invalid, match="did you mean `house`"): require_company(project)  # one problem is one sentence
+    replace(project/"company"/"policies.yaml", "\n  verifier:", "\n  verifyer:")
+    with pytest.raises(Invalid, match="2 problems, named above"): require_company(project)
+    named = capsys.readouterr().err
+    assert "hause" in named and "verifyer" in named and named.count("\n") == 2
+
+
+def test_stages_that_will_have_nothing_to_do_are_named(project):
+    shutil.rmtree(project/"data")
+    (project/"data"/"facts").mkdir(parents=True)
+    (project/"data"/"pairs.jsonl").write_text(json.dumps(dict(prompt="a", chosen="b", rejected="c")) + "\n", encoding="utf-8")
+    (project/"data"/"~$lock.docx").write_bytes(b"x")
+    text = "\n".join(check(project).left_out)
+    for words in ("pretrain: no document", "sft: no conversation", "rlhf: no prompt", "what programs leave behind"): assert words in text, words
+    assert "dpo" not in text
