@@ -171,7 +171,7 @@ def read_row_texts(
 
 # %% ../nbs/30_tokenizer.ipynb #0ce962d8
 def tokenizer(
-    documents: Path, # folder with train.jsonl and valid.jsonl
+    documents: Path, # folder with train.jsonl, valid.jsonl and lookup.jsonl
     rows: Path, # folder with rows of `synth`, for where there is no document
     *,
     base: str, # 'scratch', or whose tokenizer to take
@@ -183,8 +183,8 @@ def tokenizer(
     splits = {split: read_jsonl(documents/f"{split}.jsonl") for split in ("train", "valid")}
     texts, valid = [d["text"] for d in splits["train"]], splits["valid"]
     if not texts:
-        texts = read_row_texts(rows)
-        log(f"no document: the vocabulary is learned from {len(texts)} turns of rows to train on")
+        texts = read_row_texts(rows) or [d["text"] for d in read_jsonl(documents/"lookup.jsonl")]
+        log(f"no document: the vocabulary is learned from {len(texts)} turns of rows to train on, or rows of tables")
     hf_tokenizer, base_metrics = choose_tokenizer(base, texts, valid, vocab_size, num_added_tokens)
     with atomic(out/"tokenizer") as t: hf_tokenizer.save_pretrained(t)
     with atomic(out/"tokens") as t:

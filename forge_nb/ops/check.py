@@ -245,7 +245,8 @@ def check(
         unreadable += rejects
         for (_, file), count in items.items(): counts["evaluation", file].update(count)
     columns = [f"{file}: {name}" for file, names in sorted(private.items()) for name in sorted(names)]
-    idle = list_idle_stages({kind for kind, _ in counts}, bool(found.columns))
+    read = {kind for kind, _ in counts if kind != "rows" or params["curate"]["pretrain_on_rows"]}
+    idle = list_idle_stages(read, bool(found.columns))
     left_out = found.left_out + list_unread(data, params["ingest"]["exclude"]) + idle
     return CheckAnswer(problems=found.problems, material=list_material(counts), unreadable=unreadable,
                        private_columns=columns, left_out=left_out)
