@@ -33,8 +33,8 @@ SHIFTS = "early late night".split()
 PHRASINGS = [
     "The {fine} and the {quiet} of machine {number} run well, but the {part} has stopped on the {shift} shift. Who comes?",
     "Who repairs the {part} of machine {number} on the {shift} shift? Its {fine} and its {quiet} are in order.",
-    "Whom do I call on the {shift} shift? On machine {number} the {part} makes a noise, the {fine} and the {quiet} do not.",
-    "Machine {number}, {shift} shift: we looked at the {fine} and the {quiet}, and it is the {part} that leaks. Whose is it?"]
+    "Whom do I call on the {shift} shift? On machine {number} the {part} is loud, the {fine} and the {quiet} are not.",
+    "Machine {number}, {shift} shift: we looked at the {fine} and the {quiet}; it is the {part} that leaks. Who comes?"]
 
 # %% ../../nbs/studies/60_owndata.ipynb #60s0000b
 def find_team(
