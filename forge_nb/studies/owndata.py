@@ -31,7 +31,7 @@ PARTS = ("pump valve filter gauge seal bearing shaft motor coupling flange "
 TEAMS = "north south east west river harbour station".split()
 SHIFTS = "early late night".split()
 PHRASINGS = [
-    "The {fine} and the {quiet} of machine {number} run well, but the {part} has stopped on the {shift} shift. Who comes?",
+    "The {fine} and the {quiet} of machine {number} run, but the {part} stopped on the {shift} shift. Who comes?",
     "Who repairs the {part} of machine {number} on the {shift} shift? Its {fine} and its {quiet} are in order.",
     "Whom do I call on the {shift} shift? On machine {number} the {part} is loud, the {fine} and the {quiet} are not.",
     "Machine {number}, {shift} shift: we looked at the {fine} and the {quiet}; it is the {part} that leaks. Who comes?"]
