@@ -170,12 +170,12 @@ def test_mixture(curated, tmp_path):
 
 def test_assess_tells_what_is_there_and_refuses_too_little(curated, tmp_path):
     here, files, _ = curated
-    metrics = assess(here/"out"/"ingest", **PARAMS["assess"] | SHARED | PATTERNS | dict(min_megabytes=.01), out=tmp_path)
+    metrics = assess(here/"out"/"ingest", **PARAMS["assess"] | SHARED | PATTERNS | dict(min_megabytes=.01, stop_when_skipped=False), out=tmp_path)
     assert metrics["documents"] + metrics["rejects"] == len(files)
     assert metrics["verdict"] == "ready with reservations" and metrics["duplicates"] == 40 and metrics["exact_duplicates"] == 20
     assert metrics["findings"] == {"email": 2, "ip": 2}
     for path in tmp_path.rglob("*"): assert b"moreau" not in path.read_bytes()
-    poor = assess(here/"out"/"ingest", **PARAMS["assess"] | SHARED | dict(min_documents=1000), out=tmp_path/"poor")
+    poor = assess(here/"out"/"ingest", **PARAMS["assess"] | SHARED | PATTERNS | dict(min_documents=1000, stop_when_skipped=True), out=tmp_path/"poor")
     assert poor["verdict"] == "not ready"
 
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['USED_BY', 'MATERIALS', 'Problem', 'describe_problem', 'ProblemList', 'check_kinds', 'check_company', 'Material',
-           'CheckAnswer', 'survey_data', 'list_material', 'check_masked_groups', 'list_unread', 'list_idle_stages',
-           'check', 'format_check', 'require_company', 'main']
+           'CheckAnswer', 'survey_data', 'list_material', 'check_masked_groups', 'check_masking', 'list_unread',
+           'list_idle_stages', 'check', 'format_check', 'require_company', 'main']
 
 # %% ../../nbs/ops/72_check.ipynb #72a00004
 import sys
@@ -188,6 +188,21 @@ def check_masked_groups(
         if masked != source and find_groups(masked, patterns) != find_groups(source, patterns): raise Invalid(
             f"company/groups.yaml: other groups may read {source} once its name is masked; name its folder")
 
+# %% ../../nbs/ops/72_check.ipynb #72a0001d
+def check_masking(
+    found: ProblemList, # problems, added to
+    company: Path, # folder with the company's files
+    data: Path, # folder with the raw data
+    params: dict # parameters of all stages
+):
+    "Check the company's own patterns, and that a masked name opens no file to others"
+    kinds, groups = list_pii_kinds(params), company/"groups.yaml"
+    known = found.attempt("params.yaml", lambda: describe_kinds(kinds))
+    if not known or not groups.exists() or any(p.file == "company/groups.yaml" for p in found.problems): return
+    sources = list_sources(data, exclude=params["ingest"]["exclude"])
+    found.attempt("company/groups.yaml", lambda: check_masked_groups(sources, read_groups(groups), kinds))
+
+
 # %% ../../nbs/ops/72_check.ipynb #a56067d0
 def list_unread(
     data: Path, # folder with the raw data
@@ -229,11 +244,7 @@ def check(
     found, templates = check_company(company, data/"facts", limit), {}
     try: templates = read_templates(company/"templates.yaml")
     except Invalid: pass  # named among the problems
-    found, kinds = ProblemList(), list_pii_kinds(params)
-    if found.attempt("params.yaml", lambda: describe_kinds(kinds)) and (company/"groups.yaml").exists():
-        found.attempt("company/groups.yaml", lambda: check_masked_groups(
-            list_sources(data, exclude=params["ingest"]["exclude"]), read_groups(company/"groups.yaml"), kinds))
-    problems += [problem for problem in found.problems if problem not in problems]
+    check_masking(found, company, data, params)
     counts, unreadable, private = survey_data(data, params["ingest"]["exclude"], templates)
     for path in list_fact_tables(data/"facts"):
         try: rows = read_fact_table(path)

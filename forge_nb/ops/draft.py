@@ -27,7 +27,8 @@ from ..core.settings import ColumnPhrasings, QuestionKind, QuestionKinds, fill_i
 from ..data.documents import format_reject
 from ..data.fact_tables import list_fact_tables, read_fact_table
 from ..data.passages import PROVENANCE
-from ..data.pii import PRIVATE_COLUMN, find_pii
+from ..data.masking import PRIVATE_COLUMN
+from ..data.pii import find_pii
 from ..data.readers import READERS, get_reader, list_sources, read_documents
 from ..data.tables import value_to_text
 from ..synthesis.facts import judge_answers, select_facts
