@@ -377,7 +377,7 @@ def test_documents_that_differ_in_numbers_alone_stay_and_edited_copies_go(compan
 def test_assess_shows_what_each_threshold_would_drop(company_data, tmp_path):
     "Before anything is spent: counts, the least similar examples with the document that would stay, twins in numbers alone; chrome with its outcome"
     here, _, _, _ = company_data
-    assess(here/"out"/"ingest", **PARAMS["assess"] | SHARED, out=tmp_path)
+    assess(here/"out"/"ingest", **PARAMS["assess"] | SHARED | PATTERNS | dict(stop_when_skipped=False), out=tmp_path)
     rows = {r["threshold"]: r for r in read_csv(tmp_path/"twins.csv")}
     assert list(rows) == ["0.7", "0.75 (set)", "0.8", "0.9", "1 (exact)"]
     counts = [int(r["documents"]) for r in rows.values()]

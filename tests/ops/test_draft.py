@@ -93,7 +93,7 @@ def test_keys_and_values_are_chosen(plant):
 def measure(project) -> list:
     "How often the drafted questions find their row, by kind and in all; the draft passes the check before"
     company, facts = project/"company", project/"data"/"facts"
-    assert check_company(company, facts, LIMIT) == []
+    assert check_company(company, facts, LIMIT).problems == []
     kinds, style = load_settings(company/"questions.yaml", QuestionKinds), load_settings(company/"style.yaml", Style)
     known = load_facts(company/"questions.yaml", kinds, facts, [], style, max_answer_characters=LIMIT, limit=0)
     questions = make_questions(known, kinds, 8)
@@ -170,7 +170,7 @@ def test_a_key_with_two_values_is_listed_and_not_asked(project):
         ("P-7", "hall", ["hall 3", "yard"], ["data/facts/pumps.csv:9", "data/facts/spare.csv:11"])]
     kinds = load_settings(project/"company"/"questions.yaml", QuestionKinds)
     assert {tuple(kind.where_not[kind.key[-1]]) for kind in kinds.values() if kind.table == "pumps.csv"} == {("P-12", "P-3", "P-7")}
-    assert kinds["spare_hall"].where_not == {"Name": ["P-7"]} and check_company(project/"company", facts, LIMIT) == []
+    assert kinds["spare_hall"].where_not == {"Name": ["P-7"]} and check_company(project/"company", facts, LIMIT).problems == []
     style = load_settings(project/"company"/"style.yaml", Style)
     known = load_facts(project/"company"/"questions.yaml", kinds, facts, [], style, max_answer_characters=LIMIT, limit=0)
     assert not {"P-3", "P-7", "P-12"} & {fact["fill"][kinds[fact["kind"]].key[-1]] for fact in known} and len(known) == 27 + 27 + 9
