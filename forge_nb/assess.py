@@ -44,7 +44,8 @@ def list_chrome_lines(
     "List the lines of a document that are menu, breadcrumb or footer"
     if document["kind"] != "docs": return []
     lines = document["text"].split("\n")
-    return [lines[n].strip() for n in find_chrome(document["text"], get_shared_lines(document["source"], shared_lines))]
+    shared = get_shared_lines(document["source"], shared_lines)
+    return [lines[n].strip() for n in find_chrome(document["text"], shared)]
 
 # %% ../nbs/12_assess.ipynb #12a00003
 def tabulate_chrome(
@@ -55,13 +56,15 @@ def tabulate_chrome(
 ) -> list: # rows: line, folder, documents, percent, outcome
     "Tabulate menus, breadcrumbs and footers; personal data in them is masked"
     table = []
-    for r in sorted(shared_lines, key=lambda r: (-r["documents"], r["folder"], r["line"])):
+    rank = lambda r: (-r["documents"], r["folder"], r["line"])
+    for r in sorted(shared_lines, key=rank):
         if not line_counts.get(r["line"]): continue
         percent = 100 * r["documents"] / r["folder_documents"]
         line, folder = (mask_pii(text)[0] for text in (r["line"], r["folder"] or "data/"))
         table.append(dict(line=line, folder=folder, documents=r["documents"], percent=round(percent, 1),
                           outcome="taken off" if percent > chrome_percent else "stays"))
-    return table[:max_rows] or [dict(line="none", folder="", documents=0, percent=0., outcome="")]
+    nothing = dict(line="none", folder="", documents=0, percent=0., outcome="")
+    return table[:max_rows] or [nothing]
 
 # %% ../nbs/12_assess.ipynb #12a00007
 def format_examples(
@@ -81,7 +84,8 @@ def tabulate_twins(
     describe = lambda t: f"{t:g}{' (exact)' if t == 1 else ''}{' (set)' if t == dedup_threshold else ''}"
     outcome = "dropped, too" if dedup_numbers else "stay"
     return [dict(
-        threshold=describe(r["threshold"]), documents=r["documents"], megabytes=round(r["bytes"] / 1e6, 3),
+        threshold=describe(r["threshold"]),
+        documents=r["documents"], megabytes=round(r["bytes"] / 1e6, 3),
         examples=format_examples(r["examples"]), numbers_alone=r["numbers_alone"], their_outcome=outcome,
         number_examples=format_examples(r["number_examples"])) for r in survey]
 
@@ -186,7 +190,8 @@ def measure_boilerplate(
     rows: list # rows of the survey
 ) -> float: # percent of the bytes
     "Measure how much of the text is menu, breadcrumb or footer"
-    return 100 * sum(r["chrome_bytes"] for r in rows) / max(sum(r["bytes"] for r in rows), 1)
+    total = lambda name: sum(r[name] for r in rows)
+    return 100 * total("chrome_bytes") / max(total("bytes"), 1)
 
 # %% ../nbs/12_assess.ipynb #3c62f091
 def measure_checks(
