@@ -22,35 +22,37 @@ targets gold label solution completion response chosen output outputs antwort"""
 CHOICE_NAMES = "choices options endings candidates mc1targets".split()  # fields that hold all choices
 CHOICE_COLUMN = re.compile(r"(?:option|choice|sol|solution|ending|answer)?([a-j]|\d)")  # columns of a choice each
 
-# %% ../../nbs/data/84_eval_items.ipynb #745cd151
+# %% ../../nbs/data/84_eval_items.ipynb #9efdc129
 def simplify_names(
     item: dict # fields of an object
 ) -> dict: # value by simplified name, without empty values
     "Write names of fields without case and punctuation"
-    return {re.sub(r"[^a-z0-9]", "", str(name).lower()): value for name, value in item.items()
-            if value not in (None, "", [], {})}
+    simplify = lambda name: re.sub(r"[^a-z0-9]", "", str(name).lower())
+    return {simplify(name): value for name, value in item.items() if value not in (None, "", [], {})}
 
-# %% ../../nbs/data/84_eval_items.ipynb #eb7eebd4
+# %% ../../nbs/data/84_eval_items.ipynb #085ac0b8
 def to_texts(
     value # value of a field
 ) -> list: # texts
     "Take the texts out of a value: a string, a number, turns of a conversation, an answer of SQuAD, or a list of them"
     if isinstance(value, bool) or value is None: return []
     if isinstance(value, dict):
-        return to_texts(next((value[name] for name in ("text", "stem", "content", "value") if name in value), None))
+        found = [value[name] for name in ("text", "stem", "content", "value") if name in value]
+        return to_texts(found[0]) if found else []
     if isinstance(value, list):
         if value and isinstance(value[0], dict) and "role" in value[0]: value = value[-1:]
         return [text for part in value for text in to_texts(part)]
     return [str(value).strip()] if str(value).strip() else []
 
-# %% ../../nbs/data/84_eval_items.ipynb #dccc3404
+# %% ../../nbs/data/84_eval_items.ipynb #93a0d07d
 def list_choices(
     item: dict # fields by simplified name
 ) -> dict: # text by label
     "List the choices of an item by their labels: letters or numbers as the set has them, else letters"
     choices = next((item[name] for name in CHOICE_NAMES if name in item), None)
     if isinstance(choices, dict) and "choices" in choices: choices = choices["choices"]
-    if isinstance(choices, dict) and "text" in choices: return dict(zip(map(str, choices["label"]), choices["text"]))
+    if isinstance(choices, dict) and "text" in choices:
+        return dict(zip(map(str, choices["label"]), choices["text"]))
     if isinstance(choices, dict): return {str(label): str(text) for label, text in choices.items()}
     if isinstance(choices, list):
         get_label = lambda part, letter: part.get("label", letter) if isinstance(part, dict) else letter
@@ -92,13 +94,14 @@ def list_turns(
     return [(" ".join(to_texts(asked)), to_texts(reply) if reply.get("role") == "assistant" else [])
             for asked, reply in pairs if asked.get("role") == "user"]
 
-# %% ../../nbs/data/84_eval_items.ipynb #1c177ccc
+# %% ../../nbs/data/84_eval_items.ipynb #581e066c
 def read_positions(
     cells: list # values of a row, in the order of its columns
 ) -> list: # (question, list with its answer), or nothing
     "Read a row by position: question, choices, and the letter or number of the right one"
     *texts, answer = [str(cell) for cell in cells if cell not in (None, "")] or [""]
-    if len(texts) < 2 or len(texts[0].split()) < 4 or not re.fullmatch(r"[A-Ja-j]|\d", answer): return []
+    names_choice = re.fullmatch(r"[A-Ja-j]|\d", answer)
+    if len(texts) < 2 or len(texts[0].split()) < 4 or not names_choice: return []
     return [(texts[0], resolve_answer(answer, dict(zip("ABCDEFGHIJ", texts[1:]))))]
 
 # %% ../../nbs/data/84_eval_items.ipynb #2d8a9126

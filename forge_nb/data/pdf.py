@@ -45,7 +45,8 @@ def has_same_words(
     other: str # the same page, as another library wrote it
 ) -> bool: # whether nine in ten words of the first stand in the second
     "Tell whether a page lost words on the way"
-    words, others = (re.findall(r"\w+", re.sub(r"(?<=\w)-\s+(?=\w)", "", t.lower())) for t in (text, other))
+    join = lambda page: re.sub(r"(?<=\w)-\s+(?=\w)", "", page.lower())
+    words, others = (re.findall(r"\w+", join(page)) for page in (text, other))
     return sum(word in set(others) for word in words) >= .9 * len(words)
 
 # %% ../../nbs/data/56_pdf.ipynb #56a0000d

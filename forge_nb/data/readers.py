@@ -6,12 +6,14 @@
 __all__ = ['LEFT_BEHIND', 'READERS', 'OFFICE_PARTS', 'GUARDED', 'LIBRARIES', 'resolve_folder', 'unpack_stream',
            'open_packed_stream', 'read_packed_file', 'is_document_path', 'read_archive_members', 'read_zip_file',
            'read_tar_file', 'read_letter', 'read_mail_file', 'read_mailbox_file', 'get_reader', 'find_archive_reader',
-           'choose_reader', 'describe_reader', 'hash_reader_code', 'read_once', 'remove_unused', 'read_file',
-           'list_sources', 'find_dvc_cache', 'is_dvc_link', 'read_source', 'read_documents', 'split_into_shards']
+           'choose_reader', 'describe_reader', 'hash_reader_code', 'load_libraries', 'read_once', 'remove_unused',
+           'read_file', 'list_sources', 'find_dvc_cache', 'is_dvc_link', 'read_source', 'read_documents',
+           'split_into_shards']
 
 # %% ../../nbs/data/60_readers.ipynb #86863558
 import fnmatch, hashlib, io, json, lzma, math, os, re, stat, struct, tarfile, tempfile, zipfile, zlib
 from functools import lru_cache, partial
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 
@@ -19,7 +21,7 @@ from ..core.once import once
 from ..core.project import Invalid, hash_file, hash_text
 from .databases import read_sqlite_file
 from .documents import (MAX_FILE_BYTES, DECOMPRESSORS, LICENCE_FILE, MAX_ARCHIVE_DEPTH, MAX_UNPACKED_BYTES,
-                                     MAX_UNPACK_RATIO, Unreadable, find_folder_licence, format_reject,
+                                     MAX_UNPACK_RATIO, Unreadable, detect_language, find_folder_licence, format_reject,
                                      identify_licence, is_licence_file, make_document, make_reject, shorten_error)
 from .guard import call_guarded
 from .mail import list_attachments, list_mails, parse_mail, read_mail_text
@@ -286,6 +288,13 @@ def hash_reader_code() -> str: # 64 hex digits
     folder = Path(make_document.__code__.co_filename).parent
     return hash_text("".join(map(hash_file, sorted(folder.glob("*.py")))))
 
+# %% ../../nbs/data/60_readers.ipynb #60r0001b
+@lru_cache(maxsize=None)
+def load_libraries():
+    "Load what every process that reads a file would load by itself"
+    for name in "anydoc office_oxide pdf_inspector pdf_oxide python_calamine".split(): import_module(name)
+    detect_language("The pump is greased every forty hours.", "docs", "")
+
 # %% ../../nbs/data/60_readers.ipynb #60r00016
 def read_once(
     reader, # one of GUARDED
@@ -294,7 +303,9 @@ def read_once(
     context: dict # what is known of the file; its `cache` is a folder, or None
 ): # pairs (document, None) or (None, reject)
     "Read a file in a process of its own, unless the same was read before"
-    read = lambda: call_guarded(lambda: [*reader(file, source, context)])
+    def read():
+        load_libraries()
+        return call_guarded(lambda: [*reader(file, source, context)])
     if not context.get("cache"): return read()
     content = hashlib.file_digest(file, "sha256").hexdigest()
     file.seek(0)
@@ -394,7 +405,8 @@ def read_source(
     "Everything in one file of `data`, one at a time"
     path = os.path.join(resolve_folder(os.path.dirname(data/source)), os.path.basename(source))
     if os.path.islink(path) and not is_dvc_link(path, data): path = os.path.realpath(path)
-    context = dict(templates=templates, licence=find_folder_licence((data/source).parent, data), path=path, depth=0,
+    licence = find_folder_licence((data/source).parent, data)
+    context = dict(templates=templates, licence=licence, path=path, depth=0,
                    budget=dict(size=0, unpacked=0), cache=cache)
 
     def open_source():
