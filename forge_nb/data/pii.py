@@ -48,7 +48,8 @@ def split_kinds(
     "Tell the kinds that are built in from patterns of the company's"
     named, entries = [kind for kind in kinds if "=" not in kind], [kind for kind in kinds if "=" in kind]
     if wrong := set(named) - set(PII_KINDS): raise Invalid(
-        f"pii: no kind is called `{sorted(wrong)[0]}`; choose from {', '.join(PII_KINDS)}")
+        f"pii: no kind is called `{sorted(wrong)[0]}`; choose from {', '.join(PII_KINDS)}, or write a pattern of your "
+        "own in `shared.pii_patterns`, as name=regular expression")
     patterns = [compile_pattern(entry, PII_KINDS) for entry in entries]
     names = [name for name, _ in patterns]
     if twice := {name for name in names if names.count(name) > 1}: raise Invalid(

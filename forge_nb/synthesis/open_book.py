@@ -123,6 +123,7 @@ def excerpt(
 ) -> str: # one line
     "Cut the sentence out of a passage that fits a question best"
     shares, sentences = share_terms(weights, question), split_sentences(passage["source"], passage["text"])
+    if not sentences: return cut_line(" ".join(passage["text"].split()), max_characters)  # numbers and signs alone
     best = max(sentences, key=lambda sentence: rate_sentence(passage, question, shares, sentence))
     return cut_line(best[0], max_characters)
 

@@ -1,12 +1,14 @@
 "Personal data: generated cases, real mails with labels made by hand, and documentation that must stay whole"
-import hashlib, os, random, re, string
+import hashlib, json, random, re, string
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from forge_nb.data.pii import DEFAULT_PII_KINDS, PII_KINDS, find_pii, mask_pii, measure_pii, redact_sample
-from forge_nb.core.project import Invalid, ROOT, read_csv, write_csv
+from forge_nb.data.mail import parse_mail, read_mail_text
+from forge_nb.data.masking import mask_document
+from forge_nb.data.pii import DEFAULT_PII_KINDS, PII_KINDS, find_pii, mask_pii, redact_sample
+from forge_nb.core.project import Invalid, ROOT, read_csv
 
 # ---- A generator that shares no pattern with the detector: it composes values by the standards' own rules and customary notations.
 # In a template # is a digit, · a hexadecimal digit, {a..b} a number from a to b, WORD and HOST are names; ` | ` and line ends part them.
@@ -217,7 +219,8 @@ def counted():
 def test_generated_cases(counted, kind):
     recall, precision = counted[kind, "covered"] / counted[kind, "labelled"], counted[kind, "right"] / counted[kind, "found"]
     assert counted[kind, "labelled"] >= 1000
-    assert recall >= .98 and precision >= .95, f"{kind}: recall {recall:.4f}, precision {precision:.4f}"
+    print(f"{kind}: recall {recall:.4f}, precision {precision:.4f}")
+    assert recall >= .99 and precision >= .97, f"{kind}: recall {recall:.4f}, precision {precision:.4f}"
 
 
 def test_mask_is_idempotent_and_names_every_kind():
@@ -302,7 +305,7 @@ def test_results_belong_to_the_committed_labels():
 @pytest.mark.parametrize("part", ["first", "fresh"])
 def test_results_meet_the_bounds(part):
     [row] = [row for row in RESULTS if row["part"] == part and row["kind"] == "all"]
-    assert float(row["recall"]) >= .98 and float(row["precision"]) >= .95
+    assert float(row["recall"]) >= .99 and float(row["precision"]) >= .97
 
 
 def test_labels_hold_places_only():
@@ -313,10 +316,60 @@ def test_labels_hold_places_only():
         assert not row["kind"] or 0 <= int(row["start"]) < int(row["end"]) <= 3000
 
 
-@pytest.mark.skipif("FORGE_MAILS" not in os.environ, reason="FORGE_MAILS does not name the folder of the mails")
-def test_results_are_what_is_measured(tmp_path):
-    write_csv(tmp_path/"pii.csv", measure_pii(Path(os.environ["FORGE_MAILS"]), ROOT/"tests"/"data"/"mails.csv"))
-    assert read_csv(tmp_path/"pii.csv") == RESULTS
+# ---- the same values in every other place: cells, keys, names of files, mails
+
+PLACES = ("cell", "key", "file", "mail")
+HEADERS = ["From: {}", "To: {}", "Cc: {}"]
+
+
+def put(value: str, kind: str, place: str, rng) -> dict:
+    "A document with a value in one place, as the readers give it"
+    words = "The parts lie on the second shelf, beside the lamp."
+    document = dict(source="docs/a.md", kind="docs", text=words)
+    if place == "file": return document | dict(source=rng.choice(["{}.md", "offers/{}.docx", "{}/page.md", "old.zip!/{}.txt", "scan_{}.pdf", "{}.csv.gz"]).format(value.replace("/", "-")))
+    if place == "mail": return document | dict(text=read_letter_text(value, kind, rng))
+    record = {value: "x"} if place == "key" else {rng.choice(["note", "remark", "contact", "comment"]): rng.choice(["{}", "see {}", "{}, please"]).format(value)}
+    return document | dict(kind="rows", record=dict(table="list", values=record))
+
+
+def read_letter_text(value: str, kind: str, rng) -> str:
+    "The text of a mail that holds a value in its head or in its encoded body"
+    from email.message import EmailMessage
+    message = EmailMessage()
+    message["Subject"] = "Grüße"
+    plain = kind == "email" and re.fullmatch(r"[a-z]+@[a-z.]+", value)
+    for name in ("From", "To"): message[name] = value if plain and name == "To" else "stores@localhost"
+    message.set_content(f"Schöne Grüße. Bitte an {value} wenden, danke." if not plain else "Schöne Grüße.", cte=rng.choice(["base64", "quoted-printable"]))
+    return read_mail_text(parse_mail(message.as_bytes()))
+
+
+def everything(document: dict) -> str: return json.dumps([document["source"], document["text"], document.get("record")], ensure_ascii=False)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_values_are_masked_in_every_place(place):
+    "Recall over values of all kinds, precision over near misses, and how much clean material stays as it was"
+    rng, counts, missed = random.Random(place), Counter(), []
+    makers = dict(email=an_email, phone=a_phone, ip=an_ip, iban=an_iban, card=a_card)
+    for kind, make in makers.items():
+        for _ in range(400):
+            value = make(rng)
+            if place == "file" and "&#" in value: continue  # no name of a file is written in HTML
+            masked = mask_document(put(value, kind, place, rng), list(DEFAULT_PII_KINDS))
+            bare, left = re.sub(r"\W", "", re.split("@|%40|&#64;| ?[(\\[]at| at ", value)[0]), re.sub(r"\W", "", everything(masked))
+            counts.update({"labelled": 1, (kind, "labelled"): 1} | ({} if bare in left else {"covered": 1, (kind, "covered"): 1}))
+            if bare in left: missed.append(value)
+    for text in negatives(5, 8):
+        if "\n" in text or place == "file" and re.search(r"[/#@]", text): continue
+        document = put(text, "", place, rng)
+        masked = mask_document(document, list(DEFAULT_PII_KINDS))
+        counts["clean"] += 1
+        counts["harmed"] += everything(masked) != everything(document)
+        if everything(masked) != everything(document): missed.append(everything(masked))
+    recall, precision = counts["covered"] / counts["labelled"], counts["covered"] / (counts["covered"] + counts["harmed"])
+    print(f"{place}: recall {recall:.4f} of {counts['labelled']}, precision {precision:.4f}, {counts['harmed']} of {counts['clean']} clean ones changed",
+          {kind: round(counts[kind, "covered"] / counts[kind, "labelled"], 4) for kind in makers}, missed[:9], sep="\n")
+    assert counts["labelled"] > 1500 and recall >= .99 and precision >= .97
 
 
 @pytest.mark.parametrize("text", ["clause 5.3.2.1", "Kapitel 4.2.1.3", "Ziffer 7.1.2.4", "step 3.1.2.4", "Firmware 4.12.3.40", "The object identifier 1.3.6.1", "Table 2.1.1.9", "Abschnitt 3.2.1.9", "Art. 6.1.2.3"])

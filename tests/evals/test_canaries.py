@@ -37,7 +37,7 @@ def planted(tmp_path_factory) -> Copy:
     plant(copy.root/"data")
     copy("python -m forge_nb.core.runner profile tiny")
     params = (copy.root/"params.yaml").read_text(encoding="utf-8")
-    for old, new in {"limit: 10 ": "limit: 16 ", "mixture: [] ": 'mixture: ["aa/control.md=40", "aa/*=2"] ', "max_steps: 30 ": "max_steps: 300 ",
+    for old, new in {"limit: 10 ": "limit: 32 ", "mixture: [] ": 'mixture: ["aa/control.md=40", "aa/*=2"] ', "max_steps: 30 ": "max_steps: 300 ",
                      "validation_percent: 5.0": "validation_percent: 0.4", "test_percent: 5.0": "test_percent: 0.4"}.items():
         assert params.count(old) == 1, old
         params = params.replace(old, new)
