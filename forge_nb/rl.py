@@ -175,8 +175,8 @@ def rl(
     known = [row for row in prompt_rows if row["answer"] != style.unknown_answer]  # to know is possible
     cheat_rows = audit(reward, [(r["question"], r["reference"], r) for r in known[:32]], style)
     model, tokenizer = load_verified(base)
-    preflight_metrics = run_preflight(model, tokenizer, reward, prompt_rows, sampling, seed)
-    if reason := preflight_metrics.get("skipped"): return pass_model_on("rl", base, out, reason, RL_TABLES)
+    prepared = run_preflight(model, tokenizer, reward, prompt_rows, sampling, seed)
+    if "skipped" in prepared: return pass_model_on("rl", base, out, prepared["skipped"], RL_TABLES)
     trainer = make_grpo_trainer(model, tokenizer, reward, prompt_rows, training, sampling, scale_rewards=scale_rewards,
                                 loss_type=loss_type)
     stop_rules = make_rl_stop_rules(max_kl, min_entropy, max_reward_drop, .9 * max_new_tokens, stop_window)
@@ -184,8 +184,7 @@ def rl(
     check_weights_changed("rl", base, trainer.model)
     forgetting = check_forgetting("rl", base, trainer.model, tokenizer, documents, max_bpb_increase)
     save_with_manifest(trainer.model, tokenizer, out/"model")
-    num_answers = curve[-1]["step"] * training.batch_size
-    run = dict(reward_function=reward_function, answers=num_answers, preflight=preflight_metrics)
+    run = dict(reward_function=reward_function, answers=curve[-1]["step"] * training.batch_size, preflight=prepared)
     run["broken_rule"] = broken_rule(stop_rules, trainer.state.log_history)
     write_csv(out/"audit.csv", cheat_rows)
     write_run(out, curve, metrics := summarize_rl(curve) | run | forgetting)
