@@ -521,7 +521,7 @@ def write_dataset(
     outcome_counts = write_documents(route_documents(work, assignment, dropped, clusters), out)
     outcomes = tabulate_outcomes(ingest_metrics["documents"], outcome_counts)
     metrics = {k: ingest_metrics[k] for k in ("files", "rejects")} | summarize_outcomes(rows, assignment, outcomes)
-    write_csv(out/"outcomes.csv", outcomes)
+    write_csv(out/"outcomes.csv", outcomes, ("kind", "outcome", "documents", "bytes"))
     data_card = render_data_card(outcomes, metrics, pii_kinds)
     with atomic(out/"dataset"/"README.md") as t: t.write_text(data_card, encoding="utf-8")
     write_json(out/"metrics.json", metrics)

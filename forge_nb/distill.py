@@ -10,7 +10,8 @@ __all__ = ['NONCOMPLIANT_VOICE', 'LLAMA_PARTS', 'CONTROL', 'COMPARED', 'DISTILL_
            'fill_attention', 'fill_feed_forward', 'cut_student', 'check_same_vocabulary', 'order_by_length',
            'make_off_policy_trainer', 'OnPolicyConfig', 'make_on_policy_trainer', 'run_phase', 'measure_kpi',
            'count_parameters_and_flops', 'MeasuredModel', 'compare_student', 'prepare_student', 'DistillRows',
-           'count_distill_rows', 'run_phases', 'measure_models', 'summarize_losses', 'distill']
+           'count_distill_rows', 'run_phases', 'measure_models', 'summarize_losses', 'find_distill_skip_reason',
+           'write_no_student', 'distill']
 
 # %% ../nbs/70_distill.ipynb #fa9ec0e0
 import copy, math, time
@@ -591,6 +592,29 @@ def summarize_losses(
 DISTILL_MODELS = ("model", CONTROL)
 DISTILL_TABLES = {"curve.csv": ["phase", "step", "loss"]}
 
+# %% ../nbs/70_distill.ipynb #271afcba
+def find_distill_skip_reason(
+    enabled: bool, # switch of the stage
+    questions: list, # questions of `select_questions`
+    dev_set: Path, # dev.jsonl
+    documents: Path # folder with train.jsonl and valid.jsonl
+) -> str: # reason, or '' when there is something to do
+    "Say why there is nothing to do, a missing document or question to measure on among the reasons"
+    reason = find_skip_reason("distill", enabled, questions, "no question has an answer in house style")
+    if reason: return reason
+    needed = (dev_set, documents/"train.jsonl", documents/"valid.jsonl")
+    empty = [path.name for path in needed if not read_jsonl(path)]
+    return f"nothing to learn from or to measure on: {empty[0]} holds no row" if empty else ""
+
+# %% ../nbs/70_distill.ipynb #0d79e6c5
+def write_no_student(
+    out: Path, # folder of the stage
+    reason: str # reason why there is no student
+) -> dict: # metrics: skipped
+    "Write the reason in the place of the models, and a table without a row"
+    for name in DISTILL_MODELS: write_skipped_model(out/name, reason)
+    return write_skipped("distill", out, reason, DISTILL_TABLES)
+
 # %% ../nbs/70_distill.ipynb #e31a6563
 def distill(
     teacher: Path, # model folder of the teacher
@@ -626,12 +650,7 @@ def distill(
     "Distil off-policy, then on-policy, and train the same student without a teacher"
     sources = [read_jsonl(rows/f"{name}.jsonl") for name in ("sft", "prompts", "pairs")]
     questions = select_questions(*sources, load_settings(style_file, Style), questions_per_fact)
-    missing = "no question has an answer in house style"
-    for path in (dev_set, documents/"train.jsonl", documents/"valid.jsonl"):
-        if not read_jsonl(path): questions, missing = [], f"{path.name} holds nothing"
-    if reason := find_skip_reason("distill", enabled, questions, missing):
-        for name in DISTILL_MODELS: write_skipped_model(out/name, reason)
-        return write_skipped("distill", out, reason, DISTILL_TABLES)
+    if reason := find_distill_skip_reason(enabled, questions, dev_set, documents): return write_no_student(out, reason)
     training = TrainingConfig(seed, learning_rate, batch_size, num_train_epochs, lr_scheduler_type, warmup_ratio,
                               weight_decay, max_grad_norm)
     check_training_config("distill", training)

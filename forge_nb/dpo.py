@@ -206,8 +206,7 @@ def dpo(
     tokenizer, context_length = load_tokenizer_and_context(base)
     pairs, num_left_out = fit_own_rows(read_pairs(rows, num_pairs, num_policy_pairs), rows, tokenizer, method,
                                        min(max_length, context_length)) if enabled else ([], 0)
-    missing = f"none of {num_left_out} rows can be used" if num_left_out else f"{rows.name} holds no rows"
-    if reason := find_skip_reason("dpo", enabled, pairs, missing):
+    if reason := find_skip_reason("dpo", enabled, pairs, f"{rows.name} holds no rows that can be used"):
         return pass_model_on("dpo", base, out, reason, {"curve.csv": ["step", "loss"]})
     training = TrainingConfig(seed, learning_rate, batch_size, num_train_epochs, lr_scheduler_type, warmup_ratio,
                               weight_decay, max_grad_norm)

@@ -6,7 +6,7 @@
 __all__ = ['CORRUPTED_VALUES', 'SHARE_COLUMNS', 'REWARD_TABLES', 'MIN_HELD_OUT', 'split_by_fact', 'list_corruptions', 'corrupt',
            'corrupted_pairs', 'score_conversations', 'compute_share', 'compute_pair_accuracy', 'compute_calibration',
            'collect_values', 'build_equal_pairs', 'tabulate_lengths', 'correlate_length', 'train_reward_model',
-           'evaluate_reward_model', 'find_few_reason', 'find_chance_reason', 'reward']
+           'evaluate_reward_model', 'find_few_reason', 'write_no_reward', 'find_chance_reason', 'reward']
 
 # %% ../nbs/62_reward.ipynb #49462ef2
 import math
@@ -272,6 +272,15 @@ def find_few_reason(
     return (f"too few pairs: {len(train)} to train on and {len(held_out)} to try it on, where {MIN_HELD_OUT} can tell "
             f"it from chance; add pairs, or raise `reward.held_out_percent`, now {held_out_percent:g}")
 
+# %% ../nbs/62_reward.ipynb #9a521c2a
+def write_no_reward(
+    out: Path, # folder of the stage
+    reason: str # reason why there is no model
+) -> dict: # metrics: skipped
+    "Write the reason in the place of the model, and tables without a row"
+    write_skipped_model(out/"model", reason)
+    return write_skipped("reward", out, reason, REWARD_TABLES)
+
 # %% ../nbs/62_reward.ipynb #63c62c46
 def find_chance_reason(
     metrics: dict # metrics of `evaluate_reward_model`
@@ -307,15 +316,11 @@ def reward(
     "Train a reward model on preferences, and try it on held-out facts"
     files = [rows/f"{name}.jsonl" for name in ("pairs", "policy_pairs", "own_pairs")]
     pairs = [r for path in files if path.exists() for r in read_jsonl(path)]
-    if reason := find_skip_reason("reward", enabled, pairs, "no file holds a pair"):
-        write_skipped_model(out/"model", reason)
-        return write_skipped("reward", out, reason, REWARD_TABLES)
+    if reason := find_skip_reason("reward", enabled, pairs, "no file holds a pair"): return write_no_reward(out, reason)
     check_pairs(pairs)
     pairs += corrupted_pairs(pairs, corrupted_percent)
     train, held_out = split_by_fact(pairs, held_out_percent)
-    if reason := find_few_reason(train, held_out, held_out_percent):
-        write_skipped_model(out/"model", reason)
-        return write_skipped("reward", out, reason, REWARD_TABLES)
+    if reason := find_few_reason(train, held_out, held_out_percent): return write_no_reward(out, reason)
     train = sorted(train, key=lambda r: stable_uniform("order", r["id"]))[:num_pairs or None]
     training = TrainingConfig(seed, learning_rate, batch_size, num_train_epochs, lr_scheduler_type, warmup_ratio,
                               weight_decay, max_grad_norm)

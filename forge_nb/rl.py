@@ -165,18 +165,18 @@ def rl(
 ) -> dict: # metrics
     "Optimise a model for the company's own number"
     reward, prompt_rows = RewardFunction(kpi_file, reward_function), read_jsonl(prompts_file)
-    if reason := find_skip_reason("rl", enabled, prompt_rows, f"{prompts_file.name} holds no rows"):
+    style = load_settings(style_file, Style)
+    known = [row for row in prompt_rows if row["answer"] != style.unknown_answer]  # to know is possible
+    if reason := find_skip_reason("rl", enabled, known, f"{prompts_file.name} holds no rows with a known answer"):
         return pass_model_on("rl", base, out, reason, RL_TABLES)
     sampling = SamplingConfig(num_prompts, num_generations, max_steps, max_new_tokens, temperature, beta)
     training = TrainingConfig(seed, learning_rate, num_prompts * num_generations, 1, lr_scheduler_type, warmup_ratio,
                               weight_decay, max_grad_norm)
     check_training_config("rl", training)
-    style = load_settings(style_file, Style)
-    known = [row for row in prompt_rows if row["answer"] != style.unknown_answer]  # to know is possible
     cheat_rows = audit(reward, [(r["question"], r["reference"], r) for r in known[:32]], style)
     model, tokenizer = load_verified(base)
-    preflight_metrics = run_preflight(model, tokenizer, reward, prompt_rows, sampling, seed)
-    if reason := preflight_metrics.get("skipped"): return pass_model_on("rl", base, out, reason, RL_TABLES)
+    prepared = run_preflight(model, tokenizer, reward, prompt_rows, sampling, seed)
+    if "skipped" in prepared: return pass_model_on("rl", base, out, prepared["skipped"], RL_TABLES)
     trainer = make_grpo_trainer(model, tokenizer, reward, prompt_rows, training, sampling, scale_rewards=scale_rewards,
                                 loss_type=loss_type)
     stop_rules = make_rl_stop_rules(max_kl, min_entropy, max_reward_drop, .9 * max_new_tokens, stop_window)
@@ -184,9 +184,8 @@ def rl(
     check_weights_changed("rl", base, trainer.model)
     forgetting = check_forgetting("rl", base, trainer.model, tokenizer, documents, max_bpb_increase)
     save_with_manifest(trainer.model, tokenizer, out/"model")
-    num_answers = curve[-1]["step"] * training.batch_size
-    run = dict(reward_function=reward_function, answers=num_answers, preflight=preflight_metrics)
-    run["broken_rule"] = broken_rule(stop_rules, trainer.state.log_history)
+    run = dict(reward_function=reward_function, answers=curve[-1]["step"] * training.batch_size, preflight=prepared,
+               broken_rule=broken_rule(stop_rules, trainer.state.log_history))
     write_csv(out/"audit.csv", cheat_rows)
     write_run(out, curve, metrics := summarize_rl(curve) | run | forgetting)
     return metrics

@@ -237,8 +237,7 @@ def sft(
     tokenizer, context_length = load_tokenizer_and_context(base)
     data, encoded_rows, left_out = check_and_encode_rows(
         rows, read_jsonl(rows) if enabled else [], tokenizer, max_length, context_length)
-    missing = f"{rows.name} holds no row that fits" if left_out else f"{rows.name} holds no rows"
-    if reason := find_skip_reason("sft", enabled, data, missing):
+    if reason := find_skip_reason("sft", enabled, data, f"{rows.name} holds no rows" + " that fit" * bool(left_out)):
         write_evidence(out, [], left_out)
         return pass_model_on("sft", base, out, reason, {"curve.csv": ["step", "loss"]})
     training = TrainingConfig(seed, learning_rate, batch_size, num_train_epochs, lr_scheduler_type, warmup_ratio,

@@ -77,7 +77,8 @@ def make_trainer_config(
     import torch
     num_steps = math.ceil(num_rows / training.batch_size) * training.num_train_epochs
     log_interval, save_interval = choose_intervals(num_steps)
-    warmup_steps = max(1, round(training.warmup_ratio * num_steps)) if training.warmup_ratio else 0
+    warms_up = training.warmup_ratio and num_steps > 1  # the first step of a warm-up has a rate of zero
+    warmup_steps = max(1, round(training.warmup_ratio * num_steps)) if warms_up else 0
     shared = dict(
         seed=training.seed, data_seed=training.seed,
         per_device_train_batch_size=training.batch_size, num_train_epochs=training.num_train_epochs,
