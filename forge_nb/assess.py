@@ -7,7 +7,7 @@ __all__ = ['SOURCE_COLUMNS', 'count_text_pretokens', 'list_chrome_lines', 'tabul
            'source_group', 'find_in_document', 'survey_document', 'survey_shard', 'format_top_values',
            'summarize_sources', 'count_lengths', 'summarize_findings', 'list_private_columns', 'measure_boilerplate',
            'measure_checks', 'check_thresholds', 'readiness_verdict', 'describe_verdict', 'require_ready', 'find_gaps',
-           'survey_corpus', 'summarize_survey', 'write_similarities', 'assess']
+           'survey_corpus', 'summarize_survey', 'write_survey', 'write_similarities', 'assess']
 
 # %% ../nbs/12_assess.ipynb #0c7b2fee
 from collections import Counter
@@ -367,6 +367,18 @@ def summarize_survey(
         boilerplate_percent=round(measure_boilerplate(rows), 2), findings=findings or dict(none=0),
         languages=count("language"), licences=count("licence"), gaps=find_gaps(rows), private_columns=private_columns)
 
+# %% ../nbs/12_assess.ipynb #12a00c01
+def write_survey(
+    rows: list, # rows of the survey
+    duplicate_sources: set, # sources of documents that repeat another
+    out: Path # folder to write to
+):
+    "Write what is there by source, by length, and what was found in it"
+    write_csv(out/"sources.csv", summarize_sources(rows, duplicate_sources), SOURCE_COLUMNS)
+    write_csv(out/"lengths.csv", count_lengths(rows), ("kind", "bytes", "documents"))
+    nothing_found = [dict(kind="none", count=0, documents=0, samples="")]
+    write_csv(out/"findings.csv", summarize_findings(rows) or nothing_found)
+
 # %% ../nbs/12_assess.ipynb #12a0000d
 def write_similarities(
     shards: list, # JSONL files of documents
@@ -421,10 +433,7 @@ def assess(
         min_megabytes=min_megabytes, max_reject_percent=max_reject_percent,
         max_duplicate_percent=max_duplicate_percent, max_boilerplate_percent=max_boilerplate_percent,
         min_licence_percent=min_licence_percent, stop_when_skipped=stop_when_skipped)
-    write_csv(out/"sources.csv", summarize_sources(rows, duplicate_sources), SOURCE_COLUMNS)
-    write_csv(out/"lengths.csv", count_lengths(rows), ("kind", "bytes", "documents"))
-    nothing_found = [dict(kind="none", count=0, documents=0, samples="")]
-    write_csv(out/"findings.csv", summarize_findings(rows) or nothing_found)
+    write_survey(rows, duplicate_sources, out)
     write_csv(out/"checks.csv", check_results)
     write_csv(out/"chrome.csv", tabulate_chrome(shared_lines, line_counts, chrome_percent, pii_kinds))
     log("what each threshold would drop")

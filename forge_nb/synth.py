@@ -15,8 +15,7 @@ from pathlib import Path
 
 from .core.project import (Invalid, atomic, hash_text, log, make_checkpoint_folder, read_jsonl, stable_uniform,
                                    write_csv, write_json, write_jsonl)
-from .core.settings import (ColumnPhrasings, ExtractKinds, Paraphrases, QuestionKinds, Style,
-                                    load_settings)
+from .core.settings import (ColumnPhrasings, ExtractKinds, QuestionKinds, Style, load_settings)
 from .data.passages import load_index
 from .metrics.graders import draw_voice, phrase_value
 from .metrics.policies import load_policies, make_adversarial_questions
