@@ -72,6 +72,8 @@ def load_settings(
 ): # instance of the model
     "Read a YAML file into its model"
     place = display_path(path)
+    if not path.exists(): raise Invalid(
+        f"{place} is missing; `git checkout -- {place}` brings the default company's back, and `{{}}` in it is nothing")
     return validate(model, parse_yaml(read_text(path), place) or {}, place)
 
 # %% ../../nbs/core/50_settings.ipynb #6f2f444e

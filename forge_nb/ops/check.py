@@ -8,8 +8,9 @@ __all__ = ['USED_BY', 'MATERIALS', 'Problem', 'describe_problem', 'ProblemList',
            'list_idle_stages', 'check', 'format_check', 'require_company', 'main']
 
 # %% ../../nbs/ops/72_check.ipynb #72a00004
-import sys
+import io, sys
 from collections import Counter, defaultdict
+from contextlib import redirect_stdout
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -55,11 +56,14 @@ class ProblemList:
         read, # function that reads it
         otherwise=None # value where it cannot be read
     ): # what the function gives
-        "Call a reader, and note what it refuses"
-        try: return read()
+        "Call a reader, and note what it refuses and what it says"
+        said = io.StringIO()
+        try:
+            with redirect_stdout(said): return read()
         except Invalid as e: fault = str(e)
         except (KeyboardInterrupt, SystemExit, MemoryError): raise
         except Exception as e: fault = f"{type(e).__name__}: {e}"
+        finally: self.left_out += [line for line in said.getvalue().splitlines() if line not in self.left_out]
         if fault not in [other.problem for other in self.problems]:  # kpi.py reads style.yaml, too
             self.problems.append(Problem(file=file, problem=fault))
         return otherwise
