@@ -169,7 +169,7 @@ def test_mixture(curated, tmp_path):
 
 def test_assess_tells_what_is_there_and_refuses_too_little(curated, tmp_path):
     here, files, _ = curated
-    pipeline = dict(workers=1, executor="local")
+    pipeline = dict(workers=1, executor="local", stop_when_skipped=True)
     metrics = assess(here/"out"/"ingest", **PARAMS["assess"] | pipeline | dict(min_megabytes=.01), out=tmp_path)
     assert metrics["documents"] + metrics["rejects"] == len(files)
     assert metrics["verdict"] == "ready with reservations" and metrics["duplicates"] == 40 and metrics["exact_duplicates"] == 20
@@ -177,6 +177,8 @@ def test_assess_tells_what_is_there_and_refuses_too_little(curated, tmp_path):
     for path in tmp_path.rglob("*"): assert b"moreau" not in path.read_bytes()
     poor = assess(here/"out"/"ingest", **PARAMS["assess"] | pipeline | dict(min_documents=1000), out=tmp_path/"poor")
     assert poor["verdict"] == "not ready"
+    poor = assess(here/"out"/"ingest", **PARAMS["assess"] | pipeline | dict(min_documents=1000, stop_when_skipped=False), out=tmp_path/"poor")
+    assert poor["verdict"] == "ready with reservations", "too little text is no reason to stop, unless that is asked for"
 
 
 def test_duplicates_are_those_of_masked_documents_that_passed(tmp_path):
