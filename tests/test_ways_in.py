@@ -52,9 +52,9 @@ def write_three_pairs(folder, draw):
     write_lines(folder/"pairs.jsonl", [dict(prompt=f"May I open pump {n}?", chosen="Please ask.", rejected="Zonkedly sure.") for n in range(3)])
 
 
-# way in → what writes it, stages that pass the model before them on, whether there is text to pretrain on
+# way in → what writes it, stages that are sure to pass the model before them on, whether there is text to pretrain on
 WAYS = dict(
-    documents=([write_documents], ["sft", "dpo", "reward", "rlhf", "rl", "distill"], True),
+    documents=([write_documents], [], True),
     rows=([write_rows], ["sft", "dpo", "reward", "rlhf", "rl", "distill"], True),
     tables=([write_facts], ["pretrain", "distill"], False),
     conversations=([write_conversations], ["pretrain", "dpo", "reward", "rlhf", "rl", "distill"], False),
@@ -82,13 +82,13 @@ def test_every_way_in_ends_with_a_model_that_answers(way, tmp_path):
     copy("dvc repro")
     skipped = {stage: read_metrics(copy, stage).get("skipped", "") for stage in STAGES}
     assert {stage for stage in STAGES if skipped[stage]} >= set(idle), skipped
-    assert not has_text or not skipped["pretrain"]
-    assert has_text or read_metrics(copy, "tokenizer")["tokens"] == dict(train=0, valid=0), "a row to train on became a document"
+    tokens = read_metrics(copy, "tokenizer")["tokens"]
+    assert all(tokens.values()) if has_text else not any(tokens.values()), "a row to train on became a document, or a document was lost"
     card = (copy.root/"artifacts"/"card"/"README.md").read_text(encoding="utf-8")
     for stage, reason in skipped.items():
         report = (copy.root/"reports"/f"{stage}.ipynb").read_text(encoding="utf-8")
-        assert not reason or json.dumps(reason)[1:-1][:60] in report.replace('\\\\"', '\\"') or reason[:40] in report, f"{stage}: the report does not say {reason}"
-        assert not reason or stage == "distill" or reason in card, f"{stage}: the card does not say {reason}"
+        assert reason[:40] in report, f"{stage}: the report does not say {reason}"
+        assert stage == "distill" or reason in card, f"{stage}: the card does not say {reason}"
     assert "onkedly" not in (copy.root/"artifacts"/"tokenizer"/"tokenizer"/"tokenizer.json").read_text(encoding="utf-8"), "a rejected answer is in the vocabulary"
     code = "from forge_nb.train.model import *\nfrom pathlib import Path\nm, t = load_model(Path('artifacts/rl/model'))\n" \
            "print('ANSWER', generate_texts(m, t, [render_chat_prompt(t, 'May I open pump 3?')], max_new_tokens=8))"

@@ -52,7 +52,7 @@ def made(tmp_path_factory) -> Path:
     for book in ("first", "other"):
         (here/"general"/book).mkdir(parents=True)
         (here/"general"/book/"0.txt").write_text(story("cat hat bat dog", 300, len(book)), encoding="utf-8")
-    tokenizer(here/"documents", base=str(here/"base"), vocab_size=300, num_added_tokens=0, out=here/"tokenizer")
+    tokenizer(here/"documents", here/"rows", base=str(here/"base"), vocab_size=300, num_added_tokens=0, out=here/"tokenizer")
     return here
 
 
