@@ -30,7 +30,7 @@ from .lineage import list_learned
 from .receipt import (ArtifactChange, DataChange, ErasurePlan, FactRowCount, Proof, Receipt,
                                   RemovedFile, RemovedRow, build_receipt, compile_path_pattern,
                                   list_remaining_copies, prove_erasure, write_receipt)
-from .rewrite import hash_rows, lay_out_rows, take_out_rows
+from .rewrite import hash_rows, locate_rows, take_out_rows
 from pydantic import BaseModel, Field
 
 # %% ../../nbs/ops/30_erasure.ipynb #30e00001
@@ -44,7 +44,7 @@ def describe_row(
     if "!/" in source: raise Invalid(
         f"{source} is a part of data/{file}, which forget does not cut into; take it out of that file yourself, "
         "`make adopt`, then `dvc repro`")
-    hashes = hash_rows(lay_out_rows((root/"data"/file).read_bytes(), file))
+    hashes = hash_rows(locate_rows((root/"data"/file).read_bytes(), file))
     number = int(re.split("[:#]", source)[-1])
     if document["kind"] == "facts": number = list(hashes)[number - 2]
     known = dict(ids=[document["id"]] if document["id"] else [], kind=document["kind"], reason=reason)
@@ -159,7 +159,7 @@ def plan_erasure(
     sources = {d["source"] for d in documents if d["file"] in files}
     sources |= {row.source for row in rows}
     facts = collect_fact_rows(root, sources)
-    for name in facts: lay_out_rows((root/"data"/"facts"/name).read_bytes(), f"facts/{name}")
+    for name in facts: locate_rows((root/"data"/"facts"/name).read_bytes(), f"facts/{name}")
     kept = duplicates if keep_duplicates else {}
     return ErasurePlan(
         removed=[describe_removal(root, file, reason, documents) for file, reason in files.items()], rows=rows,
@@ -207,7 +207,7 @@ def rewrite_file(
         return take_out_rows(raw, file, lambda number, digest: (number, digest) in gone, True) if gone else raw
     hashes = {row["sha256"] for row in own}
     if numbers := match_fact_rows(read_fact_table(data/file), sources):
-        places = list(hash_rows(lay_out_rows(raw, file)).values())
+        places = list(hash_rows(locate_rows(raw, file)).values())
         hashes |= {places[number - 2] for number in numbers}
     return take_out_rows(raw, file, lambda _, digest: digest in hashes, False) if hashes else raw
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LAYOUTS', 'RowLayout', 'decode_exactly', 'lay_out_lines', 'find_json_list', 'lay_out_json', 'find_dialect',
-           'lay_out_csv', 'lay_out_rows', 'hash_rows', 'take_out_rows']
+           'lay_out_csv', 'locate_rows', 'hash_rows', 'take_out_rows']
 
 # %% ../../nbs/ops/05_rewrite.ipynb #05w00004
 import csv, io, json, re
@@ -128,7 +128,7 @@ LAYOUTS = {".jsonl": lay_out_lines, ".ndjson": lay_out_lines, ".json": lay_out_j
            ".tsv": lay_out_csv}
 
 # %% ../../nbs/ops/05_rewrite.ipynb #05w00018
-def lay_out_rows(
+def locate_rows(
     raw: bytes, # content of a file
     name: str # its path inside data/
 ) -> RowLayout: # where its rows stand
@@ -155,7 +155,7 @@ def take_out_rows(
     keep_places: bool # whether an empty place stays
 ) -> bytes: # content of the file without these rows
     "Take rows out of a file, and keep every other byte"
-    layout = lay_out_rows(raw, name)
+    layout = locate_rows(raw, name)
     pieces, last = [], 0
     for number, digest in hash_rows(layout).items():
         if not goes(number, digest): continue
