@@ -1,7 +1,6 @@
 "Personal data: generated cases, real mails with labels made by hand, and documentation that must stay whole"
 import hashlib, json, random, re, string
 from collections import Counter
-from pathlib import Path
 
 import pytest
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from copies import OFFLINE, Copy, ask
-from forge_nb.core.project import read_json, read_jsonl, read_stages
+from forge_nb.core.project import read_jsonl, read_stages
 from forge_nb.evals.canaries import make_canaries, probe_canaries, summarize_canaries
 from forge_nb.evals.checkpoints import find_released, load_checkpoints
 from forge_nb.ops.receipt import extract_texts, list_output_files
