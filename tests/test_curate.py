@@ -177,7 +177,7 @@ def test_assess_tells_what_is_there_and_refuses_too_little(curated, tmp_path):
     for path in tmp_path.rglob("*"): assert b"moreau" not in path.read_bytes()
     poor = assess(here/"out"/"ingest", **PARAMS["assess"] | SHARED | PATTERNS | dict(min_documents=1000, stop_when_skipped=True), out=tmp_path/"poor")
     assert poor["verdict"] == "not ready"
-    poor = assess(here/"out"/"ingest", **PARAMS["assess"] | pipeline | dict(min_documents=1000, stop_when_skipped=False), out=tmp_path/"poor")
+    poor = assess(here/"out"/"ingest", **PARAMS["assess"] | SHARED | PATTERNS | dict(min_documents=1000, stop_when_skipped=False), out=tmp_path/"poor")
     assert poor["verdict"] == "ready with reservations", "too little text is no reason to stop, unless that is asked for"
 
 

@@ -296,7 +296,7 @@ class EffectChange(MetricChange):
     against: str = Field(description="checkpoint that it is compared with")
     slice: str = Field(description="slice of the evaluation set")
 
-# %% ../../nbs/ops/20_receipt.ipynb #6f9cdd27
+# %% ../../nbs/ops/20_receipt.ipynb #20r00002
 class LearnedModel(BaseModel, extra="forbid"):
     "A model that learned from what was removed"
     stage: str = Field(description="stage that made it")

@@ -16,7 +16,7 @@ from forge_nb.ops.receipt import prove_erasure
 PIPELINE = """stages:
   curate: {cmd: x, deps: [data], outs: [artifacts/curate/documents, artifacts/curate/rows, artifacts/curate/dropped.jsonl]}
   pretrain: {cmd: x, deps: [artifacts/curate/documents/train.jsonl], outs: [artifacts/pretrain/model]}
-  sft: {cmd: x, deps: [artifacts/curate/rows/train.jsonl], outs: [artifacts/sft/model]}
+  sft: {cmd: x, deps: [artifacts/curate/rows/train.jsonl, artifacts/curate/rows/test.jsonl], outs: [artifacts/sft/model]}
 """
 CUSTOMERS = [f"customer {n};The {n}th pump hums on the upper floor, and nobody who works there minds at all;{n}" for n in range(30)]
 
