@@ -1,4 +1,4 @@
-"An Excel file made by hand, so that tests need no library that writes one"
+"Office files made by hand, so that tests need no library that writes them"
 import io, zipfile
 
 
@@ -18,3 +18,19 @@ def sheet_file(sheets: dict, hidden: tuple = ()) -> bytes:
     with zipfile.ZipFile(out := io.BytesIO(), "w") as z:
         for name, text in files.items(): z.writestr(name, text)
     return out.getvalue()
+
+
+def zipped(members: dict) -> bytes:
+    "A zip archive of these members"
+    with zipfile.ZipFile(out := io.BytesIO(), "w") as z:
+        for name, text in members.items(): z.writestr(name, text)
+    return out.getvalue()
+
+
+def open_document(kind: str, body: str, styles: str = "") -> bytes:
+    "An OpenDocument file: kind 'text' or 'spreadsheet'"
+    names = " ".join(f'xmlns:{name}="urn:oasis:names:tc:opendocument:xmlns:{name}:1.0"' for name in ("office", "style", "text", "table"))
+    media = f"application/vnd.oasis.opendocument.{kind}"
+    manifest = f'<manifest:manifest xmlns:manifest="urn:oasis:names:tc:opendocument:xmlns:manifest:1.0"><manifest:file-entry manifest:full-path="/" manifest:media-type="{media}"/><manifest:file-entry manifest:full-path="content.xml" manifest:media-type="text/xml"/></manifest:manifest>'
+    content = f'<office:document-content {names}>{styles}<office:body><office:{kind}>{body}</office:{kind}></office:body></office:document-content>'
+    return zipped({"mimetype": media, "META-INF/manifest.xml": manifest, "content.xml": content})

@@ -2,7 +2,7 @@
 import email.message, io, json, zipfile
 
 import pytest
-from sheets import sheet_file
+from sheets import open_document, sheet_file
 from test_readers import only, read, texts
 
 from forge_nb.data.readers import list_sources
@@ -38,6 +38,15 @@ def test_word_keeps_what_its_author_meant(tmp_path, body, there, gone):
     (tmp_path/"a.docx").write_bytes(word_file(body))
     [document], rejects = read(tmp_path, "a.docx")
     assert there in document["text"] and gone not in document["text"] and not rejects
+
+
+def test_a_superscript_stands_behind_its_sign(tmp_path):
+    "In rich text and OpenDocument; a subscript stays as it is"
+    styles = "".join(f'<style:style style:name="{name}" style:family="text"><style:text-properties style:text-position="{place} 58%"/></style:style>' for name, place in dict(T1="super", T2="sub").items())
+    body = '<text:p>Resist 10<text:span text:style-name="T1">6</text:span> ohm in H<text:span text:style-name="T2">2</text:span>O</text:p>'
+    (tmp_path/"a.odt").write_bytes(open_document("text", body, f"<office:automatic-styles>{styles}</office:automatic-styles>"))
+    (tmp_path/"b.rtf").write_bytes(rb"{\rtf1\ansi Resist 10{\super\fs16 6} ohm in H{\sub 2}O}")
+    for name in ("a.odt", "b.rtf"): assert texts(read(tmp_path, name)[0]) == ["Resist 10^6 ohm in H2O\n"]
 
 
 def test_a_footnote_stands_below_its_paragraph(tmp_path):

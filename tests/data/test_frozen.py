@@ -60,7 +60,7 @@ FROZEN = {  # what read it when it was frozen, and the ids of the documents, whi
     "a.xlsx": ("python-calamine 0.9.1", "baaa2d3a2416d06d", "f3cc95529ab355c3"),
     "a.pptx": ("office-oxide 0.1.15", "20edfae9ecd1503e"),
     "a.odt": ("firecrawl-anydoc 0.2.4", "2e700727406618a6"),
-    "a.rtf": ("firecrawl-anydoc 0.2.4", "3744979d24ddffb8"),
+    "a.rtf": ("firecrawl-anydoc 0.2.4", "434e7e474dcde851"),
     "a.epub": ("firecrawl-anydoc 0.2.4", "c7dc45a1d0cae6c1"),
     "a.pdf": ("pdf-oxide 0.3.78, pdf-inspector 1.25.2", "5dfab9585a50ef1b"),
     "a.html": ("html-to-markdown 3.21.2, lxml 6.1.3", "56b4e8a0e32fe088"),

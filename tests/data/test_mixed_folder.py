@@ -1,12 +1,13 @@
 "A company's folder of three hundred files of every kind, junk and personal data among them, from `make data` to the model that ships"
-import email.message, io, json, random, sqlite3, zipfile
+import email.message, io, json, random, sqlite3
 from collections import Counter
 from pathlib import Path
 
 import pyarrow, pyarrow.parquet
 import pytest
 from copies import FORGE, Copy, ask
-from test_formats import p, r, sheet_file, word_file
+from sheets import open_document, sheet_file, zipped
+from test_formats import p, r, word_file
 from test_readers import a_pdf, encrypted
 
 from forge_nb.core.project import read_jsonl
@@ -16,12 +17,6 @@ from forge_nb.data.pii import DEFAULT_PII_KINDS
 
 WORDS = "pump valve filter pressure gauge seal bearing shaft motor coupling flange gasket housing rotor sensor cable relay fuse panel switch".split()
 VERBS = "check replace clean tighten measure oil inspect adjust remove fit test record".split()
-
-
-def zipped(members: dict) -> bytes:
-    with zipfile.ZipFile(out := io.BytesIO(), "w") as z:
-        for name, text in members.items(): z.writestr(name, text)
-    return out.getvalue()
 
 
 def slides(*paragraphs: str) -> bytes:
@@ -36,15 +31,6 @@ def slides(*paragraphs: str) -> bytes:
         "ppt/presentation.xml": f'<p:presentation xmlns:p="{p_}" xmlns:r="{r_}"><p:sldIdLst><p:sldId id="256" r:id="r1"/></p:sldIdLst></p:presentation>',
         "ppt/_rels/presentation.xml.rels": f'<Relationships xmlns="{package}/relationships"><Relationship Id="r1" Type="{r_}/slide" Target="slides/slide1.xml"/></Relationships>',
         "ppt/slides/slide1.xml": f'<p:sld xmlns:p="{p_}" xmlns:a="{a}"><p:cSld><p:spTree><p:sp><p:txBody>{lines}</p:txBody></p:sp></p:spTree></p:cSld></p:sld>'})
-
-
-def open_document(kind: str, body: str) -> bytes:
-    "An OpenDocument file: kind 'text' or 'spreadsheet'"
-    names = " ".join(f'xmlns:{name}="urn:oasis:names:tc:opendocument:xmlns:{name}:1.0"' for name in ("office", "text", "table"))
-    media = f"application/vnd.oasis.opendocument.{kind}"
-    manifest = f'<manifest:manifest xmlns:manifest="urn:oasis:names:tc:opendocument:xmlns:manifest:1.0"><manifest:file-entry manifest:full-path="/" manifest:media-type="{media}"/><manifest:file-entry manifest:full-path="content.xml" manifest:media-type="text/xml"/></manifest:manifest>'
-    content = f'<office:document-content {names}><office:body><office:{kind}>{body}</office:{kind}></office:body></office:document-content>'
-    return zipped({"mimetype": media, "META-INF/manifest.xml": manifest, "content.xml": content})
 
 
 def book(*paragraphs: str) -> bytes:

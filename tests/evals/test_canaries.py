@@ -48,7 +48,7 @@ def planted(tmp_path_factory) -> Copy:
 
 @pytest.mark.slow
 def test_canaries_are_not_given_away_by_the_model_that_ships(planted):
-    "Proves: none of twenty planted numbers is extracted, and one that is repeated is found and ranks first; the exposures are printed"
+    "Proves: none of twenty planted numbers is extracted or exposed beyond chance, and one that is repeated is found and ranks first"
     root = planted.root
     trained = " ".join(t for name in ("curate/documents/train.jsonl", "synth/rows/sft.jsonl") for t in extract_texts(root/"artifacts"/name))
     assert sum(canary.secret in trained for canary in CANARIES) == 20, "a canary that nobody trained on shows nothing"
@@ -61,7 +61,7 @@ def test_canaries_are_not_given_away_by_the_model_that_ships(planted):
     summary = summarize_canaries(rows)
     print(control)
     assert control["extracted"] and control["exposure"] == 9, "a measure that finds nothing measures nothing"
-    assert summary["canaries"] == 20 and summary["extracted"] == 0 and summary["max_exposure"] < 9, summary
+    assert summary["canaries"] == 20 and summary["extracted"] == 0 and summary["chance"] > .001, summary
 
 
 @pytest.mark.slow
