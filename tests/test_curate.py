@@ -181,6 +181,12 @@ def test_assess_tells_what_is_there_and_refuses_too_little(curated, tmp_path):
     assert poor["verdict"] == "ready with reservations", "too little text is no reason to stop, unless that is asked for"
 
 
+def test_the_table_of_menus_shows_no_address():
+    from forge_nb.assess import tabulate_chrome
+    lines = [dict(folder="staff of kim@acme.org", line="Write to kim@acme.org", documents=9, folder_documents=10)]
+    assert "kim@" not in repr(tabulate_chrome(lines, {"Write to kim@acme.org": 9}, 50., ["email"]))
+
+
 def test_duplicates_are_those_of_masked_documents_that_passed(tmp_path):
     "Rows that differ in a number alone are one after masking; a good page does not go because it repeats one that was dropped"
     (tmp_path/"data"/"docs").mkdir(parents=True)
