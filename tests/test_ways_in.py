@@ -55,7 +55,7 @@ def write_three_pairs(folder, draw):
 # way in → what writes it, stages that are sure to pass the model before them on, whether there is text to pretrain on
 WAYS = dict(
     documents=([write_documents], [], True),
-    rows=([write_rows], ["sft", "dpo", "reward", "rlhf", "rl", "distill"], True),
+    rows=([write_rows], ["pretrain", "sft", "dpo", "reward", "rlhf", "rl", "distill"], False),
     tables=([write_facts], ["pretrain", "distill"], False),
     conversations=([write_conversations], ["pretrain", "dpo", "reward", "rlhf", "rl", "distill"], False),
     pairs=([write_pairs], ["pretrain", "sft", "rlhf", "rl", "distill"], False),
