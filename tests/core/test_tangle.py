@@ -222,8 +222,8 @@ def test_a_notebook_that_cannot_be_exported_is_one_sentence(pages, kind, page_na
 
 def test_an_import_that_the_pipeline_does_not_list_stops_before_anything_runs(mend):
     before = results(mend)
-    edit(page(mend, "assess"), "#| export\n", "#| export\nimport forge_nb.data.quality as more\n")
-    refused(mend, "dvc repro assess", "dvc.yaml: the stage `assess` runs build/data/quality.py", "add it there")
+    edit(page(mend, "assess"), "#| export\n", "#| export\nimport forge_nb.data.guard as more\n")
+    refused(mend, "dvc repro assess", "dvc.yaml: the stage `assess` runs build/data/guard.py", "add it there")
     assert results(mend) == before
 
 
@@ -334,8 +334,8 @@ def test_every_other_yaml_too(tmp_path, name, content, words):
 
 
 def test_yaml_is_parsed_in_one_place():
-    "So that what every file says of a mistake is the same sentence; the runner keeps comments"
-    assert {p.stem for p in (ROOT/"forge_nb").rglob("*.py") if "YAML(" in p.read_text(encoding="utf-8")} == {"project", "runner"}
+    "So that what every file says of a mistake is the same sentence; the runner keeps comments, and a draft is written"
+    assert {p.stem for p in (ROOT/"forge_nb").rglob("*.py") if "YAML(" in p.read_text(encoding="utf-8")} == {"project", "runner", "draft"}
 
 
 def test_a_damaged_report_is_one_sentence(mend):
