@@ -222,8 +222,8 @@ def test_a_notebook_that_cannot_be_exported_is_one_sentence(pages, kind, page_na
 
 def test_an_import_that_the_pipeline_does_not_list_stops_before_anything_runs(mend):
     before = results(mend)
-    edit(page(mend, "assess"), "#| export\n", "#| export\nimport forge_nb.data.guard as more\n")
-    refused(mend, "dvc repro assess", "dvc.yaml: the stage `assess` runs build/data/guard.py", "add it there")
+    edit(page(mend, "assess"), "#| export\n", "#| export\nimport forge_nb.core.once as more\n")
+    refused(mend, "dvc repro assess", "dvc.yaml: the stage `assess` runs build/core/once.py", "add it there")
     assert results(mend) == before
 
 
