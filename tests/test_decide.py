@@ -109,7 +109,6 @@ def test_predictions_are_confirmed_by_what_training_brings(company):
 def test_an_exam_without_passages_is_refused(company):
     bare = [{name: value for name, value in item.items() if name != "passages"} for item in company.items()]
     with pytest.raises(Invalid, match="p20 has no passages; `dvc repro synth`"): company.run(bare)
-    with pytest.raises(Invalid, match="no question has no passages|no question"): company.run([])
     with pytest.raises(Invalid, match="`decide.depth` is 4; it can be 1, 3 or 5"): company.run(depth=4)
 
 

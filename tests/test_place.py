@@ -29,9 +29,9 @@ def project(folder: Path) -> Path:
     for name in ("Makefile", "requirements.lock", "pyproject.toml", ".gitattributes", ".gitignore"): shutil.copy(ROOT/name, folder)
     shutil.copytree(ROOT/".githooks", folder/".githooks")
     (folder/"forge_nb").mkdir()
-    for name in ("data/default_company", "data/versions", "train/bases", "bench/bench"):
+    for name in ("data/default_company", "data/own_data", "data/versions", "ops/check", "train/bases", "bench/bench"):
         (folder/"forge_nb"/name).parent.mkdir(exist_ok=True)
-        (folder/"forge_nb"/f"{name}.py").write_text("" if name == "data/versions" else SOURCE, encoding="utf-8")
+        (folder/"forge_nb"/f"{name}.py").write_text("" if name in ("data/versions", "ops/check") else SOURCE, encoding="utf-8")
     base, place = sys._base_executable, "lib/python*/site-packages/pip.py"
     (python := folder.parent/"python").write_text(
         f'#!/bin/sh\nif [ "$2" = venv ]; then "{base}" -m venv --without-pip "$3" && cp "{folder.parent}/pip.py" "$(echo "$3"/{place[:-7]})"/; else exec "{base}" "$@"; fi\n', encoding="utf-8")

@@ -172,10 +172,10 @@ def describe_fate(
     reasons: list # reasons of drops
 ) -> str: # beginning of a sentence
     "Say what `curate` did with a document that is not trained on"
-    if reasons == ["a fact"]: return "a fact, which is looked up"
     if "valid" in splits: return "kept for choosing (valid)"
     if set(splits) == {"lookup"}: return "kept to be looked up, with nothing trained on it"
     if splits: return "held out for the final judgement (test)"
+    if reasons == ["a fact"]: return "a fact, which is looked up"
     return f"dropped by curate ({', '.join(reasons)})"
 
 # %% ../../nbs/ops/10_lineage.ipynb #6987d05d

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from test_curate import PARAMS, corpus, run
+from test_curate import PARAMS, SHARED, corpus, run
 
 from forge_nb.assess import assess
 from forge_nb.core.project import Invalid, read_csv, read_json, read_jsonl
@@ -68,7 +68,7 @@ def test_no_value_stands_in_passages_or_in_what_assess_shows(planted):
     documents = [d for split in ("train", "valid", "test") for d in read_jsonl(here/"out"/"curate"/"documents"/f"{split}.jsonl")]
     passages = json.dumps(make_document_passages(documents, {}, "en", 1200), ensure_ascii=False)
     assert not [value for value in values if value in passages] and "[email]~" in passages
-    metrics = assess(here/"out"/"ingest", **PARAMS["assess"] | dict(workers=1, executor="local", pii_patterns=["machine_id=Machine 1[0-9]\\b"]), out=here/"assess")
+    metrics = assess(here/"out"/"ingest", **PARAMS["assess"] | SHARED | dict(stop_when_skipped=False, pii_patterns=["machine_id=Machine 1[0-9]\\b"]), out=here/"assess")
     assert find_values(here/"assess", values) == []
     assert metrics["private_columns"] == ["shop.sqlite!/customers: cvv", "shop.sqlite!/customers: national_id"]
     found = {r["kind"]: r for r in read_csv(here/"assess"/"findings.csv")}

@@ -109,7 +109,7 @@ def measured(tmp_path):
     artifacts = tmp_path/"artifacts"
     splits = {split: dict(documents=10, bytes=1000) for split in ("train", "valid", "test")}
     made = dict(
-        curate=dict(documents=40, dropped=10, **splits), tokenizer=dict(vocab_size=4096), pretrain=dict(parameters=5_311_232, tokens=595_968),
+        curate=dict(documents=40, dropped=10, masked=dict(email=2), **splits), tokenizer=dict(vocab_size=4096), pretrain=dict(parameters=5_311_232, tokens=595_968),
         synth=dict(facts=1673, held_out=250, pairs=1000, chance_accuracy=.26), sft=dict(rows=4663), dpo=dict(pairs=600), reward=dict(accuracy=.93), rlhf={}, rl=dict(answers=1408))
     for stage, metrics in made.items(): write_json(artifacts/stage/"metrics.json", metrics)
     write_jsonl(artifacts/"synth"/"eval_set"/"items.jsonl", [dict(question="Which \"level\" has E1?", prompt="checks: id `E1`. Source: 0f6f.\nWhich \"level\" has E1?")])
