@@ -402,8 +402,7 @@ def estimate_project(
     if options["model"] != "own" or not answer["this_machine"]: return dict(verb="estimate") | answer | nothing
     answer["stages"], sizes, rates = estimate_stages(params, run, answer["this_machine"]["seconds"], seconds)
     if os.access(ROOT, os.W_OK): record_forecast(history, params, answer)
-    graph = {name: stage for name, stage in read_stages(ROOT).items() if name != "tokenizer"}
-    again = find_downstream(graph, "synth")
+    again = find_downstream(read_stages(ROOT), "synth")
     def add_up(names): return sum(row["seconds"] or 0 for row in answer["stages"] if row["stage"] in names)
     total, cycle = add_up([row["stage"] for row in answer["stages"]]), add_up(again) * num_cycles
     answer |= dict(total=dict(seconds=total, cost=total / 3600 * hour),

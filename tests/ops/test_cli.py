@@ -1,5 +1,5 @@
 "The command line: where a document went, and how it is forgotten, on a project in which the whole chain has run"
-import hashlib, json, shlex, sqlite3, subprocess, sys
+import hashlib, json, shlex, sqlite3, subprocess, sys, zipfile
 
 import pytest
 from copies import FORGE, ROOT, Copy, ask, refuse, sibling
@@ -273,7 +273,7 @@ def test_the_proof_finds_what_was_planted(forgotten, asked):
     from forge_nb.ops.receipt import prove_erasure
     copy = sibling(forgotten["copy"], forgotten["copy"].root.parent/"planted")
     r, words = forgotten["answer"], " ".join(asked.text.split()[100:130])
-    journal = dict(kept_duplicates=[], removed=r["removed"], mentioned={}, leftovers=[], before=dict(ids=0, paths=0, ngrams=0))
+    journal = dict(kept_duplicates=[], removed=r["removed"], rows=[], mentioned={}, leftovers=[], before=dict(ids=0, paths=0, ngrams=0))
     (copy.root/"receipts"/".pending.ngrams").write_bytes(hash_ngrams(words).astype("<u8").tobytes())
     with open(copy.root/"artifacts/synth/rows/sft.jsonl", "a", encoding="utf-8") as f: f.write(json.dumps(dict(id=r["removed"][0]["ids"][0], parents=[asked.page], text=words)) + "\n")
     from safetensors.numpy import save_file
@@ -292,15 +292,15 @@ def test_the_proof_finds_what_was_planted(forgotten, asked):
     assert prove_erasure(copy.root, journal)["ids"] == 0 < prove_erasure(copy.root, journal | dict(kept_duplicates=[]))["ids"]
 
 
-def test_parts_of_files_are_refused(asked, tmp_path):
-    "With the rows that curate writes for tables and archives"
+def test_parts_of_archives_are_refused(asked, tmp_path):
+    "A table's rows are cut out of their file (test_erasure); a file inside an archive is not"
     copy = sibling(asked, tmp_path/"parts")
-    (copy.root/"data/docs/parts.csv").write_text("name,price\nbolt,3 EUR\n", encoding="utf-8")
+    with zipfile.ZipFile(copy.root/"data/docs/parts.zip", "w") as box: box.writestr("bolt.txt", "bolt costs 3 EUR\n")
     with open(copy.root/"artifacts/curate/documents/train.jsonl", "a", encoding="utf-8") as f:
-        f.write(json.dumps(dict(id="ab" * 8, source="docs/parts.csv#1", kind="rows", cluster="", text="bolt costs 3 EUR\n")) + "\n")
-    refuse(copy, "forget docs/parts.csv#1 --yes", 2, "part of data/docs/parts.csv", "make adopt")
-    refuse(copy, f"forget {'ab' * 8} --yes", 2, "part of data/docs/parts.csv")
-    assert [r["path"] for r in ask(copy, "forget docs/parts.csv --dry-run")["removed"]] == ["docs/parts.csv"]
+        f.write(json.dumps(dict(id="ab" * 8, source="docs/parts.zip!/bolt.txt", kind="docs", cluster="", text="bolt costs 3 EUR\n")) + "\n")
+    refuse(copy, "forget docs/parts.zip!/bolt.txt --yes", 2, "part of data/docs/parts.zip", "make adopt")
+    refuse(copy, f"forget {'ab' * 8} --yes", 2, "part of data/docs/parts.zip")
+    assert [r["path"] for r in ask(copy, "forget docs/parts.zip --dry-run")["removed"]] == ["docs/parts.zip"]
 
 
 def test_clusters_and_drops_of_curate_count_as_near_duplicates(asked, tmp_path):

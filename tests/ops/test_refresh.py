@@ -103,7 +103,7 @@ def test_forget_takes_what_search_and_ask_keep(tmp_path, monkeypatch):
         (tmp_path/name).write_text("{}", encoding="utf-8")
     (tmp_path/"data"/"SHA256SUMS").write_text("", encoding="utf-8")
     monkeypatch.setattr(erasure, "run_dvc", lambda *_: "")
-    erasure.remove_old_data(tmp_path, dict(removed=[dict(path="a.txt")], facts=[], sources=["a.txt"], phase="remove"))
+    erasure.remove_old_data(tmp_path, dict(removed=[dict(path="a.txt")], rows=[], facts=[], sources=["a.txt"], uncached_files={}, phase="remove"))
     assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()) == ["data/SHA256SUMS", "receipts/.pending.json"]
 
 
