@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LOGP_METRICS', 'PREFERENCE_METHODS', 'unpair_preferences', 'make_answer_reward', 'build_online_rows',
-           'PreferenceConfig', 'make_paired_trainer', 'make_preference_trainer', 'summarize_preferences', 'read_pairs',
-           'fit_own_rows', 'dpo']
+           'PreferenceConfig', 'make_paired_trainer', 'make_preference_trainer', 'summarize_preferences',
+           'find_unlearned_reason', 'read_pairs', 'fit_own_rows', 'dpo']
 
 # %% ../nbs/60_dpo.ipynb #2154eb61
 import random
@@ -14,11 +14,11 @@ from pathlib import Path
 
 from .core.settings import Style, load_settings
 from .metrics.graders import VALUE_PATTERN, grade_answer
-from .train.trainer import (TrainingConfig, broken_rule, check_forgetting, check_pairs,
-                                    check_training_config, check_weights_changed, find_skip_reason, leave_out_long_rows,
-                                    load_tokenizer_and_context, load_verified,
-                                    make_trainer_config, pass_model_on, run_trainer, save_with_manifest, stop_rule,
-                                    summarize_loss, write_run)
+from .train.trainer import (TrainingConfig, broken_rule, check_pairs, check_training_config,
+                                    check_weights_changed, find_forgetting_reason, find_skip_reason,
+                                    leave_out_long_rows, load_tokenizer_and_context, load_verified,
+                                    make_trainer_config, measure_forgetting, pass_model_on, run_trainer,
+                                    save_with_manifest, stop_rule, summarize_loss, write_run)
 from .core.project import Invalid, log, make_checkpoint_folder, read_jsonl, stable_uniform
 
 # %% ../nbs/60_dpo.ipynb #299181a1
@@ -136,6 +136,22 @@ def summarize_preferences(
     if "accuracies" in curve[0]: metrics["pair_accuracy"] = average("accuracies", last)
     return metrics
 
+# %% ../nbs/60_dpo.ipynb #60d0c002
+def find_unlearned_reason(
+    curve: list, # rows of `run_trainer`
+    batch_size: int # number of pairs in a step
+) -> str: # reason, or '' where pairs are told apart beyond chance, or none are ranked
+    "Say why the pairs taught nothing"
+    from scipy.stats import binomtest
+    shares = [row["accuracies"] for row in curve[len(curve) // 2:] if "accuracies" in row]
+    if not shares: return ""
+    n = batch_size * len(shares)
+    right = round(sum(shares) * batch_size)
+    low = binomtest(right, n).proportion_ci(method="wilson").low
+    if low > .5: return ""
+    return (f"no better than chance: {right} of the last {n} pairs are told apart (interval from {low:.0%}); "
+            "add pairs, or raise `dpo.learning_rate` or `dpo.num_train_epochs`")
+
 # %% ../nbs/60_dpo.ipynb #60d00001
 def read_pairs(
     rows: Path, # pairs.jsonl; policy_pairs.jsonl lies beside it
@@ -219,7 +235,10 @@ def dpo(
     stop_rules = [stop_rule("logps/chosen", max_decrease=max_chosen_logp_drop)]
     curve = run_trainer(trainer, "dpo", PREFERENCE_METHODS[method], stop_rules)
     check_weights_changed("dpo", base, trainer.model)
-    forgetting = check_forgetting("dpo", base, trainer.model, tokenizer, documents, max_bpb_increase)
+    forgetting = measure_forgetting("dpo", base, trainer.model, tokenizer, documents)
+    reason = find_unlearned_reason(curve, batch_size)
+    if reason := reason or find_forgetting_reason("dpo", forgetting, max_bpb_increase):
+        return pass_model_on("dpo", base, out, reason, {"curve.csv": ["step", "loss"]})
     save_with_manifest(trainer.model, tokenizer, out/"model")
     metrics = dict(method=method, pairs=len(pairs)) | summarize_preferences(curve) | forgetting
     metrics["broken_rule"] = broken_rule(stop_rules, trainer.state.log_history)

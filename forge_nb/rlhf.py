@@ -14,9 +14,10 @@ from .metrics.graders import grade_value
 from .metrics.stats import bootstrap_difference
 from .train.model import generate_texts, load_model, render_chat_prompt
 from .metrics.policies import find_violations, load_policies
-from .train.trainer import (LENGTH_METRIC, SamplingConfig, TrainingConfig, broken_rule, check_forgetting,
-                                    check_training_config, check_weights_changed, find_skip_reason, fingerprint,
-                                    load_verified, make_trainer_config, pass_model_on, read_skipped, run_trainer,
+from .train.trainer import (LENGTH_METRIC, SamplingConfig, TrainingConfig, broken_rule,
+                                    check_training_config, check_weights_changed, find_forgetting_reason,
+                                    find_skip_reason, fingerprint, load_verified, make_trainer_config,
+                                    measure_forgetting, pass_model_on, read_skipped, run_trainer,
                                     save_with_manifest, stop_rule, write_run)
 from .core.project import Invalid, make_checkpoint_folder, read_jsonl, stable_uniform, write_csv
 
@@ -243,7 +244,9 @@ def rlhf(
     stop_rules = make_rlhf_stop_rules(stop_window, max_kl, min_entropy, max_length_increase)
     curve = run_trainer(trainer, "rlhf", RLHF_METRICS, stop_rules)
     check_weights_changed("rlhf", base, trainer.model)
-    forgetting = check_forgetting("rlhf", base, trainer.model, tokenizer, documents, max_bpb_increase)
+    forgetting = measure_forgetting("rlhf", base, trainer.model, tokenizer, documents)
+    if reason := find_forgetting_reason("rlhf", forgetting, max_bpb_increase):
+        return pass_model_on("rlhf", base, out, reason, RLHF_TABLES)
     save_with_manifest(trainer.model, tokenizer, out/"model")
     table = grade_folders((base, out/"model"), tokenizer, eval_items, rules, num_eval_items=num_eval_items,
                           max_new_tokens=max_new_tokens)

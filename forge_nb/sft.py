@@ -11,9 +11,10 @@ __all__ = ['check_conversation', 'describe_length_fault', 'check_and_encode_rows
 from dataclasses import replace
 from pathlib import Path
 
-from .train.trainer import (TrainingConfig, check_forgetting, check_training_config, check_weights_changed,
-                                    find_skip_reason, load_tokenizer_and_context, pass_model_on, run_trainer,
-                                    save_with_manifest, summarize_loss, write_run)
+from .train.trainer import (TrainingConfig, check_training_config, check_weights_changed,
+                                    find_forgetting_reason, find_skip_reason, load_tokenizer_and_context,
+                                    measure_forgetting, pass_model_on, run_trainer, save_with_manifest,
+                                    summarize_loss, write_run)
 from .core.project import Invalid, log, name_parameter, read_json, read_jsonl, write_json, write_jsonl
 from .train.finetune import (encode_conversations, make_sft_trainer, pack_rows, packing_leak,
                                      training_order)
@@ -253,7 +254,10 @@ def sft(
     sequences, training = pack_order(order, training, max_length) if packing else (order, training)
     trainer = make_sft_trainer(model, tokenizer, sequences, training, adapter)
     final_model, masks, curve, adapter_metrics = tune_and_check(trainer, data, encoded_rows, order, base)
-    forgetting = check_forgetting("sft", base, final_model, tokenizer, documents/"valid.jsonl", max_bpb_increase)
+    forgetting = measure_forgetting("sft", base, final_model, tokenizer, documents/"valid.jsonl")
+    if reason := find_forgetting_reason("sft", forgetting, max_bpb_increase):
+        write_evidence(out, masks, left_out)
+        return pass_model_on("sft", base, out, reason, {"curve.csv": ["step", "loss"]})
     metrics = counts | summarize_loss(curve) | adapter_metrics | forgetting
     save_with_manifest(final_model, tokenizer, out/"model")
     write_evidence(out, masks, left_out)

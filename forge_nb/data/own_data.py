@@ -139,9 +139,10 @@ def replace_data(
     record # function that records data/, and fails where it cannot
 ):
     "Put new data in the place of the old, and take it back where they cannot be recorded"
-    remove_path(before)
     before.parent.mkdir(parents=True, exist_ok=True)
-    if data.exists(): os.replace(data, before)
+    if data.exists():  # a kill between two moves leaves none, and the data before stay where they are
+        remove_path(before)
+        os.replace(data, before)
     os.replace(new, data)
     try: record()
     except BaseException:

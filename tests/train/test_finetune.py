@@ -95,8 +95,13 @@ def test_less_than_a_pass(made, tmp_path, monkeypatch):
     with pytest.raises(Invalid, match="`sft.num_train_epochs` is 0.001"): tune(made, tmp_path/"no", monkeypatch, num_train_epochs=.001)
 
 
-def test_forgetting_and_standing_still_fail(made, tmp_path, monkeypatch):
-    with pytest.raises(Invalid, match="`sft.max_bpb_increase` allows -9"): tune(made, tmp_path, monkeypatch, max_bpb_increase=-9.)
+def test_a_stage_that_forgot_too_much_passes_the_model_on(made, tmp_path, monkeypatch):
+    said = tune(made, tmp_path, monkeypatch, kept=tmp_path/"kept", max_bpb_increase=-9.)
+    assert set(said) == {"skipped"} and "`sft.max_bpb_increase` allows -9" in said["skipped"]
+    assert (tmp_path/"model"/"model.safetensors").read_bytes() == (made/"base"/"model.safetensors").read_bytes()
+
+
+def test_standing_still_fails(made, tmp_path, monkeypatch):
     with pytest.raises(Invalid, match="no weight changed"): tune(made, tmp_path, monkeypatch, kept=tmp_path/"other", learning_rate=0.)
     assert not (tmp_path/"model").exists()
 
