@@ -48,7 +48,7 @@ try:
                                        read_csv, read_stages, write_csv)
     from forge_nb.ops.erasure import (build_dry_run, check_data_recorded, forget, format_undo, plan_erasure,
                                       read_journal, start_journal, undo_pending)
-    from forge_nb.ops.inventory import relative_to_data
+    from forge_nb.ops.inventory import format_address, relative_to_data
     from forge_nb.ops.lineage import format_whereis, whereis
     from forge_nb.ops.receipt import ErasurePlan, format_forget
 except ValueError as e: sys.exit(print_error(e, 2, "--json" in sys.argv))
@@ -111,7 +111,8 @@ def hold_verb_lock(
 
 # %% ../../nbs/ops/90_cli.ipynb #7a08f823
 DocumentsArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="DOC", help="Ids (8 digits will do), or paths inside data/.")]
+    list[str] | None, typer.Argument(
+        metavar="DOC", help="Ids (8 digits will do), paths inside data/, rows (a.csv#31), cells (a.csv#31@email).")]
 QueryOption = Annotated[str, typer.Option(help="Every document that holds these words, whatever the case.")]
 HistoryOption = Annotated[bool, typer.Option("--history", help="Look into earlier versions too.")]
 JsonOption = Annotated[
@@ -124,7 +125,8 @@ def require_request(
 ):
     "Stop unless something is asked for"
     if not docs and not query: raise Invalid(
-        "say which document: an id, a path inside data/, a row as chats.jsonl#12 or prices.csv:3, or --query WORDS")
+        "say which document: an id, a path inside data/, a row as chats.jsonl#12 or prices.csv:3, a cell as "
+        "list.csv#31@email, or --query WORDS")
 
 # %% ../../nbs/ops/90_cli.ipynb #9d29801d
 @app.command("whereis", epilog="Example: forge whereis docs/index.txt --history")
@@ -147,7 +149,8 @@ def check_pending_request(
 ):
     "Stop when an erasure is unfinished and something else is asked for"
     removed, rows = journal["removed"], journal["rows"]
-    names = [*(r["path"] for r in removed), *(row["source"] for row in rows)]
+    parts = [format_address(row["source"], row.get("column", "")) for row in rows]
+    names = [r["path"] for r in removed] + parts
     ids = {i for r in removed + rows for i in r["ids"]}
     known = {*journal["requested"], *names} | ids
     other = [name for name in requested if not {name, relative_to_data(name, ROOT)} & known]

@@ -8,7 +8,8 @@ __all__ = ['list_raw_files', 'make_name_masker', 'list_names', 'locate_file', 'r
            'isin_sorted', 'find_unique_ngrams', 'jaccard_similarity', 'find_similar', 'is_row',
            'find_recorded_duplicates', 'find_similar_files', 'collect_duplicates', 'NearDuplicate', 'get_page_name',
            'match_fact_rows', 'collect_fact_rows', 'make_target', 'relative_to_data', 'make_fact_target',
-           'find_fact_row', 'search_fact_rows', 'find_documents', 'query_documents', 'resolve_targets']
+           'find_fact_row', 'search_fact_rows', 'find_documents', 'query_documents', 'list_columns', 'check_column',
+           'match_rows', 'find_cells', 'format_address', 'resolve_targets']
 
 # %% ../../nbs/ops/00_inventory.ipynb #e1969c56
 import difflib, json, os, re
@@ -18,6 +19,7 @@ from ..core.project import Invalid, NotFound, hash_file, load_params
 from ..data.fact_tables import list_fact_tables, read_fact_table
 from ..data.masking import list_pii_kinds, mask_source
 from ..data.shapes import TRAINING_KINDS, training_row_to_text
+from ..data.tables import read_templates
 from pydantic import BaseModel, Field
 
 # %% ../../nbs/ops/00_inventory.ipynb #52876b64
@@ -416,6 +418,71 @@ def query_documents(
         if not rows and members: found[source] = members
     return found, tables
 
+# %% ../../nbs/ops/00_inventory.ipynb #ce110002
+def list_columns(
+    document: dict, # row, as a document of `inventory` or of `make_fact_target`
+    root: Path # folder of the project
+) -> list: # names, in order; none where the row has no columns
+    "List the columns of a row"
+    from forge_nb.data.readers import read_source
+    path = root/"data"/document["file"]
+    if document["kind"] == "facts": return list(read_fact_table(path)[0])
+    if document["kind"] != "rows": return []
+    if not path.is_file(): raise NotFound(f"data/{document['file']} is no longer there to name its columns")
+    templates, mask = read_templates(root/"company"/"templates.yaml"), make_name_masker(root)
+    found = read_source(root/"data", document["file"], templates=templates, strict=False)
+    is_meant = lambda d: d and mask(d["source"]) == document["source"]
+    return list(next((d["record"]["values"] for d, _ in found if is_meant(d)), {}))
+
+# %% ../../nbs/ops/00_inventory.ipynb #ce110004
+def check_column(
+    source: str, # row
+    column: str, # column that somebody names
+    columns: list # names of its columns
+):
+    "Stop unless a row has a column, and say which ones it has"
+    if not columns: raise Invalid(f"{source} has no columns; name it without `@{column}` for all of it")
+    if column not in columns: raise NotFound(
+        f"{source} has no column `{column}`; its columns are {', '.join(columns)}")
+
+# %% ../../nbs/ops/00_inventory.ipynb #ce110007
+def match_rows(
+    requested: str, # id or path of a row, as somebody wrote it
+    documents: list, # documents of `inventory`
+    root: Path # folder of the project
+) -> list: # targets, none where it names no row
+    "Find the rows that somebody names"
+    if fact := find_fact_row(requested, root): return [fact]
+    path = relative_to_data(requested, root)
+    found = match_documents(path, documents, make_name_masker(root)(path))
+    return [make_target(d["source"], [d]) for d in found if is_row(d) and path != d["file"]]
+
+# %% ../../nbs/ops/00_inventory.ipynb #ce110009
+def find_cells(
+    requested: str, # address of a cell, as somebody wrote it
+    documents: list, # documents of `inventory`
+    root: Path # folder of the project
+) -> list: # targets of its row with `column` and `columns`; none where it names no cell
+    "Find the cell that somebody names"
+    path = relative_to_data(requested, root)
+    if match_documents(path, documents, make_name_masker(root)(path)): return []
+    for at in re.finditer("@(?=.)", requested):
+        column = requested[at.end():]
+        rows = match_rows(requested[:at.start()], documents, root)
+        for row in rows:
+            row |= dict(column=column, columns=list_columns(row["documents"][0], root))
+            check_column(row["source"], column, row["columns"])
+        if rows: return rows
+    return []
+
+# %% ../../nbs/ops/00_inventory.ipynb #ce11000b
+def format_address(
+    source: str, # document, row or row of facts
+    column: str = "" # column, of a cell
+) -> str: # how it is named
+    "Write the address of a row or of a cell"
+    return f"{source}@{column}" if column else source
+
 # %% ../../nbs/ops/00_inventory.ipynb #fe2cd3ad
 def resolve_targets(
     requested: list, # ids and paths
@@ -426,8 +493,9 @@ def resolve_targets(
     "Find everything that somebody asks for, or say what is not there"
     targets, facts, tables = {}, {}, []
     for name in requested:
-        if fact := find_fact_row(name, root):
-            facts[fact["source"]] = fact
+        fact = find_fact_row(name, root)
+        if rows := [fact] if fact else find_cells(name, documents, root):
+            facts |= {format_address(row["source"], row.get("column", "")): row for row in rows}
             continue
         found = find_documents(name, documents, root)
         is_whole = found[0]["file"] == relative_to_data(name, root)

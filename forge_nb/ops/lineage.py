@@ -19,7 +19,7 @@ from typing import Literal
 from ..core.dvc import parse_out_hash, read_cached_rows, trace_downstream
 from ..core.project import read_recorded_stages, read_stages, run_git
 from .inventory import (NearDuplicate, collect_duplicates, collect_fact_rows, describe_raw_file,
-                                    get_page_name, inventory, resolve_targets)
+                                    format_address, get_page_name, inventory, resolve_targets)
 from pydantic import BaseModel, Field
 
 # %% ../../nbs/ops/10_lineage.ipynb #9ef2e54a
@@ -243,6 +243,8 @@ class EarlierVersion(BaseModel, extra="forbid"):
 class DocumentTrace(BaseModel, extra="forbid"):
     "A file of data/, or a part of one"
     source: str = Field(description="path inside data/, or of a part of a file")
+    column: str = Field("", description="column, where a cell was asked about: the rest is about its row")
+    columns: list[str] = Field([], description="columns of that row")
     path: str = Field(description="file, from the root")
     ids: list[str] = Field(description="content ids that curate gave")
     kind: str = Field(description="docs, code, rows, chat, pairs, kto, prompts, facts, or the top folder")
@@ -298,7 +300,8 @@ def describe_document(
     num_training_rows = sum(m.rows for m in matches["training"])
     ids, clusters = (sorted({d[k] for d in members} - {""}) for k in ("id", "cluster"))
     return DocumentTrace(
-        source=target["source"], path=f"data/{target['file']}", kind=members[0]["kind"],
+        source=target["source"], column=target.get("column", ""), columns=target.get("columns", []),
+        path=f"data/{target['file']}", kind=members[0]["kind"],
         ids=ids, clusters=clusters, splits=splits, dropped=dropped,
         **describe_raw_file(root/"data"/target["file"]),
         near_duplicates=[NearDuplicate(source=s, reason=reason) for s, reason in duplicates.items()],
@@ -408,6 +411,7 @@ def list_details(
     d: DocumentTrace # document of the answer
 ): # pairs (label, text)
     "List what is known about a document, a line each"
+    yield "column", f"{d.column}, one of {', '.join(d.columns)}" if d.column else ""
     yield "dropped", "; ".join(f"{r.reason} ({r.detail})" if r.detail else r.reason for r in d.dropped)
     yield "clusters", ", ".join(d.clusters)
     yield "near_duplicates", "; ".join(f"{t.source} ({t.reason})" for t in d.near_duplicates)
@@ -427,7 +431,8 @@ def format_whereis(
     lines = []
     for d in answer.documents:
         size = "no longer in data/" if d.bytes is None else f"{d.bytes:,} bytes"
-        lines += [f"{d.source}  {' '.join(d.ids[:3])}  {d.kind}, {size}", f"  {d.summary}"]
+        name = format_address(d.source, d.column)
+        lines += [f"{name}  {' '.join(d.ids[:3])}  {d.kind}, {size}", f"  {d.summary}"]
         lines += [f"    {label:10} {text}" for label, text in list_details(d) if text]
     if answer.tables: lines.append(f"tables that hold the words too: {', '.join(answer.tables)}")
     changed = ", with changes that are not committed" if answer.dirty else ""

@@ -20,7 +20,8 @@ from typing import Literal
 
 from ..core.dvc import build_pipeline, is_generated_code, list_completed_studies, parse_data_hash
 from ..core.project import atomic, read_stages, remove_path, write_json
-from .inventory import NearDuplicate, hash_ngrams, inventory, isin_sorted, make_name_masker
+from .inventory import (NearDuplicate, format_address, hash_ngrams, inventory, isin_sorted,
+                                    make_name_masker)
 from .lineage import read_table_batches
 from pydantic import BaseModel, Field
 
@@ -186,7 +187,8 @@ def prove_erasure(
     mask, rows = make_name_masker(root), journal["rows"]
     ids = {i for r in journal["removed"] + rows for i in r["ids"]} - kept_ids
     paths = {name for r in journal["removed"] for name in (r["path"], mask(r["path"]))}
-    paths |= {row["source"] for row in rows if row["kind"] != "facts"}  # rows of facts close ranks
+    stays = lambda row: row["kind"] == "facts" or row.get("column")  # facts close ranks; a cell's row is there
+    paths |= {row["source"] for row in rows if not stays(row)}
     run_search = lambda: search_traces(root, ids, paths, ngrams, set(journal["mentioned"]))
     found, before = run_search(), journal.get("before")
     leftovers = [t["file"] for t in found["traces"] if is_regenerable(t["file"])]
@@ -216,8 +218,9 @@ class FactRowCount(BaseModel, extra="forbid"):
 
 # %% ../../nbs/ops/20_receipt.ipynb #20r00001
 class RemovedRow(BaseModel, extra="forbid"):
-    "A row that is removed from a file"
+    "A row that is removed from a file, or a cell of it that is emptied"
     source: str = Field(description="row, as chats.jsonl#12, or facts by table and number, as prices.csv:3")
+    column: str = Field("", description="column whose cell is emptied in the row; empty where all of the row goes")
     file: str = Field(description="path inside data/ of the file that is rewritten without it")
     ids: list[str] = Field(description="ids of its document; none for a row of facts")
     kind: str = Field(description="rows, chat, pairs, kto, prompts or facts")
@@ -228,7 +231,7 @@ class RemovedRow(BaseModel, extra="forbid"):
 class ErasurePlan(BaseModel, extra="forbid"):
     "What an erasure would remove"
     removed: list[RemovedFile] = Field(description="files removed")
-    rows: list[RemovedRow] = Field([], description="rows removed from files that stay")
+    rows: list[RemovedRow] = Field([], description="rows removed from files that stay, and cells emptied in them")
     kept_duplicates: list[NearDuplicate] = Field(description="near-duplicates left on request")
     facts: list[FactRowCount] = Field(description="rows of data/facts removed")
     tables: list[str] = Field(description="tables that hold the words of --query and were left alone")
@@ -452,7 +455,8 @@ def build_receipt(
 
 # %% ../../nbs/ops/20_receipt.ipynb #a6b23239
 REMOVED_TEMPLATE = """\
-# Receipt: {{ r.removed | length }} file(s) and {{ r.rows | length }} row(s) forgotten
+# Receipt: {{ r.removed | length }} file(s), {{ r.rows | rejectattr("column") | list | length }} row(s) and
+{{- " " }}{{ r.rows | selectattr("column") | list | length }} cell(s) forgotten
 
 {{ r.started_at }}, started at commit {{ r.commit or "none" }}. No text of the documents is kept in this receipt.
 
@@ -464,7 +468,8 @@ REMOVED_TEMPLATE = """\
 {{- " {:,}".format(f.bytes) }} | {{ f.sha256[:16] }}… | {{ f.reason }} |
 {% endfor %}
 {% for row in r.rows %}
-| {{ row.source }} | {{ row.ids | join(" ") }} | a row | {{ row.sha256[:16] }}… | {{ row.reason }} |
+| {{ row.source }}{{ "@" ~ row.column if row.column }} | {{ row.ids | join(" ") }} |
+{{- " a cell" if row.column else " a row" }} | {{ row.sha256[:16] }}… | {{ row.reason }} |
 {% endfor %}
 {% if r.learned %}
 
@@ -617,9 +622,12 @@ def list_removals(
     receipt: Receipt # receipt, or what would be done
 ): # lines
     "List what goes and what stays"
-    verb = "would remove" if receipt.state == "dry-run" else "removed"
+    verb, emptied = ("would remove", "would empty") if receipt.state == "dry-run" else ("removed", "emptied")
     for r in receipt.removed: yield f"  {verb}  {r.path}  {' '.join(r.ids[:2])}  {r.bytes:,} bytes  ({r.reason})"
-    for row in receipt.rows: yield f"  {verb}  {row.source}  {' '.join(row.ids)}  from data/{row.file}  ({row.reason})"
+    for row in receipt.rows:
+        name, ids = format_address(row.source, row.column), " ".join(row.ids)
+        done, place = (emptied, "in") if row.column else (verb, "from")
+        yield f"  {done}  {name}  {ids}  {place} data/{row.file}  ({row.reason})"
     for f in receipt.facts: yield f"  {verb}  {f.rows} rows of facts/{f.table}"
     consequence = "what it shares with the removed documents is still trained on"
     for t in receipt.kept_duplicates: yield f"  KEPT  {t.source}  ({t.reason}): {consequence}"
