@@ -15,10 +15,9 @@ from pathlib import Path
 from .core.settings import Style, load_settings
 from .metrics.graders import VALUE_PATTERN, grade_answer
 from .train.trainer import (TrainingConfig, broken_rule, check_pairs, check_training_config,
-                                    check_weights_changed, find_forgetting_reason, find_skip_reason,
-                                    leave_out_long_rows, load_tokenizer_and_context, load_verified,
-                                    make_trainer_config, measure_forgetting, pass_model_on, run_trainer,
-                                    save_with_manifest, stop_rule, summarize_loss, write_run)
+                                    find_skip_reason, judge_training, leave_out_long_rows,
+                                    load_tokenizer_and_context, load_verified, make_trainer_config, pass_model_on,
+                                    run_trainer, save_with_manifest, stop_rule, summarize_loss, write_run)
 from .core.project import Invalid, log, make_checkpoint_folder, read_jsonl, stable_uniform
 
 # %% ../nbs/60_dpo.ipynb #299181a1
@@ -138,13 +137,14 @@ def summarize_preferences(
 
 # %% ../nbs/60_dpo.ipynb #60d0c002
 def find_unlearned_reason(
+    method: str, # name in PREFERENCE_METHODS
     curve: list, # rows of `run_trainer`
     batch_size: int # number of pairs in a step
-) -> str: # reason, or '' where pairs are told apart beyond chance, or none are ranked
+) -> str: # reason, or '' where pairs are told apart beyond chance, or the method is not judged by pairs
     "Say why the pairs taught nothing"
     from scipy.stats import binomtest
-    shares = [row["accuracies"] for row in curve[len(curve) // 2:] if "accuracies" in row]
-    if not shares: return ""
+    if method != "dpo": return ""
+    shares = [row["accuracies"] for row in curve[len(curve) // 2:]]
     n = batch_size * len(shares)
     right = round(sum(shares) * batch_size)
     low = binomtest(right, n).proportion_ci(method="wilson").low
@@ -234,14 +234,11 @@ def dpo(
     trainer = make_preference_trainer(model, tokenizer, pairs, training, preference, style)
     stop_rules = [stop_rule("logps/chosen", max_decrease=max_chosen_logp_drop)]
     curve = run_trainer(trainer, "dpo", PREFERENCE_METHODS[method], stop_rules)
-    check_weights_changed("dpo", base, trainer.model)
-    forgetting = measure_forgetting("dpo", base, trainer.model, tokenizer, documents)
-    reason = find_unlearned_reason(curve, batch_size)
-    if reason := reason or find_forgetting_reason("dpo", forgetting, max_bpb_increase):
+    forgetting, reason = judge_training("dpo", base, trainer.model, tokenizer, documents, max_bpb_increase)
+    if reason := reason or find_unlearned_reason(method, curve, batch_size):
         return pass_model_on("dpo", base, out, reason, {"curve.csv": ["step", "loss"]})
     save_with_manifest(trainer.model, tokenizer, out/"model")
     metrics = dict(method=method, pairs=len(pairs)) | summarize_preferences(curve) | forgetting
-    metrics["broken_rule"] = broken_rule(stop_rules, trainer.state.log_history)
-    if num_left_out: metrics["left_out"] = num_left_out
-    write_run(out, curve, metrics)
+    metrics |= dict(broken_rule=broken_rule(stop_rules, trainer.state.log_history))
+    write_run(out, curve, metrics := metrics | (dict(left_out=num_left_out) if num_left_out else {}))
     return metrics

@@ -12,9 +12,9 @@ from pathlib import Path
 from .core.settings import Style, load_settings
 from .metrics.rewards import NothingToLearn, RewardFunction, audit, preflight
 from .train.trainer import (LENGTH_METRIC, SamplingConfig, TrainingConfig, broken_rule,
-                                    check_training_config, check_weights_changed, find_forgetting_reason,
-                                    find_skip_reason, load_verified, make_trainer_config, measure_forgetting,
-                                    pass_model_on, run_trainer, save_with_manifest, stop_rule, write_run)
+                                    check_training_config, find_skip_reason, judge_training, load_verified,
+                                    make_trainer_config, pass_model_on, run_trainer, save_with_manifest, stop_rule,
+                                    write_run)
 from .core.project import log, make_checkpoint_folder, read_jsonl, write_csv
 from .synthesis.endpoint import sample_answers
 
@@ -181,10 +181,8 @@ def rl(
                                 loss_type=loss_type)
     stop_rules = make_rl_stop_rules(max_kl, min_entropy, max_reward_drop, .9 * max_new_tokens, stop_window)
     curve = run_trainer(trainer, "rl", RL_METRICS, stop_rules)
-    check_weights_changed("rl", base, trainer.model)
-    forgetting = measure_forgetting("rl", base, trainer.model, tokenizer, documents)
-    if reason := find_forgetting_reason("rl", forgetting, max_bpb_increase):
-        return pass_model_on("rl", base, out, reason, RL_TABLES)
+    forgetting, reason = judge_training("rl", base, trainer.model, tokenizer, documents, max_bpb_increase)
+    if reason: return pass_model_on("rl", base, out, reason, RL_TABLES)
     save_with_manifest(trainer.model, tokenizer, out/"model")
     run = dict(reward_function=reward_function, answers=curve[-1]["step"] * training.batch_size, preflight=prepared,
                broken_rule=broken_rule(stop_rules, trainer.state.log_history))

@@ -15,9 +15,8 @@ from .metrics.stats import bootstrap_difference
 from .train.model import generate_texts, load_model, render_chat_prompt
 from .metrics.policies import find_violations, load_policies
 from .train.trainer import (LENGTH_METRIC, SamplingConfig, TrainingConfig, broken_rule,
-                                    check_training_config, check_weights_changed, find_forgetting_reason,
-                                    find_skip_reason, fingerprint, load_verified, make_trainer_config,
-                                    measure_forgetting, pass_model_on, read_skipped, run_trainer,
+                                    check_training_config, find_skip_reason, fingerprint, judge_training,
+                                    load_verified, make_trainer_config, pass_model_on, read_skipped, run_trainer,
                                     save_with_manifest, stop_rule, write_run)
 from .core.project import Invalid, make_checkpoint_folder, read_jsonl, stable_uniform, write_csv
 
@@ -243,10 +242,8 @@ def rlhf(
     trainer = make_rloo_trainer(model, tokenizer, reward_model, prompt_rows, training, sampling, normalize_advantages)
     stop_rules = make_rlhf_stop_rules(stop_window, max_kl, min_entropy, max_length_increase)
     curve = run_trainer(trainer, "rlhf", RLHF_METRICS, stop_rules)
-    check_weights_changed("rlhf", base, trainer.model)
-    forgetting = measure_forgetting("rlhf", base, trainer.model, tokenizer, documents)
-    if reason := find_forgetting_reason("rlhf", forgetting, max_bpb_increase):
-        return pass_model_on("rlhf", base, out, reason, RLHF_TABLES)
+    forgetting, reason = judge_training("rlhf", base, trainer.model, tokenizer, documents, max_bpb_increase)
+    if reason: return pass_model_on("rlhf", base, out, reason, RLHF_TABLES)
     save_with_manifest(trainer.model, tokenizer, out/"model")
     table = grade_folders((base, out/"model"), tokenizer, eval_items, rules, num_eval_items=num_eval_items,
                           max_new_tokens=max_new_tokens)

@@ -11,9 +11,8 @@ __all__ = ['check_conversation', 'describe_length_fault', 'check_and_encode_rows
 from dataclasses import replace
 from pathlib import Path
 
-from .train.trainer import (TrainingConfig, check_training_config, check_weights_changed,
-                                    find_forgetting_reason, find_skip_reason, load_tokenizer_and_context,
-                                    measure_forgetting, pass_model_on, run_trainer, save_with_manifest,
+from .train.trainer import (TrainingConfig, check_training_config, find_skip_reason, judge_training,
+                                    load_tokenizer_and_context, pass_model_on, run_trainer, save_with_manifest,
                                     summarize_loss, write_run)
 from .core.project import Invalid, log, name_parameter, read_json, read_jsonl, write_json, write_jsonl
 from .train.finetune import (encode_conversations, make_sft_trainer, pack_rows, packing_leak,
@@ -160,7 +159,6 @@ def tune_and_check(
     check_loss_mask(masks, [data[n]["messages"] for n in sample], trainer.processing_class.eos_token)
     curve = run_trainer(trainer, "sft", ["loss"])
     final_model, adapter_metrics = merge_and_check(trainer.model, base, encoded_rows[:8], "sft")
-    check_weights_changed("sft", base, final_model)
     return final_model, masks, curve, adapter_metrics
 
 # %% ../nbs/50_sft.ipynb #b2ea18c8
@@ -201,7 +199,8 @@ def check_optimizer(
     training: TrainingConfig, # settings of the run
     adapter: AdapterConfig # settings of an adapter
 ):
-    "Stop where Muon is asked for and an adapter is tuned"
+    "Stop at an unknown method, and where Muon is asked for and an adapter is tuned"
+    check_method(adapter)
     if training.matrix_lr and adapter.method != "full": raise Invalid(
         f"{name_parameter('sft.matrix_lr')} is {training.matrix_lr} and `sft.method` is {adapter.method}; "
         "an adapter is tuned by AdamW, so set `matrix_lr` to 0")
@@ -245,7 +244,6 @@ def sft(
                               weight_decay, max_grad_norm, matrix_lr)
     adapter = AdapterConfig(method, lora_r, lora_alpha, lora_dropout, tuple(lora_target_modules))
     check_training_config("sft", training)
-    check_method(adapter)
     check_optimizer(training, adapter)
     order, counts = order_rows(encoded_rows, tokenizer, documents, training, replay_percent=replay_percent,
                                replay_window=min(replay_window, max_length))
@@ -254,12 +252,10 @@ def sft(
     sequences, training = pack_order(order, training, max_length) if packing else (order, training)
     trainer = make_sft_trainer(model, tokenizer, sequences, training, adapter)
     final_model, masks, curve, adapter_metrics = tune_and_check(trainer, data, encoded_rows, order, base)
-    forgetting = measure_forgetting("sft", base, final_model, tokenizer, documents/"valid.jsonl")
-    if reason := find_forgetting_reason("sft", forgetting, max_bpb_increase):
-        write_evidence(out, masks, left_out)
-        return pass_model_on("sft", base, out, reason, {"curve.csv": ["step", "loss"]})
+    write_evidence(out, masks, left_out)
+    forgetting, reason = judge_training("sft", base, final_model, tokenizer, documents/"valid.jsonl", max_bpb_increase)
+    if reason: return pass_model_on("sft", base, out, reason, {"curve.csv": ["step", "loss"]})
     metrics = counts | summarize_loss(curve) | adapter_metrics | forgetting
     save_with_manifest(final_model, tokenizer, out/"model")
-    write_evidence(out, masks, left_out)
     write_run(out, curve, metrics | (dict(left_out=len(left_out)) if left_out else {}))
     return metrics

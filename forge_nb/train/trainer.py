@@ -8,7 +8,7 @@ __all__ = ['LENGTH_METRIC', 'PROBE_TURNS', 'PROBE_CONVERSATION', 'TrainingConfig
            'ProgressCallback', 'run_trainer', 'summarize_loss', 'write_run', 'load_tokenizer_and_context',
            'leave_out_long_rows', 'check_pairs', 'fingerprint', 'save_with_manifest', 'load_verified',
            'find_skip_reason', 'write_skipped', 'pass_model_on', 'write_skipped_model', 'read_skipped',
-           'check_weights_changed', 'held_out_bpb', 'measure_forgetting', 'find_forgetting_reason']
+           'check_weights_changed', 'held_out_bpb', 'measure_forgetting', 'find_forgetting_reason', 'judge_training']
 
 # %% ../../nbs/train/70_trainer.ipynb #60e78f25
 import json, logging, math, shutil
@@ -428,3 +428,17 @@ def find_forgetting_reason(
             f"{figures['bpb_increase']:.3f} more than before, and `{stage}.max_bpb_increase` allows "
             f"{max_bpb_increase:g}; lower the learning rate, train for less, "
             "mix in more documents where the stage can, or allow more")
+
+# %% ../../nbs/train/70_trainer.ipynb #70f00005
+def judge_training(
+    stage: str, # name of the stage
+    before: Path, # model folder that the stage started from
+    model, # model after training
+    tokenizer, # tokenizer of the model
+    documents: Path, # valid.jsonl
+    max_bpb_increase: float # largest rise that is allowed, bits per byte
+) -> tuple: # figures of `measure_forgetting`; reason to pass the model before it on, or ''
+    "Stop where nothing was learned, and say why where too much was forgotten"
+    check_weights_changed(stage, before, model)
+    figures = measure_forgetting(stage, before, model, tokenizer, documents)
+    return figures, find_forgetting_reason(stage, figures, max_bpb_increase)

@@ -52,7 +52,7 @@ def made(tmp_path_factory) -> Path:
     for book in ("first", "other"):
         (here/"general"/book).mkdir(parents=True)
         (here/"general"/book/"0.txt").write_text(story("cat hat bat dog", 300, len(book)), encoding="utf-8")
-    tokenizer(here/"documents", here/"rows", base=str(here/"base"), vocab_size=300, num_added_tokens=0, out=here/"tokenizer")
+    tokenizer(here/"documents", here/"rows.jsonl", here/"passages.jsonl", base=str(here/"base"), vocab_size=300, num_added_tokens=0, out=here/"tokenizer")
     return here
 
 
@@ -110,7 +110,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(made, kept, monkeyp
 
 def test_new_entries_have_rows_in_every_later_stage(made, tmp_path, monkeypatch):
     monkeypatch.setenv("FORGE_CKPT", str(tmp_path/"ckpt"))
-    tokenizer(made/"documents", made/"rows", base=str(made/"base"), vocab_size=300, num_added_tokens=5, out=tmp_path/"tokenizer")
+    tokenizer(made/"documents", made/"rows.jsonl", made/"passages.jsonl", base=str(made/"base"), vocab_size=300, num_added_tokens=5, out=tmp_path/"tokenizer")
     train(made, tmp_path/"out", tmp_path/"tokenizer", max_steps=2)
     model, words = load_model(tmp_path/"out"/"model")
     assert model.get_input_embeddings().num_embeddings == model.get_output_embeddings().out_features == len(words) == entries(made) + 5
@@ -131,7 +131,7 @@ def test_the_study_lays_gain_and_loss_side_by_side_and_goes_on(made, kept):
 
 
 def test_another_tokenizer_than_the_datas(made, kept, tmp_path, capsys):
-    tokenizer(made/"documents", made/"rows", base="scratch", vocab_size=290, num_added_tokens=0, out=tmp_path/"own")
+    tokenizer(made/"documents", made/"rows.jsonl", made/"passages.jsonl", base="scratch", vocab_size=290, num_added_tokens=0, out=tmp_path/"own")
     refuse(capsys, kept, lambda: train(made, kept, tmp_path/"own"), "encoded with another tokenizer than that of the base", "dvc repro tokenizer")
 
 
@@ -140,7 +140,7 @@ def test_vocabulary_and_rows_that_do_not_agree(made, kept, tmp_path, capsys):
     words.add_tokens(["<|more|>"])
     shutil.copytree(made/"base", tmp_path/"odd")
     words.save_pretrained(tmp_path/"odd")
-    tokenizer(made/"documents", made/"rows", base=str(tmp_path/"odd"), vocab_size=300, num_added_tokens=0, out=tmp_path/"tokenizer")
+    tokenizer(made/"documents", made/"rows.jsonl", made/"passages.jsonl", base=str(tmp_path/"odd"), vocab_size=300, num_added_tokens=0, out=tmp_path/"tokenizer")
     refuse(capsys, kept, lambda: train(made, kept, tmp_path/"tokenizer", base=str(tmp_path/"odd")), f"its tokenizer has {entries(made) + 1} entries, its model {entries(made)} embedding rows")
     write_jsonl(tmp_path/"rows.jsonl", [dict(id="0", messages=[dict(role="user", content="cat?"), dict(role="assistant", content="hat")])])
     tune = lambda: sft(tmp_path/"odd", tmp_path/"rows.jsonl", made/"documents", enabled=True, method="full", lora_r=4, lora_alpha=32, lora_dropout=0., lora_target_modules=[], learning_rate=1e-3, matrix_lr=0., batch_size=2, num_train_epochs=1.,
@@ -163,7 +163,7 @@ def test_a_folder_that_is_no_model(made, kept, tmp_path, capsys, gone, said):
     (tmp_path/"part"/gone).unlink()
     torch.save({}, tmp_path/"part"/"pytorch_model.bin")  # a pickle is no substitute
     refuse(capsys, kept, lambda: train(made, kept, base=str(tmp_path/"part")), str(tmp_path/"part"), said)
-    refuse(capsys, kept, lambda: tokenizer(made/"documents", made/"rows", base=str(tmp_path/"part"), vocab_size=300, num_added_tokens=0, out=kept), said)
+    refuse(capsys, kept, lambda: tokenizer(made/"documents", made/"rows.jsonl", made/"passages.jsonl", base=str(tmp_path/"part"), vocab_size=300, num_added_tokens=0, out=kept), said)
 
 
 @pytest.mark.parametrize("given, said", [
