@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TRIVIAL_ARMS', 'TRIVIAL_BASELINE', 'collect_scores', 'pair_scores', 'is_lower_better', 'compare_rule',
            'format_amount', 'find_loss', 'explain_blindness', 'decide_slice', 'judge_slices', 'judge_alone',
-           'judge_bounds', 'report_others', 'judge_candidate', 'choose_trivial', 'Waiver', 'sign_waiver',
-           'describe_release']
+           'judge_bounds', 'report_others', 'judge_candidate', 'refuse_release', 'choose_trivial', 'Waiver',
+           'sign_waiver', 'describe_release']
 
 # %% ../../nbs/evals/60_verdict.ipynb #60a00004
 import math
@@ -225,6 +225,16 @@ def judge_candidate(
     return dict(verdict="fail" if blocked else "pass", because=blocked, **origin, alpha=ALPHA, slices=slices,
                 bounds=limits, reported=report_others(candidate, baseline, rules), waiver=None)
 
+# %% ../../nbs/evals/60_verdict.ipynb #60a00034
+def refuse_release(
+    reason: str, # sentence
+    origin: dict # baseline, rules_sha256, eval_set_sha256, as far as they are known
+) -> dict: # verdict that does not pass
+    "Write a verdict where nothing could be compared"
+    known = dict(baseline="nothing", rules_sha256="", eval_set_sha256="") | origin
+    rows = {name: [] for name in ("slices", "bounds", "reported")}
+    return dict(verdict="fail", because=[reason], **known, alpha=ALPHA, **rows, waiver=None)
+
 # %% ../../nbs/evals/60_verdict.ipynb #60a00027
 TRIVIAL_ARMS = ("commonest_answer", "nearest_name", "top_passage")  # answers without a model
 TRIVIAL_BASELINE = "answers without a model"
@@ -242,7 +252,7 @@ def choose_trivial(
     for key in [entry.key for entry in rules.slices]:
         decision, sign = decisions.get(key), -1 if is_lower_better(key[1]) else 1
         scored = {arm: found[key] for arm, found in arms.items() if found.get(key)}
-        means = {arm: sign * np.mean(list(values.values())) for arm, values in scored.items()}
+        means = {arm: sign * sum(values.values()) / len(values) for arm, values in scored.items()}
         if decision not in ("train", "both") or not means:
             not_compared[key] = f"decide says {decision}" if decision else "decide predicts nothing for it"
             if decision in ("train", "both"): not_compared[key] = "no answer without a model was scored"
@@ -277,6 +287,7 @@ def describe_release(
     lines, waiver = [f"**{head}**, compared with {verdict['baseline']}."], verdict["waiver"]
     if waiver: lines += ["", f"Released by a waiver of {waiver['name']}: {waiver['reason']}"]
     lines.append("")
+    if not verdict["slices"]: lines += verdict["because"]
     for row in verdict["slices"]:
         n = f"{row['n']} items" + (f", {row['left_out']} left out" if row.get("left_out") else "")
         lines.append(f"- {row['slice']}, {row['metric']} ({n}): {row['decision']}; {row['reason']}")
