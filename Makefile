@@ -78,7 +78,7 @@ lab: setup  ## JupyterLab on this machine only: the project, with the tour open
 profile: setup  ## write the fields of config/profiles/$(P).yaml into params.yaml
 	@python -m forge_nb.core.runner profile $${P:+"$$P"} && { git --no-pager diff --stat -- params.yaml 2>/dev/null || true; }
 
-effects: data  ## the chain over three seeds, for releases; writes effects.csv and answers.csv in results/
+effects: data  ## the chain over three seeds, for releases; writes effects.csv, answers.csv and floors.csv in results/
 	@python -m forge_nb.ops.seeds 0 1 2
 	@python -m forge_nb.report.pages readme
 

@@ -19,7 +19,7 @@ from .core.settings import Settings, Style, load_settings
 from .evals.checkpoints import find_released, load_checkpoints
 from .evals.suites import list_slices, make_answer_rows, score_answers
 from .evals.verdict import (TRIVIAL_BASELINE, choose_trivial, collect_scores, judge_candidate,
-                                    refuse_release, sign_waiver)
+                                    read_floors, refuse_release, sign_waiver)
 from .metrics.graders import VALUE_PATTERN
 from .metrics.rewards import RewardFunction
 from .train.model import generate_texts, load_model, render_chat_prompt
@@ -187,6 +187,7 @@ def judge_release(
     style: Style, # house style
     *,
     origin: dict, # rules_sha256 and eval_set_sha256
+    floors: dict, # loss up to which nothing is blocked, by (slice, metric)
     num_items: int, # items of a gating slice, at most
     max_new_tokens: int, # tokens that an answer may have
     num_timed: int, # questions asked one by one
@@ -209,7 +210,7 @@ def judge_release(
         scores, chosen, not_compared = choose_trivial(arms, predictions, rules)
         compared = TRIVIAL_BASELINE + "".join(f"; {part}: {arm}" for (part, _), arm in chosen.items())
     verdict = judge_candidate(candidate, scores, rules, origin=dict(baseline=compared) | origin,
-                              not_compared=not_compared, measured=measured, place=place)
+                              floors=floors, not_compared=not_compared, measured=measured, place=place)
     return drop_seconds(verdict), make_answer_rows(name, asked, dict(prompt=answers)) + rows
 
 # %% ../nbs/85_gate.ipynb #85a00023
@@ -223,6 +224,7 @@ def gate(
     decisions: Path, # folder of `decide`
     kpi_file: Path, # company/kpi.py
     style_file: Path, # company/style.yaml
+    floors_file: Path, # results/floors.csv
     *,
     rules_file: str, # rules of the release
     num_items: int, # items of a gating slice, at most; 0 is all
@@ -235,7 +237,8 @@ def gate(
     "Decide whether the released checkpoint may go out, and write why"
     path, items, answers = root/rules_file, eval_set/"items.jsonl", []
     origin = dict(rules_sha256=hash_file(path) if path.exists() else "", eval_set_sha256=hash_file(items))
-    options = dict(num_items=num_items, max_new_tokens=max_new_tokens, num_timed=num_timed)
+    options = dict(floors=read_floors(read_csv(floors_file)), num_items=num_items, max_new_tokens=max_new_tokens,
+                   num_timed=num_timed)
     try:
         checkpoints, rules = load_checkpoints(checkpoints_file), load_rules(path)
         name, baseline = find_released(checkpoints), find_baseline(baseline_file, root)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TRIVIAL_ARMS', 'TRIVIAL_BASELINE', 'collect_scores', 'pair_scores', 'is_lower_better', 'compare_rule',
            'format_amount', 'find_loss', 'explain_blindness', 'decide_slice', 'judge_slices', 'judge_alone',
-           'judge_bounds', 'report_others', 'judge_candidate', 'refuse_release', 'choose_trivial', 'Waiver',
-           'sign_waiver', 'describe_release']
+           'judge_bounds', 'report_others', 'judge_candidate', 'refuse_release', 'choose_trivial', 'measure_floors',
+           'read_floors', 'Waiver', 'sign_waiver', 'describe_release']
 
 # %% ../../nbs/evals/60_verdict.ipynb #60a00004
 import math
@@ -16,7 +16,7 @@ from ..core.project import Invalid
 from ..core.rules import Bounds, GatingSlice, Rules, check_rule_names
 from ..core.settings import Settings, Text, validate
 from .gates import LOWER_IS_BETTER
-from ..metrics.paired import ALPHA, USUAL_DROP, adjust_holm, compare_paired
+from ..metrics.paired import ALPHA, USUAL_DROP, adjust_holm, compare_paired, measure_seed_floor
 
 # %% ../../nbs/evals/60_verdict.ipynb #60a00007
 def collect_scores(
@@ -260,6 +260,29 @@ def choose_trivial(
         chosen[key] = max(means, key=means.get)
         scores[key] = scored[chosen[key]]
     return scores, chosen, not_compared
+
+# %% ../../nbs/evals/60_verdict.ipynb #60a00036
+def measure_floors(
+    scores_by_seed: list, # rows of scores of each seed
+    checkpoint: str # released checkpoint
+) -> list: # rows: slice, metric, floor, seeds
+    "Measure how far the seeds of one recipe lie apart, on every whole part of the exam"
+    by_seed = [collect_scores(rows, checkpoint) for rows in scores_by_seed]
+    common = sorted(set.intersection(*(set(scores) for scores in by_seed)))
+    rows = []
+    for name, metric in common:
+        if "/" in name: continue
+        means = [float(np.mean(list(scores[name, metric].values()))) for scores in by_seed]
+        floor = round(measure_seed_floor(means), 6)
+        rows.append(dict(slice=name, metric=metric, floor=floor, seeds=len(means)))
+    return rows
+
+# %% ../../nbs/evals/60_verdict.ipynb #60a00037
+def read_floors(
+    rows: list # rows of results/floors.csv
+) -> dict: # floor by (slice, metric)
+    "Read the floors that a release recorded"
+    return {(row["slice"], row["metric"]): float(row["floor"]) for row in rows}
 
 # %% ../../nbs/evals/60_verdict.ipynb #60a0002b
 class Waiver(Settings):

@@ -15,6 +15,7 @@ from ..core.settings import Style, load_settings
 from ..evals.checkpoints import find_released, list_comparisons, load_checkpoints
 from ..metrics.graders import VALUE_PATTERN
 from ..evals.gates import classify_effect
+from ..evals.verdict import measure_floors
 from ..metrics.stats import compare_checkpoints
 
 # %% ../../nbs/ops/35_seeds.ipynb #5ed50007
@@ -89,7 +90,7 @@ def format_effect(
 
 # %% ../../nbs/ops/35_seeds.ipynb #5ed50010
 def main():
-    "`python -m forge_nb.ops.seeds 0 1 2` runs these seeds, and writes effects.csv and answers.csv in results/"
+    "`python -m forge_nb.ops.seeds 0 1 2` runs these seeds, and writes effects, answers and floors to results/"
     seeds = [int(s) for s in sys.argv[1:]] or [0, 1, 2]
     require_commit(ROOT)
     if run_git(ROOT, "status", "--porcelain", "-uno", "--", "."):
@@ -100,9 +101,12 @@ def main():
     effects = compare_checkpoints(scores, keep_compared(list_comparisons(checkpoints), compared))
     answers = read_experiment_rows("answers.jsonl", experiments[0])
     style = load_settings(ROOT/"company"/"style.yaml", Style)
-    examples = select_examples(answers, find_released(checkpoints), style.unknown_answer)
+    released = find_released(checkpoints)
+    examples = select_examples(answers, released, style.unknown_answer)
+    floors = measure_floors(scores, released)
     write_csv(ROOT/"results"/"effects.csv", effects)
     write_csv(ROOT/"results"/"answers.csv", examples)
+    write_csv(ROOT/"results"/"floors.csv", floors, ["slice", "metric", "floor", "seeds"])
     for row in effects: print(format_effect(row))
 
 # %% ../../nbs/ops/35_seeds.ipynb #5ed50011
