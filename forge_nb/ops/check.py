@@ -17,6 +17,7 @@ from pathlib import Path
 from pydantic import BaseModel, Field
 
 from ..core.project import ROOT, Invalid, all_params, run_cli
+from ..core.rules import Rules
 from ..core.settings import (Case, ColumnPhrasings, ExtractKinds, PoisonFamilies, QuestionKinds, Style,
                                     load_settings)
 from ..data.documents import format_reject, is_licence_file
@@ -114,7 +115,7 @@ def check_company(
         columns = columns | {name: {"title", "page"} for name, kind in kinds.items() if kind.table == "headings"}
         found.attempt("company/paraphrases.yaml", lambda: load_grammar(company/"paraphrases.yaml", columns, kinds))
     for name, model in (("extracts.yaml", ExtractKinds), ("columns.yaml", ColumnPhrasings), ("case.yaml", Case),
-                        ("poison.yaml", PoisonFamilies)): load(name, model)
+                        ("poison.yaml", PoisonFamilies), ("rules.yaml", Rules)): load(name, model)
     found.attempt("company/policies.yaml", lambda: load_policies(company/"policies.yaml"))
     found.attempt("company/kpi.py", lambda: RewardFunction(company/"kpi.py"))
     found.attempt("company/groups.yaml", lambda: read_groups(company/"groups.yaml"))

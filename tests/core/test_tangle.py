@@ -9,6 +9,7 @@ from nbdev.export import nb_export
 
 from forge_nb.metrics.policies import load_function, load_policies
 from forge_nb.core.project import Invalid, load_params
+from forge_nb.core.rules import Rules
 from forge_nb.core.settings import ColumnPhrasings, ExtractKinds, Paraphrases, PoisonFamilies, QuestionKinds, Style, load_settings
 from forge_nb.data.tables import read_templates
 from forge_nb.core.tangle import extract_build_source, list_notebooks, module_file, module_name
@@ -319,12 +320,12 @@ def test_yaml_that_people_edit_is_one_sentence(pages, name, content, words):
     for line in (TANGLE, "python -m forge_nb.ops.cli whereis 'docs/page 1.md'") if name == "dvc.lock" else (TANGLE, ): refused(pages, line, *words)
 
 
-@pytest.mark.parametrize("name", ["company/questions.yaml", "company/extracts.yaml", "company/columns.yaml", "company/policies.yaml", "company/poison.yaml", "company/paraphrases.yaml", "company/style.yaml", "company/templates.yaml", "company/card.yaml", "config/bases.yaml", "config/hardware.yaml", "config/profiles/tiny.yaml", "studies/dvc.yaml"])
+@pytest.mark.parametrize("name", ["company/questions.yaml", "company/extracts.yaml", "company/columns.yaml", "company/policies.yaml", "company/poison.yaml", "company/rules.yaml", "company/paraphrases.yaml", "company/style.yaml", "company/templates.yaml", "company/card.yaml", "config/bases.yaml", "config/hardware.yaml", "config/profiles/tiny.yaml", "studies/dvc.yaml"])
 @pytest.mark.parametrize("content, words", [
     ("a: 1\n<<<<<<< HEAD\n", ["line 2: conflict marks"]), ("a:\n\tb: 1\n", ["line 2", "not tabs"]), ("a: f\xfcnf\n", ["line 1: the byte 0xfc is not UTF-8"])])
 def test_every_other_yaml_too(tmp_path, name, content, words):
     models = {"company/questions.yaml": QuestionKinds, "company/extracts.yaml": ExtractKinds, "company/columns.yaml": ColumnPhrasings,
-              "company/paraphrases.yaml": Paraphrases, "company/poison.yaml": PoisonFamilies, "company/style.yaml": Style}
+              "company/paraphrases.yaml": Paraphrases, "company/poison.yaml": PoisonFamilies, "company/rules.yaml": Rules, "company/style.yaml": Style}
     read = {"company/policies.yaml": load_policies, "company/templates.yaml": read_templates}.get(name, load_params)
     if name in models: read = lambda path: load_settings(path, models[name])
     (tmp_path/name).parent.mkdir(exist_ok=True, parents=True)
