@@ -186,6 +186,7 @@ def main():
         if taken.eval_sets: os.replace(sets, eval_sets)
     print("\n".join(describe_taken(taken, display_path(eval_sets))))
     print(f"data/ is now a copy of {sys.argv[1]}; data.dvc records it")
+    print("what company/ says of the default company stays until you change it; card.yaml goes into the model card")
     if before.exists(): print(f"the data before are in {display_path(before)}; the way back: "
                               f"rm -r data && mv {display_path(before)} data && make adopt")
 

@@ -8,12 +8,13 @@ __all__ = ['ANSWER_MODELS', 'app', 'DocumentsArgument', 'QueryOption', 'HistoryO
            'QuestionArgument', 'CopyOption', 'ProfileOption', 'ModelOption', 'TokensOption', 'GpusOption',
            'SecondsOption', 'PlotOption', 'VolumeOption', 'RecordOption', 'CyclesOption', 'AxesArgument',
            'TrialsOption', 'TrialMetricOption', 'SearchNameOption', 'PruneOption', 'RoundsOption', 'ParaphrasesOption',
-           'CheckpointOption', 'ItemMetricOption', 'CycleNameOption', 'VerbArgument', 'INTERRUPTED_MESSAGE', 'Failure',
-           'print_error', 'answer_schema', 'show_help', 'print_answer', 'make_line_printer', 'hold_verb_lock',
-           'require_request', 'whereis_verb', 'check_pending_request', 'confirm_erasure', 'dry_run_erasure',
-           'begin_erasure', 'forget_verb', 'require_no_pending_erasure', 'SnapshotAnswer', 'format_snapshot',
-           'snapshot_verb', 'split_names', 'search_verb', 'ask_verb', 'check_verb', 'draft_verb', 'refresh_verb',
-           'plot_estimate', 'estimate_verb', 'sweep_verb', 'cycle_verb', 'schema_verb', 'main']
+           'CheckpointOption', 'ItemMetricOption', 'CycleNameOption', 'StagesArgument', 'SampleOption', 'SeedOption',
+           'VerbArgument', 'INTERRUPTED_MESSAGE', 'Failure', 'print_error', 'answer_schema', 'show_help',
+           'print_answer', 'make_line_printer', 'hold_verb_lock', 'require_request', 'whereis_verb',
+           'check_pending_request', 'confirm_erasure', 'dry_run_erasure', 'begin_erasure', 'forget_verb',
+           'require_no_pending_erasure', 'SnapshotAnswer', 'format_snapshot', 'snapshot_verb', 'split_names',
+           'search_verb', 'ask_verb', 'check_verb', 'draft_verb', 'refresh_verb', 'plot_estimate', 'estimate_verb',
+           'sweep_verb', 'cycle_verb', 'verify_verb', 'schema_verb', 'main']
 
 # %% ../../nbs/ops/90_cli.ipynb #1036a386
 import json, os, re, sys
@@ -60,7 +61,8 @@ ANSWER_MODELS = dict(
     refresh="forge_nb.ops.refresh:RefreshAnswer", check="forge_nb.ops.check:CheckAnswer",
     draft="forge_nb.ops.draft:DraftAnswer",
     snapshot="forge_nb.ops.cli:SnapshotAnswer", estimate="forge_nb.train.estimate:EstimateAnswer",
-    sweep="forge_nb.ops.sweep:SweepAnswer", cycle="forge_nb.ops.cycle:CycleAnswer")  # verb → model
+    sweep="forge_nb.ops.sweep:SweepAnswer", cycle="forge_nb.ops.cycle:CycleAnswer",
+    verify="forge_nb.ops.verify:VerifyAnswer")  # verb → model
 
 # %% ../../nbs/ops/90_cli.ipynb #c964267d
 def answer_schema(
@@ -477,6 +479,27 @@ def cycle_verb(
         found = page.cycle(kinds, num_rounds=rounds, paraphrases_per_fact=paraphrases_per_fact, metric=metric,
                            checkpoint=checkpoint, name=name, log=make_line_printer(as_json))
     print_answer(page.CycleAnswer(**found), page.show_cycle(found), as_json)
+
+# %% ../../nbs/ops/90_cli.ipynb #7e1f1002
+StagesArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="STAGE", help="Stages of dvc.yaml; all when none is named.")]
+SampleOption = Annotated[int, typer.Option(help="Stages to draw at random; 0 takes all.")]
+SeedOption = Annotated[int, typer.Option(help="Of the draw; left out, one is drawn, and the statement has it.")]
+
+# %% ../../nbs/ops/90_cli.ipynb #7e1f1003
+@app.command("verify", epilog="Example: forge verify --sample 3")
+def verify_verb(
+    stages: StagesArgument = None, # names of stages
+    sample: SampleOption = 0, # number of stages to draw
+    seed: SeedOption = -1, # random seed of the draw; negative draws one
+    as_json: JsonOption = False # whether a program is listening
+):
+    "Do stages, run again from recorded inputs, make the recorded bytes? Nothing here changes; receipts/ says it."
+    from forge_nb.ops.verify import format_verify, verify
+    require_no_pending_erasure()
+    with hold_verb_lock("verify"): answer = verify(ROOT, stages or [], sample, seed, make_line_printer(as_json))
+    print_answer(answer, format_verify(answer), as_json)
+    if answer.verdict != "same": raise typer.Exit(1)
 
 # %% ../../nbs/ops/90_cli.ipynb #9a9da7ea
 VerbArgument = Annotated[str, typer.Argument(metavar="VERB", help=f"One of {', '.join(ANSWER_MODELS)}.")]
