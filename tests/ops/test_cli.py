@@ -148,7 +148,7 @@ def test_dry_run_changes_nothing(asked):
     before, status = fingerprints(asked), asked("git status --porcelain")
     answer = ask(asked, f"forget {asked.page} --dry-run")
     assert answer["state"] == "dry-run" and {r["path"] for r in answer["removed"]} == {asked.page, "docs/zz old copy.txt"}
-    assert set(answer["may_run"]) - {"ingest"} == {*"tangle assess curate retrieval decide tokenizer ngram synth pretrain evaluate card".split(), *TUNED}
+    assert set(answer["may_run"]) - {"ingest"} == {*"tangle assess curate retrieval decide tokenizer ngram synth pretrain evaluate gate card".split(), *TUNED}
     assert fingerprints(asked) == before and asked("git status --porcelain") == status
     kept = ask(asked, f"forget {asked.page} --dry-run --keep-duplicates")
     assert [r["path"] for r in kept["removed"]] == [asked.page] and kept["kept_duplicates"]
