@@ -18,7 +18,7 @@ from .core.rules import Rules, check_rule_names, load_rules
 from .core.settings import Settings, Style, load_settings
 from .evals.checkpoints import find_released, load_checkpoints
 from .evals.suites import list_slices, make_answer_rows, score_answers
-from .evals.verdict import (TRIVIAL_BASELINE, choose_trivial, collect_scores, judge_candidate,
+from .evals.release import (TRIVIAL_BASELINE, choose_trivial, collect_scores, judge_candidate,
                                     read_floors, refuse_release, sign_waiver)
 from .metrics.graders import VALUE_PATTERN
 from .metrics.rewards import RewardFunction

@@ -15,7 +15,7 @@ from ..core.settings import Style, load_settings
 from ..evals.checkpoints import find_released, list_comparisons, load_checkpoints
 from ..metrics.graders import VALUE_PATTERN
 from ..evals.gates import classify_effect
-from ..evals.verdict import measure_floors
+from ..evals.release import measure_floors
 from ..metrics.stats import compare_checkpoints
 
 # %% ../../nbs/ops/35_seeds.ipynb #5ed50007

@@ -11,7 +11,7 @@ from forge_nb.core.project import ROOT, Invalid, read_csv
 from forge_nb.core.rules import Bounds, Rules, check_rule_names, load_rules
 from forge_nb.core.settings import Style, load_settings
 from forge_nb.evals.suites import list_slices
-from forge_nb.evals.verdict import TRIVIAL_ARMS, choose_trivial, judge_candidate, sign_waiver
+from forge_nb.evals.release import TRIVIAL_ARMS, choose_trivial, judge_candidate, sign_waiver
 from forge_nb.metrics.graders import grade_answer
 from forge_nb.metrics.paired import measure_seed_floor
 
