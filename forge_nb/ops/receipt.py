@@ -10,8 +10,8 @@ __all__ = ['REGENERABLE_FOLDERS', 'CACHE_COPY', 'STUDIES_COPY', 'GIT_COPY', 'OUT
            'ErasurePlan', 'TraceCounts', 'FileTraces', 'Proof', 'SharedRuns', 'Mention', 'DataChange', 'ArtifactChange',
            'MetricChange', 'EffectChange', 'LearnedModel', 'RemainingCopy', 'Receipt', 'flatten_metrics',
            'compare_metrics', 'read_effects', 'compare_effects', 'list_remotes', 'list_remaining_copies',
-           'compare_artifacts', 'build_receipt', 'format_figure', 'list_changed', 'render_receipt', 'write_receipt',
-           'list_removals', 'list_results', 'format_forget']
+           'compare_artifacts', 'build_receipt', 'format_figure', 'list_changed', 'render_receipt', 'write_numbered',
+           'write_receipt', 'list_removals', 'list_results', 'format_forget']
 
 # %% ../../nbs/ops/20_receipt.ipynb #629bc6df
 import io, json, re
@@ -600,20 +600,31 @@ def render_receipt(
     changes = dict(metrics=list_changed(receipt.evaluation), effects=list_changed(receipt.effects))
     return template.render(r=receipt.model_dump(), kinds=TRACE_KINDS, **changes).rstrip("\n") + "\n"
 
+# %% ../../nbs/ops/20_receipt.ipynb #20e0e002
+def write_numbered(
+    root: Path, # folder of the project
+    answer: BaseModel, # what is written
+    field: str, # its field with the path of the file, from the root
+    render # function: answer → page for people
+) -> BaseModel: # answer, with the name that it got
+    "Write evidence for programs and for people, beside what is there already"
+    first = path = root/getattr(answer, field)
+    number = 1
+    while path.exists():
+        number += 1
+        path = first.with_stem(f"{first.stem}-{number}")
+    answer = answer.model_copy(update={field: path.relative_to(root).as_posix()})
+    with atomic(path.with_suffix(".md")) as t: t.write_text(render(answer), encoding="utf-8")
+    write_json(path, answer.model_dump())
+    return answer
+
 # %% ../../nbs/ops/20_receipt.ipynb #7061068f
 def write_receipt(
     root: Path, # folder of the project
     receipt: Receipt # receipt of an erasure
 ) -> Receipt: # receipt, with the name that it got
     "Write a receipt for programs and for people, and close the journal"
-    first = path = root/receipt.receipt
-    number = 1
-    while path.exists():
-        number += 1
-        path = first.with_stem(f"{first.stem}-{number}")
-    receipt = receipt.model_copy(update=dict(receipt=path.relative_to(root).as_posix()))
-    with atomic(path.with_suffix(".md")) as t: t.write_text(render_receipt(receipt), encoding="utf-8")
-    write_json(path, receipt.model_dump())
+    receipt = write_numbered(root, receipt, "receipt", render_receipt)
     for name in (".pending.json", ".pending.ngrams"): remove_path(root/"receipts"/name)
     return receipt
 

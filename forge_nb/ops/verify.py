@@ -22,9 +22,10 @@ from pydantic import BaseModel, Field
 
 from ..core.dvc import (build_pipeline, explain_dvc_failure, is_generated_code, list_paths, parse_data_hash,
                                paths_overlap, run_dvc, start_dvc, terminate_process)
-from ..core.project import (Invalid, RunFailed, all_params, atomic, parse_dvc_lock, read_json,
+from ..core.project import (Invalid, RunFailed, all_params, parse_dvc_lock, read_json,
                                    read_recorded_stages, read_stages, read_text, rebase_stage_paths, remove_path,
-                                   run_git, write_json)
+                                   run_git)
+from .receipt import write_numbered
 
 # %% ../../nbs/ops/38_verify.ipynb #7e1f0007
 def choose_stages(
@@ -495,15 +496,7 @@ def write_statement(
     answer: VerifyAnswer # statement
 ) -> VerifyAnswer: # statement, with the name that it got
     "Write a statement for programs and for people"
-    first = path = root/answer.statement
-    number = 1
-    while path.exists():
-        number += 1
-        path = first.with_stem(f"{first.stem}-{number}")
-    answer = answer.model_copy(update=dict(statement=path.relative_to(root).as_posix()))
-    with atomic(path.with_suffix(".md")) as t: t.write_text(render_statement(answer), encoding="utf-8")
-    write_json(path, answer.model_dump())
-    return answer
+    return write_numbered(root, answer, "statement", render_statement)
 
 # %% ../../nbs/ops/38_verify.ipynb #7e1f0080
 def format_verify(
