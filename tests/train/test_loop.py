@@ -123,6 +123,7 @@ def test_a_killed_worker_is_a_sentence_and_the_run_goes_on(tiny):
     "Proves: a worker process that is killed ends the stage with one sentence, and the next call goes on from its checkpoint"
     set_to = lambda old, new: (tiny.root/"params.yaml").write_text((tiny.root/"params.yaml").read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
     set_to("num_processes: 1", "num_processes: 2"); set_to("  max_steps: 30", "  max_steps: 300")
+    set_to("  batch_size: 1 ", "  batch_size: 2 ")  # of pretrain alone: a row for each process
     try:
         running = subprocess.Popen(["bash", "-c", "dvc repro pretrain"], cwd=tiny.root, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8")
         wait_for(lambda: list(tiny.root.glob(".ckpt/pretrain/*/last/state.json")), running)
