@@ -84,16 +84,18 @@ def summarize_exam(
 ) -> str: # Markdown
     "Tabulate what the released model answers right, beside answers without a model, and say where it is no better"
     rows = effects[(effects["stage"] == released) & (effects["metric"] == "exact_match")]
-    lines, level = [], []
+    lines, level, worse = [], [], []
     for part, name in EXAM_SLICES.items():
         by_arm = {row["against"]: row for row in rows[rows["slice"] == part].to_dict("records")}
         free = {label: f"{by_arm[arm]['before']:.0%}" for arm, label in ARM_COLUMNS.items() if arm in by_arm}
         if not free: continue
         model = next(row["after"] for arm, row in by_arm.items() if arm in ARM_COLUMNS)
         lines.append({"right answers to": name} | free | {"the model that ships, with search": f"**{model:.0%}**"})
-        level += [f"{ARM_COLUMNS[arm]} ({name.strip('… ')})" for arm, row in by_arm.items()
-                  if arm in ARM_COLUMNS and row["low"] <= 0]
-    beyond = f"Not beyond noise is the gain over: {'; '.join(level)}." if level else "Each gain is beyond noise."
+        for arm, row in by_arm.items():
+            if arm not in ARM_COLUMNS or row["low"] > 0: continue
+            (worse if row["high"] < 0 else level).append(f"{ARM_COLUMNS[arm]} ({name.strip('… ')})")
+    beyond = f"Not beyond noise is the gain over: {'; '.join(level)}." if level else "Every other gain is beyond noise."
+    if worse: beyond = f"It answers worse than: {'; '.join(worse)}. {beyond}"
     return "\n".join([format_table(lines), "", beyond])
 
 # %% ../../nbs/report/30_pages.ipynb #e05e2c50
