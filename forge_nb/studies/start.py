@@ -28,7 +28,7 @@ class StartVariant:
     tie_word_embeddings: bool = True # whether one table reads and writes tokens
     heads: int = 2 # heads of the circuit; 0 is the usual start
     layers: tuple = (0, 1) # its two layers
-    sharpness: float = 2. # gain of its queries and keys
+    sharpness: float = 1.4 # gain of its queries and keys
     strength: float = .5 # length of a predecessor as it is written
     rate_factor: float = 1. # factor on the learning rate of the embeddings
 
@@ -39,7 +39,7 @@ def define_start_variants() -> dict: # variant → StartVariant
         "lookup": {}, "usual": dict(tie_word_embeddings=False, heads=0), "tied, no circuit": dict(heads=0),
         "circuit, two tables": dict(tie_word_embeddings=False), "1 head": dict(heads=1), "3 heads": dict(heads=3),
         "layers 0 and 2": dict(layers=(0, 2)), "layers 1 and 2": dict(layers=(1, 2)),
-        "sharpness 1.4": dict(sharpness=1.4), "sharpness 2.8": dict(sharpness=2.8),
+        "sharpness 1": dict(sharpness=1.), "sharpness 2": dict(sharpness=2.), "sharpness 2.8": dict(sharpness=2.8),
         "strength 0.25": dict(strength=.25), "strength 1": dict(strength=1.),
         "half the rate": dict(rate_factor=.5), "twice the rate": dict(rate_factor=2.)}
     return {name: StartVariant(**change) for name, change in changes.items()}

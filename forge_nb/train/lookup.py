@@ -102,7 +102,7 @@ def init_lookup(
     *,
     heads: int = 2, # heads of the circuit in each layer
     layers: tuple = (0, 1), # numbers of its two layers, from 0
-    sharpness: float = 2., # gain of the normalised queries and keys of both layers
+    sharpness: float = 1.4, # gain of the normalised queries and keys of both layers
     strength: float = .5 # length of a predecessor as it is written, in lengths of an embedding
 ):
     "Set an induction circuit into the first heads of two layers"
