@@ -439,7 +439,6 @@ def make_own_exam(
     own = read_own_exam(eval_sets, inputs.style.unknown_answer, max_answer_characters)
     kept = [item for item in own if item["question"] not in trained]
     left_out = [item | dict(reason="asked in training", note="") for item in own if item["question"] in trained]
-    if left_out: log(f"company/eval_sets: {len(left_out)} questions are asked in training, and left out of the exam")
     return prepare_own_items(kept, inputs.rules, num_own_sampled), left_out
 
 # %% ../nbs/20_synth.ipynb #20e00005
@@ -522,6 +521,7 @@ def synth(
     check_eval_overlap(rows, candidates, "questions.yaml")
     own, trained = make_own_exam(company/"eval_sets", inputs, list_trained_questions(rows), max_answer_characters,
                                  num_own_sampled)
+    if trained: log(f"company/eval_sets: left out of the exam, as training asks it: {len(trained)}")
     rows["dev"] = [item for item in candidates if item["part"] == "fact" and not item["in_sample"]][:160]
     asked = {fact["id"]: fact for fact in inputs.known_facts} | index_questions(cells + training)
     rows = open_all(rows, asked, books, inputs.style, lacking_percent=lacking_percent, closed_percent=closed_percent,

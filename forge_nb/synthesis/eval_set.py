@@ -170,7 +170,7 @@ def describe_items(
         found = dict(origin=source.partition(":")[0].partition("/")[0], question_length=length)
         if language := languages.get(source): found["language"] = language
         if sizes[source] > LONG_DOCUMENT: found["long_document"] = True
-        out.append(found | item)
+        out.append(item | {name: value for name, value in found.items() if name not in item})
     return out
 
 # %% ../../nbs/synthesis/60_eval_set.ipynb #60e00005
