@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LOCK_NAME', 'GRADERS', 'GRADED_BY', 'JUDGED_BY', 'FIRST_REASON', 'OTHER_REASON', 'hash_id', 'hash_judge', 'make_lock',
            'parse_lock', 'read_lock', 'flatten_lock', 'diff_locks', 'compare_locks', 'keep_frozen_items', 'count_items',
-           'describe_lock_changes', 'write_lock', 'is_other_exam', 'freeze_exam', 'frozen_after_training',
-           'describe_frozen_after']
+           'describe_lock_changes', 'write_lock', 'is_other_exam', 'summarize_freeze', 'freeze_exam',
+           'frozen_after_training', 'describe_frozen_after']
 
 # %% ../../nbs/synthesis/66_eval_lock.ipynb #66a00004
 import json
@@ -168,6 +168,17 @@ def is_other_exam(
             for lock in (old, new)]
     return all(made) and made[0].isdisjoint(made[1])
 
+# %% ../../nbs/synthesis/66_eval_lock.ipynb #66a00025
+def summarize_freeze(
+    lock: dict | None, # lock as it stands
+    new: dict # lock of `make_lock`
+) -> dict: # frozen, items, added, removed, changed, files, freezes, because
+    "Say how the exam stands to the frozen one, from the two alone, so that a rerun says the same"
+    found, history = diff_locks(lock, new), (lock or {}).get("history", [])
+    counts = {how: len(values) for how, values in found.items()}
+    known = dict(frozen=not any(counts.values()), items=new["exam"]["items"]) | counts
+    return known | dict(freezes=len(history), because=history[-1]["because"] if history else "")
+
 # %% ../../nbs/synthesis/66_eval_lock.ipynb #66a00019
 def freeze_exam(
     path: Path, # eval_set.lock
@@ -176,21 +187,19 @@ def freeze_exam(
     *,
     because: str = "", # reason to freeze another exam; '' stops at a difference
     enforce: bool = True # whether a difference stops
-) -> dict: # frozen: whether this exam is the frozen one; counts and reason
+) -> dict: # frozen: whether this exam is the frozen one; items, how it differs, freezes, and the last one's reason
     "Freeze the exam for the first time, hold it against the frozen one, or freeze it anew"
     old = read_lock(path)
     found = diff_locks(old, new)
     changes = describe_lock_changes(found, items)
     if old is None: because = because or (FIRST_REASON if enforce else "")
     elif changes and not because and enforce and is_other_exam(old, new): because = OTHER_REASON
-    counts = {how: len(values) for how, values in found.items()} if old else {}
     if because and changes: write_lock(path, old, new, because)
     elif changes and enforce: raise Invalid(
         f"{LOCK_NAME}: this is not the exam that was frozen: {changes}; take it back, or say why it has to be: "
         '`forge freeze --because "…"`')
     elif old is None: write_json(path, {})
-    is_frozen, reason = bool(because) or not changes, because if changes else ""
-    return dict(frozen=is_frozen, items=new["exam"]["items"], **counts, because=reason)
+    return summarize_freeze(read_lock(path), new)
 
 # %% ../../nbs/synthesis/66_eval_lock.ipynb #66a0001e
 def frozen_after_training(
