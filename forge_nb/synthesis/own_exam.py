@@ -109,7 +109,9 @@ def read_own_file(
 ) -> list: # items without passages
     "Read the items of one file, and refuse a form that nobody reads"
     items, places, name = [], {}, f"{EVAL_SETS}/{source}"
-    for document, _ in read_documents(eval_sets, [source], templates={}, strict=True):
+    try: documents = [document for document, _ in read_documents(eval_sets, [source], templates={}, strict=True)]
+    except Invalid as e: raise Invalid(f"{EVAL_SETS}/{e}") from None
+    for document in documents:
         if document["kind"] in ("docs", "code") and not document.get("record"): raise Invalid(
             f"{name}: a text, whose questions and answers nobody can tell apart; write them as a table or as JSON "
             f"lines with `question` and `answer`, or move the file to {EVAL_SETS}/{UNASKED}")
