@@ -172,7 +172,7 @@ def test_pipeline_outputs_are_tidy():
     for name, stage in DVC.items():
         outs = [path_of(o) for o in stage.get("outs", [])]
         small = [path_of(o) for key in ("metrics", "plots") for o in stage.get(key, [])]
-        assert name == "tangle" or not [o for o in stage.get("outs", []) if isinstance(o, dict)], "an out with options disables the run cache"
+        assert name in ("tangle", "freeze") or not [o for o in stage.get("outs", []) if isinstance(o, dict)], "an out with options disables the run cache"
         assert not [p for p in [*outs, *small] if p.startswith("data")]
         assert not [d for d in stage["deps"] if d.endswith(".ipynb")]
         folder = "studies/" if "wdir" in stage else ""

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['TRAINING_KINDS', 'ROLES', 'ANSWER_FIELDS', 'TURN_FIELDS', 'JUDGEMENTS', 'REMARKS', 'MARKS', 'describe_json_type',
            'is_text', 'is_turns', 'read_content', 'read_message', 'read_messages', 'read_turns', 'is_speech',
-           'find_answer_fields', 'detect_shape', 'check_slips', 'find_text', 'read_question', 'read_chat',
-           'split_common_beginning', 'read_pair', 'read_judged_answer', 'read_training_row', 'refuse_other_shape',
-           'training_row_to_text', 'hash_prompt', 'read_text_record', 'make_record_document', 'is_number',
-           'detect_table_shape']
+           'find_answer_fields', 'detect_shape', 'check_slips', 'find_text', 'read_question', 'require_answer_fields',
+           'read_chat', 'split_common_beginning', 'read_pair', 'read_judged_answer', 'read_training_row',
+           'refuse_other_shape', 'training_row_to_text', 'hash_prompt', 'read_text_record', 'make_record_document',
+           'is_number', 'detect_table_shape']
 
 # %% ../../nbs/data/25_shapes.ipynb #35a00004
 import difflib, json, re
@@ -191,6 +191,16 @@ def read_question(
     has_system = prompt[0]["role"] == "system"
     return [dict(role="system", content=system), *prompt] if system and not has_system else prompt
 
+# %% ../../nbs/data/25_shapes.ipynb #35a00041
+def require_answer_fields(
+    record: dict # row that should hold a question and its answer
+) -> tuple: # names of the question's and the answer's field
+    "Find the question and its answer, and refuse a row in which one is empty"
+    if names := find_answer_fields({name: value for name, value in record.items() if value is not None}): return names
+    empty = [name for name, value in record.items() if not is_speech(value)]
+    raise Unreadable("expected a question and its answer, found one of them empty; write it, or take the row out",
+                     field=next(iter(empty), None))
+
 # %% ../../nbs/data/25_shapes.ipynb #35a00020
 def read_chat(
     record: dict # row of kind 'chat'
@@ -199,7 +209,7 @@ def read_chat(
     name = next((name for name in TURN_FIELDS if name in record), None)
     if name: messages = read_messages(record[name], name)
     else:
-        name, answer = find_answer_fields(record)
+        name, answer = require_answer_fields(record)
         messages = read_question(record, name) + read_turns(record[answer], answer, "assistant")
     if not any(m["role"] == "assistant" and m.get("weight", 1) for m in messages): raise Unreadable(
         "expected an answer of the assistant to learn from, found none; add it, or take the conversation out",
@@ -246,7 +256,7 @@ def read_judged_answer(
     record: dict # row of kind 'kto'
 ) -> dict: # prompt, completion, label
     "Write an answer with its judgement in one form"
-    question, answer = find_answer_fields(record)
+    question, answer = require_answer_fields(record)
     label = JUDGEMENTS.get(str(record["label"]).lower())
     if label is None: raise Unreadable(
         f"expected true or false, found {record['label']!r}; write one of them, or rename the field", field="label")

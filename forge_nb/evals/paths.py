@@ -36,7 +36,7 @@ def measure_needs(
     def find_way(item):
         part, kind = item["part"], f"{item['part']}/{item['kind']}"
         return ways[kind] if ways.get(kind, "open") != "open" else ways.get(part, "open")
-    found = [find_way(item) for item in items]
+    found = [find_way(item) for item in items if not item.get("out_of_domain")]
     share = lambda *names: round(sum(way in names for way in found) / max(1, len(found)), 4)
     return dict(look_up=share("look up", "both"), train=share("train", "both"))
 

@@ -12,6 +12,7 @@ from collections import Counter
 
 import numpy as np
 from .gates import LOWER_IS_BETTER
+from .suites import REPORTED_SLICES
 from ..metrics.stats import bootstrap_difference, index_scores
 from ..synthesis.open_book import shorten_id
 
@@ -170,8 +171,8 @@ def order_slices(
     names: list, # names of slices
     left_out: tuple = () # beginnings of names that are left out
 ) -> list: # names
-    "Order slices: all, parts, wordings, kinds"
-    kept = [name for name in dict.fromkeys(names) if not name.startswith(left_out)]
+    "Order slices: all, parts, wordings, kinds; without those that are only reported"
+    kept = [name for name in dict.fromkeys(names) if not name.startswith((*left_out, *REPORTED_SLICES))]
     return sorted(kept, key=lambda name: (name != "all", "/" in name, name.endswith("_words")))
 
 # %% ../../nbs/evals/30_predictions.ipynb #e30a001e

@@ -8,13 +8,14 @@ __all__ = ['ANSWER_MODELS', 'app', 'DocumentsArgument', 'QueryOption', 'HistoryO
            'QuestionArgument', 'CopyOption', 'ProfileOption', 'ModelOption', 'TokensOption', 'GpusOption',
            'SecondsOption', 'PlotOption', 'VolumeOption', 'RecordOption', 'CyclesOption', 'AxesArgument',
            'TrialsOption', 'TrialMetricOption', 'SearchNameOption', 'PruneOption', 'RoundsOption', 'ParaphrasesOption',
-           'CheckpointOption', 'ItemMetricOption', 'CycleNameOption', 'StagesArgument', 'SampleOption', 'SeedOption',
-           'VerbArgument', 'INTERRUPTED_MESSAGE', 'Failure', 'print_error', 'answer_schema', 'show_help',
-           'print_answer', 'make_line_printer', 'hold_verb_lock', 'require_request', 'whereis_verb',
-           'check_pending_request', 'confirm_erasure', 'dry_run_erasure', 'begin_erasure', 'forget_verb',
-           'require_no_pending_erasure', 'SnapshotAnswer', 'format_snapshot', 'snapshot_verb', 'split_names',
-           'search_verb', 'ask_verb', 'check_verb', 'draft_verb', 'refresh_verb', 'plot_estimate', 'estimate_verb',
-           'sweep_verb', 'cycle_verb', 'verify_verb', 'schema_verb', 'main']
+           'CheckpointOption', 'ItemMetricOption', 'CycleNameOption', 'ReviewSampleOption', 'ReasonOption',
+           'StagesArgument', 'SampleOption', 'SeedOption', 'VerbArgument', 'INTERRUPTED_MESSAGE', 'Failure',
+           'print_error', 'answer_schema', 'show_help', 'print_answer', 'make_line_printer', 'hold_verb_lock',
+           'require_request', 'whereis_verb', 'check_pending_request', 'confirm_erasure', 'dry_run_erasure',
+           'begin_erasure', 'forget_verb', 'require_no_pending_erasure', 'SnapshotAnswer', 'format_snapshot',
+           'snapshot_verb', 'split_names', 'search_verb', 'ask_verb', 'check_verb', 'draft_verb', 'refresh_verb',
+           'plot_estimate', 'estimate_verb', 'sweep_verb', 'cycle_verb', 'review_verb', 'freeze_verb', 'verify_verb',
+           'schema_verb', 'main']
 
 # %% ../../nbs/ops/90_cli.ipynb #1036a386
 import json, os, re, sys
@@ -62,6 +63,7 @@ ANSWER_MODELS = dict(
     draft="forge_nb.ops.draft:DraftAnswer",
     snapshot="forge_nb.ops.cli:SnapshotAnswer", estimate="forge_nb.train.estimate:EstimateAnswer",
     sweep="forge_nb.ops.sweep:SweepAnswer", cycle="forge_nb.ops.cycle:CycleAnswer",
+    review="forge_nb.ops.exam_verbs:ReviewAnswer", freeze="forge_nb.ops.exam_verbs:FreezeAnswer",
     verify="forge_nb.ops.verify:VerifyAnswer")  # verb → model
 
 # %% ../../nbs/ops/90_cli.ipynb #c964267d
@@ -479,6 +481,34 @@ def cycle_verb(
         found = page.cycle(kinds, num_rounds=rounds, paraphrases_per_fact=paraphrases_per_fact, metric=metric,
                            checkpoint=checkpoint, name=name, log=make_line_printer(as_json))
     print_answer(page.CycleAnswer(**found), page.show_cycle(found), as_json)
+
+# %% ../../nbs/ops/90_cli.ipynb #9e0c0002
+ReviewSampleOption = Annotated[int, typer.Option("--sample", help="Questions to add, at most; 0 counts what is there.")]
+ReasonOption = Annotated[str, typer.Option("--because", help="Why the exam has to be another; it stands in the lock.")]
+
+# %% ../../nbs/ops/90_cli.ipynb #9e0c0003
+@app.command("review", epilog="Example: forge review --sample 20")
+def review_verb(
+    sample: ReviewSampleOption = 20, # number of items to add
+    as_json: JsonOption = False # whether a program is listening
+):
+    "Put questions of the exam into company/eval_review.csv, for somebody to accept, reject or mend."
+    from forge_nb.ops.exam_verbs import format_review, review
+    require_no_pending_erasure()
+    with hold_verb_lock("review"): answer = review(ROOT, sample)
+    print_answer(answer, format_review(answer), as_json)
+
+# %% ../../nbs/ops/90_cli.ipynb #9e0c0004
+@app.command("freeze", epilog='Example: forge freeze --because "two questions had two answers"')
+def freeze_verb(
+    because: ReasonOption = "", # reason
+    as_json: JsonOption = False # whether a program is listening
+):
+    "Freeze the exam as it is now; the reason, the date and what changed are kept in eval_set.lock."
+    from forge_nb.ops.exam_verbs import format_freeze, freeze_anew
+    require_no_pending_erasure()
+    with hold_verb_lock("freeze"): answer = freeze_anew(ROOT, because)
+    print_answer(answer, format_freeze(answer), as_json)
 
 # %% ../../nbs/ops/90_cli.ipynb #7e1f1002
 StagesArgument = Annotated[

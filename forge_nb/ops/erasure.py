@@ -37,6 +37,7 @@ from .receipt import (ArtifactChange, DataChange, ErasurePlan, FactRowCount, Pro
                                   RemovedFile, RemovedRow, build_receipt, compile_path_pattern,
                                   list_remaining_copies, prove_erasure, write_receipt)
 from .rewrite import RowLayout, empty_cells, hash_rows, locate_rows, take_out_rows
+from ..synthesis.eval_lock import LOCK_NAME, give_reason
 from ..synthesis.facts import check_columns, check_templates, select_facts
 from pydantic import BaseModel, Field
 
@@ -370,7 +371,7 @@ def read_uncached_files(
 ) -> dict: # path → text
     "Read what DVC's cache does not keep and an undo needs: its records, metrics and curves"
     figures = {path for stage in build_pipeline(graph, {}).values() for path in stage["metrics_and_plots"]}
-    paths = ["data.dvc", "dvc.lock", "studies/dvc.lock", *sorted(figures)]
+    paths = ["data.dvc", "dvc.lock", "studies/dvc.lock", LOCK_NAME, *sorted(figures)]
     existing = [path for path in paths if (root/path).exists()]
     return {path: (root/path).read_text(encoding="utf-8") for path in existing}
 
@@ -591,14 +592,14 @@ def rerun_pipeline(
     journal: dict, # journal of an erasure; what ran and what came from the cache is added
     on_line # function called with every line that DVC prints
 ):
-    "Run `dvc repro`, and write down what it runs as it goes"
+    "Run `dvc repro`, and write down what it runs as it goes; an exam that loses questions is frozen anew"
     def record_line(line):
         on_line(line)
         if record_stage_line(line, journal): write_json(journal_path(root), journal)
 
     studies = list_completed_studies(root)
     try:
-        run_dvc(root, "repro", on_line=record_line)
+        with give_reason("documents or rows were forgotten"): run_dvc(root, "repro", on_line=record_line)
         if studies: run_dvc(root/"studies", "repro", *studies, on_line=record_line)
     except RunFailed as e:
         raise RunFailed(f"the documents are out of data/, but the pipeline did not run through: {e}; "

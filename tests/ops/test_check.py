@@ -88,3 +88,12 @@ def test_stages_that_will_have_nothing_to_do_are_named(project):
     text = "\n".join(check(project).left_out)
     for words in ("pretrain: no document", "sft: no conversation", "rlhf: no prompt", "what programs leave behind"): assert words in text, words
     assert "dpo" not in text
+
+
+def test_an_exam_that_nobody_can_judge_is_named_before_anything_is_spent(project):
+    (project/"company"/"eval_sets"/"quiz.jsonl").write_text('{"question": "Which oil does it take?"}\n', encoding="utf-8")
+    (project/"company"/"eval_sets"/"faq.md").write_text("Which oil does it take? Oil 46.\n", encoding="utf-8")
+    (project/"company"/"eval_review.csv").write_text("id,item_sha256,verdict,question,answer,note\na,1f,maybe,b,c,\n", encoding="utf-8")
+    problems = {problem.file: problem.problem for problem in check_company(project/"company", project/"data"/"facts", 40).problems}
+    assert set(problems) == {"company/eval_sets/quiz.jsonl", "company/eval_sets/faq.md", "company/eval_review.csv"}
+    assert "quiz.jsonl#1: 'Which oil does it take?' has no right answer" in problems["company/eval_sets/quiz.jsonl"] and "row 2: `verdict` is 'maybe'" in problems["company/eval_review.csv"]

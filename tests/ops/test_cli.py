@@ -46,7 +46,7 @@ def forgotten(asked, tmp_path_factory):
 
 def test_every_verb_explains_itself(bare):
     assert "whereis" in bare(FORGE) and "forget" in bare(f"{FORGE} --help")
-    for verb in ("whereis", "forget", "search", "ask", "draft", "refresh", "estimate", "sweep", "cycle", "verify", "schema"): assert "Example: forge " + verb in bare(f"{FORGE} {verb} --help")
+    for verb in ("whereis", "forget", "search", "ask", "draft", "refresh", "estimate", "sweep", "cycle", "review", "freeze", "verify", "schema"): assert "Example: forge " + verb in bare(f"{FORGE} {verb} --help")
     for verb in ANSWER_MODELS: assert json.loads(bare(f"{FORGE} schema {verb}")) == answer_schema(verb)
 
 
@@ -64,6 +64,8 @@ def test_every_verb_explains_itself(bare):
     ("forget data/facts/objects.csv --yes", 2, ["table of facts", "make adopt"]),
     ("forget --undo", 3, ["no forget is unfinished"]),
     ("forget docs/index.txt", 2, ["--yes", "--dry-run"]),
+    ("review --sample -1", 2, ["--sample -1"]),
+    ("freeze", 2, ["--because"]),
     ("estimate --model nosuch", 2, ["config/hardware.yaml", "mistral-small-4"]),
     ("estimate --profile nosuch", 2, ["no profile `nosuch`", "tiny"])])
 def test_bad_input_is_a_sentence(tiny, line, rc, words):
