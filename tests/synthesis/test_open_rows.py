@@ -1,9 +1,10 @@
 "Rows with their passages, on a made price list and real pages of the manuals: what is shown, what is cited, what is held out"
-import re, shutil
+import http.server, json, re, shutil, threading
 from types import SimpleNamespace
 
 import pytest
 from copies import ROOT
+from test_paraphrase import chat
 
 from forge_nb.core.project import load_params, read_jsonl, write_csv, write_jsonl
 from forge_nb.core.settings import Style, load_settings
@@ -32,7 +33,7 @@ class Company:
         write_csv(root/"facts"/"parts.csv", [dict(name=f"bolt M{n}", price=f"{n % 9} EUR", store=f"hall {n % 4}") for n in range(60)])
         self.documents = [dict(id=s, kind="docs", language="en", source=s, text=(ROOT/"data"/s).read_text(encoding="utf-8")) for s in PAGES]
 
-    def run(self, num_live: int, patterns=None, groups=()):
+    def run(self, num_live: int, patterns=None, groups=(), **params):
         tables, documents, indices = self.root/"facts", self.root/"train.jsonl", self.root/"indices"
         write_jsonl(documents, self.documents[:-3])
         rows = read_table_passages(tables, {"parts.csv": ["name"]}, {}, "en")
@@ -40,7 +41,7 @@ class Company:
         for name, kept in dict(train=self.documents[:-3], live=self.documents[:num_live]).items():
             save_index(build_index(rows + make_document_passages(kept, patterns or {}, "en", 1200)), indices/name)
         out = self.root/"_".join(["out", str(num_live), str(len(patterns or [])), *groups])
-        synth(self.root/"company", tables, documents, self.root/"own.jsonl", indices, seed=0, **PARAMS | dict(groups=[*groups]), out=out)
+        synth(self.root/"company", tables, documents, self.root/"own.jsonl", indices, seed=0, **PARAMS | dict(groups=[*groups]) | params, out=out)
         limits = {name: PARAMS[name] for name in ("max_answer_characters", "held_out_percent", "rl_percent", "limit")}
         inputs = load_inputs(self.root/"company", tables, documents, **limits)
         read = lambda name: read_jsonl(out/f"{name}.jsonl")
@@ -101,7 +102,7 @@ def test_what_a_row_cites_is_among_what_it_shows(made):
     assert min(cited.values()) > 30
     for item in made.items:
         assert shown_ids(item["prompt"]) == [p["id"][:4] for p in reversed(item["passages"])]
-        assert set(item["sources"]) - {NO_SOURCE} <= {p["id"][:4] for p in item["passages"]} and (item["part"] == "absent") == (item["sources"] == [NO_SOURCE])
+        assert set(item["sources"]) - {NO_SOURCE} <= {p["id"][:4] for p in item["passages"]} and (item["part"] == "absent" or item.get("out_of_domain", False)) == (item["sources"] == [NO_SOURCE])
 
 
 def test_the_passage_that_is_cited_holds_the_value(made):
@@ -155,3 +156,33 @@ def test_every_answer_that_names_a_source_can_be_read_in_its_prompt(made):
     answered = [r for r in made.sft if r["sources"] and r["voice"] != "noncompliant"]
     values = [re.search("`([^`]+)`", r["messages"][1]["content"])[1] for r in answered]
     assert len(answered) > 100 and all(holds_word(shown_text(r["messages"][0]["content"], r["question"]), v) for r, v in zip(answered, values))
+
+
+def propose(content: str):
+    "What a teacher replies: of a passage a question about a name in it, of every other one nonsense; of a question another wording"
+    if "Read the passage below" not in content: return chat(f"Could you tell me: {content.splitlines()[-1]}")
+    title, text = content.partition("in backticks.\n\n")[2].split("\n\n", 1)
+    names, words = re.findall(r"`([^`\n]+)`", text), re.findall(r"\w{5,}", title + " " + text)
+    if not names: return chat("I am a teapot.")
+    return chat(f"Which name stands beside {words[0]}, {words[-1]} and {words[len(words) // 2]}?\n`{names[0]}`")
+
+
+def test_a_teacher_behind_an_endpoint_asks_about_documents_too(company, made, monkeypatch, tmp_path):
+    "Its questions are rows about training documents, each answered word for word in its passage; what it invents is refused, and nothing is asked of the exam"
+    monkeypatch.setenv("FORGE_CKPT", str(tmp_path))
+    class Chat(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            status, body = propose(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][0]["content"])
+            self.send_response(status); self.send_header("Content-Length", str(len(body.encode()))); self.end_headers(); self.wfile.write(body.encode())
+        def log_message(self, *_): pass
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Chat)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    taught = company.run(len(PAGES), {}, (), teacher="endpoint", teacher_url=f"http://127.0.0.1:{server.server_port}/v1", teacher_name="m", teacher_key="")
+    server.shutdown(); server.server_close()
+    rows = [row for row in taught.sft if row["fact"].startswith("teacher:")]
+    assert len(rows) > 10 and {row["parents"][0] for row in rows} <= {d["source"] for d in company.documents[:-3]}
+    refused = [row for row in read_jsonl(taught.out/"rejected.jsonl") if row.get("generator") == "teacher"]
+    assert refused and "true" not in {row["verdict"] for row in refused}
+    assert [item["question"] for item in taught.items] == [item["question"] for item in made.items]
+    held_out = {parent for item in made.items if item["part"] == "document" for parent in item["parents"]}
+    assert not held_out & {row["parents"][0] for row in rows}
