@@ -90,7 +90,8 @@ JUDGEMENTS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, 
 JUDGING = set("ktotag thumbsup thumbsdown thumbs thumb rating feedback vote votes reaction judgement judgment".split())
 PERHAPS_JUDGING = set("""label liked like disliked dislike accepted approved good bad helpful unhelpful desirable
 undesirable correct incorrect wrong upvote upvoted downvote downvoted rejected satisfied""".split())
-NEGATIVE = set("thumbsdown disliked dislike bad unhelpful undesirable incorrect wrong downvote downvoted rejected".split())
+NEGATIVE = set("""thumbsdown disliked dislike bad unhelpful undesirable incorrect wrong downvote downvoted
+rejected""".split())
 SCALES = {"rating", "feedback", "vote", "votes", "reaction"}  # a number in them may be one of a scale
 VERDICTS = {**dict.fromkeys("up thumbs_up thumbsup like liked positive yes +1 👍".split(), True),
             **dict.fromkeys("down thumbs_down thumbsdown dislike disliked negative no -1 👎".split(), False)}
