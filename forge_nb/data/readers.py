@@ -85,8 +85,9 @@ def read_packed_file(
 
 # %% ../../nbs/data/60_readers.ipynb #60r00001
 LEFT_BEHIND = re.compile(  # names of what programs leave behind
-    r"~\$.*|thumbs\.db|desktop\.ini|[tj]sconfig(\.\w+)?\.json|(package-lock|npm-shrinkwrap|packages\.lock)\.json|"
-    r"(yarn|poetry|uv|cargo|composer|gemfile|pipfile|pdm|flake|deno|bun)\.lock|pnpm-lock\.yaml|go\.sum", re.I)
+    r"~\$.*|~.*\.tmp|~wr\w\d+\..*|(eh)?thumbs\.db|desktop\.ini|[tj]sconfig(\.\w+)?\.json|"
+    r"(package-lock|npm-shrinkwrap|packages\.lock)\.json|(package|cartfile)\.resolved|.+\.(lockb?|lockfile|sw[op])|"
+    r"pnpm-lock\.yaml|go\.(work\.)?sum", re.I)
 
 # %% ../../nbs/data/60_readers.ipynb #d3fba01a
 def is_document_path(
