@@ -68,7 +68,7 @@ def mark_headings(
     if len(headings) > len(lines) / 2: return text
     for sign, title in headings:
         words = split_words(title)
-        spans = [(n, n + k) for n in range(start, len(lines)) for k in (1, 2, 3) if n + k <= len(lines)]
+        spans = ((n, n + k) for n in range(start, len(lines)) for k in (1, 2, 3) if n + k <= len(lines))
         match = next((span for span in spans if split_words(" ".join(lines[slice(*span)])) == words), None)
         if not match or not words or len(words) > 20: continue
         start, end = match

@@ -209,8 +209,11 @@ PAIR_FIELDS = [("preferred_output", "non_preferred_output"), ("chosen_response",
                ("response_chosen", "response_rejected"), ("preferred", "non_preferred"), ("preferred", "rejected")]
 def rename_fields(
     record: dict # row
-) -> dict: # the same, with `chosen` and `rejected` where it has them under other names
-    "Give a preference pair its customary names"
+) -> dict: # the same, with the names that are known here where it has others for them
+    "Give the fields of a row their customary names"
+    customary = {name for names in [*ANSWER_FIELDS, TURN_FIELDS, ("chosen", "rejected")] for name in names}
+    is_known = lambda name: name.lower() in customary and name.lower() not in record
+    record = {name.lower() if is_known(name) else name: value for name, value in record.items()}
     pairs = (names for names in PAIR_FIELDS if all(is_speech(record.get(name)) for name in names))
     if "chosen" in record or not (names := next(pairs, None)): return record
     renamed = {dict(zip(names, ("chosen", "rejected"))).get(name, name): value for name, value in record.items()}

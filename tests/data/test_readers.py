@@ -64,6 +64,24 @@ def a_pdf(text: str) -> bytes:
     return out.getvalue()
 
 
+def a_pdf_of(lines: list) -> bytes:
+    "A PDF of one page with lines of several sizes: (size, text)"
+    from pypdf import PdfWriter
+    from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
+    writer, name = PdfWriter(), NameObject
+    page = writer.add_blank_page(595, 842)
+    font = lambda base: writer._add_object(DictionaryObject({name("/Type"): name("/Font"), name("/Subtype"): name("/Type1"), name("/BaseFont"): name(base)}))
+    page[name("/Resources")] = DictionaryObject({name("/Font"): DictionaryObject({name("/F"): font("/Helvetica"), name("/B"): font("/Helvetica-Bold")})})
+    stream, y, shown = DecodedStreamObject(), 800., []
+    for size, text in lines:
+        shown.append(f"BT /{'B' if size > 11 else 'F'} {size} Tf 60 {y} Td ({text}) Tj ET")
+        y -= 1.6 * size
+    stream.set_data("\n".join(shown).encode())
+    page[name("/Contents")] = writer._add_object(stream)
+    writer.write(out := io.BytesIO())
+    return out.getvalue()
+
+
 def encrypted(raw: bytes, password: str) -> bytes:
     "The same PDF behind a password"
     from pypdf import PdfReader, PdfWriter
@@ -283,6 +301,7 @@ SHAPES = {  # kind, record, what is read
     "response": ("chat", dict(prompt="a", response="b"), dict(messages=ASKED)),
     "alpaca": ("chat", dict(instruction="a", input="", output="b"), dict(messages=ASKED)),
     "faq": ("chat", dict(question="a", answer="b"), dict(messages=ASKED)),
+    "names_with_capitals": ("chat", dict(Question="a", Answer="b"), dict(messages=ASKED)),
     "turns": ("chat", dict(prompt=turns("a"), completion=ASKED[1:]), dict(messages=ASKED)),
     "pair": ("pairs", dict(prompt="a", chosen="b", rejected="c"), PAIR),
     "pair_of_lists": ("pairs", PAIR, PAIR),
