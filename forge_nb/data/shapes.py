@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRAINING_KINDS', 'ROLES', 'JUDGEMENTS', 'JUDGING', 'PERHAPS_JUDGING', 'NEGATIVE', 'SCALES', 'VERDICTS',
-           'ANSWER_FIELDS', 'TURN_FIELDS', 'REMARKS', 'PAIR_FIELDS', 'SPEAKERS', 'MARKS', 'describe_json_type',
+           'ANSWER_FIELDS', 'TURN_FIELDS', 'REMARKS', 'PAIR_FIELDS', 'SIDE', 'SPEAKERS', 'MARKS', 'describe_json_type',
            'is_text', 'is_turns', 'read_content', 'read_objects', 'simplify_judgement', 'find_judgements',
            'read_weight', 'read_message', 'read_messages', 'read_turns', 'is_speech', 'find_answer_fields',
            'rename_fields', 'detect_shape', 'check_slips', 'find_text', 'add_system', 'read_question', 'read_chat',
@@ -240,10 +240,15 @@ def detect_shape(
     return "text" if is_text(fields.get("text")) else "rows"
 
 # %% ../../nbs/data/25_shapes.ipynb #35a0001c
+SIDE = re.compile(r"(?i)(response|completion|output|reply|generation)[ _-]?([abjk]|\d)")  # one of several answers
 def check_slips(
     record: dict # row that has no shape of its own
 ):
     "Refuse a row that would be one to train on if one field were spelled as is customary"
+    sides = [name for name in record if SIDE.fullmatch(name) and is_speech(record[name])]
+    if len(sides) > 1 and any(is_speech(record.get(name)) for name, _ in ANSWER_FIELDS): raise Unreadable(
+        f"expected `chosen` and `rejected` for the answers to one question, found {' and '.join(sides[:2])}; "
+        "rename them, row by row, to say which is better", field=sides[0])
     known = sorted({name for names in ANSWER_FIELDS for name in names} | {*TURN_FIELDS, "chosen", "rejected"})
     unknown = [name for name in record if name not in known]
     closest = {name: difflib.get_close_matches(name.lower(), known, 1, .82) for name in unknown}
