@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['TOOL_FOLDERS', 'GIVEAWAYS', 'MARKED_CHOICE', 'EXAM_FOLDER', 'RECORD_FILE', 'NUM_LOOKED_AT', 'is_tool_folder',
-           'list_copied', 'read_fields', 'list_objects', 'has_item_shape', 'is_exam_item', 'find_eval_sets', 'Taken',
-           'copy_path', 'require_readable', 'copy_data', 'replace_data', 'format_names', 'describe_taken', 'main']
+           'list_copied', 'read_fields', 'list_inner_objects', 'has_item_shape', 'is_exam_item', 'find_eval_sets',
+           'Taken', 'copy_path', 'require_readable', 'copy_data', 'replace_data', 'format_names', 'describe_taken',
+           'main']
 
 # %% ../../nbs/data/98_own_data.ipynb #98a00004
 import os, re, shutil, sys
@@ -65,7 +66,7 @@ def read_fields(
     return ends | (record.get("remarks") or {})
 
 # %% ../../nbs/data/98_own_data.ipynb #98a0a002
-def list_objects(
+def list_inner_objects(
     value, # value of a record
     limit: int = 50 # how many are enough
 ) -> list: # objects in it, itself included
@@ -107,7 +108,7 @@ def is_exam_item(
     fields = read_fields(document)
     rows = [[*map(str, fields)], [*fields.values()]] if document["kind"] == "rows" and len(fields) > 3 else []
     is_nameless = bool(rows) and all(map(read_positions, rows)) and not str(rows[0][-1]).isdecimal()
-    return is_nameless or any(map(has_item_shape, list_objects(fields)))
+    return is_nameless or any(map(has_item_shape, list_inner_objects(fields)))
 
 # %% ../../nbs/data/98_own_data.ipynb #98a0000c
 EXAM_FOLDER = re.compile(r"(evals?|evaluations?|benchmarks?|exams?)([ _-]?(sets?|data))?", re.I)

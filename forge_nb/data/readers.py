@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LEFT_BEHIND', 'READERS', 'OFFICE_PARTS', 'GUARDED', 'LIBRARIES', 'resolve_folder', 'unpack_stream',
            'open_packed_stream', 'read_packed_file', 'is_document_path', 'read_archive_members', 'read_zip_file',
-           'read_tar_file', 'read_letter', 'read_mail_file', 'read_content', 'read_apart', 'read_mailbox_file',
+           'read_tar_file', 'read_letter', 'read_mail_file', 'read_at_once', 'read_apart', 'read_mailbox_file',
            'get_reader', 'find_archive_reader', 'choose_reader', 'describe_reader', 'hash_reader_code',
            'load_libraries', 'read_once', 'remove_unused', 'read_file', 'list_sources', 'find_dvc_cache', 'is_dvc_link',
            'read_source', 'read_documents', 'split_into_shards']
@@ -191,7 +191,7 @@ def read_mail_file(
     yield from read_letter(read_whole_file(file), source, context)
 
 # %% ../../nbs/data/60_readers.ipynb #60r0a002
-def read_content(
+def read_at_once(
     reader, # reader of a format
     raw: bytes, # content of a file
     source: str, # origin of the documents
@@ -208,9 +208,9 @@ def read_apart(
     context: dict # what is known of the file
 ) -> list: # pairs (document, None) or (None, reject)
     "Read a file in the process that stands by"
-    if context.get("is_guarded"): return read_content(reader, read_whole_file(file), source, context)
+    if context.get("is_guarded"): return read_at_once(reader, read_whole_file(file), source, context)
     inner = context | dict(is_guarded=True)
-    return call_standing(read_content, reader, read_whole_file(file), source, inner)
+    return call_standing(read_at_once, reader, read_whole_file(file), source, inner)
 
 # %% ../../nbs/data/60_readers.ipynb #60r00006
 def read_mailbox_file(
