@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['LEFT_BEHIND', 'READERS', 'OFFICE_PARTS', 'GUARDED', 'LIBRARIES', 'resolve_folder', 'unpack_stream',
            'open_packed_stream', 'read_packed_file', 'is_document_path', 'read_archive_members', 'read_zip_file',
-           'read_tar_file', 'read_letter', 'read_mail_file', 'read_mailbox_file', 'get_reader', 'find_archive_reader',
-           'choose_reader', 'describe_reader', 'hash_reader_code', 'load_libraries', 'read_once', 'remove_unused',
-           'read_file', 'list_sources', 'find_dvc_cache', 'is_dvc_link', 'read_source', 'read_documents',
-           'split_into_shards']
+           'read_tar_file', 'read_letter', 'read_mail_file', 'read_at_once', 'read_apart', 'read_mailbox_file',
+           'get_reader', 'find_archive_reader', 'choose_reader', 'describe_reader', 'hash_reader_code',
+           'load_libraries', 'read_once', 'remove_unused', 'read_file', 'list_sources', 'find_dvc_cache', 'is_dvc_link',
+           'read_source', 'read_documents', 'split_into_shards']
 
 # %% ../../nbs/data/60_readers.ipynb #86863558
-import fnmatch, hashlib, io, json, lzma, math, os, re, stat, struct, tarfile, tempfile, zipfile, zlib
+import fnmatch, hashlib, io, json, math, os, re, stat, struct, tarfile, tempfile, zipfile
 from functools import lru_cache, partial
 from importlib import import_module
 from importlib.metadata import version
@@ -23,7 +23,7 @@ from .databases import read_sqlite_file
 from .documents import (MAX_FILE_BYTES, DECOMPRESSORS, LICENCE_FILE, MAX_ARCHIVE_DEPTH, MAX_UNPACKED_BYTES,
                                      MAX_UNPACK_RATIO, Unreadable, detect_language, find_folder_licence, format_reject,
                                      identify_licence, is_licence_file, make_document, make_reject, shorten_error)
-from .guard import call_guarded
+from .guard import call_guarded, call_standing
 from .mail import list_attachments, list_mails, parse_mail, read_mail_text
 from .office import read_docx_file, read_markup_file, read_sheets_file, read_slides_file
 from .pdf import read_pdf_file
@@ -85,8 +85,9 @@ def read_packed_file(
 
 # %% ../../nbs/data/60_readers.ipynb #60r00001
 LEFT_BEHIND = re.compile(  # names of what programs leave behind
-    r"~\$.*|thumbs\.db|desktop\.ini|[tj]sconfig(\.\w+)?\.json|(package-lock|npm-shrinkwrap|packages\.lock)\.json|"
-    r"(yarn|poetry|uv|cargo|composer|gemfile|pipfile|pdm|flake|deno|bun)\.lock|pnpm-lock\.yaml|go\.sum", re.I)
+    r"~\$.*|~.*\.tmp|~wr\w\d+\..*|(eh)?thumbs\.db|desktop\.ini|[tj]sconfig(\.\w+)?\.json|"
+    r"(package-lock|npm-shrinkwrap|packages\.lock)\.json|(package|cartfile)\.resolved|.+\.(lockb?|lockfile|sw[op])|"
+    r"pnpm-lock\.yaml|go\.(work\.)?sum", re.I)
 
 # %% ../../nbs/data/60_readers.ipynb #d3fba01a
 def is_document_path(
@@ -189,6 +190,28 @@ def read_mail_file(
     "A mail in a file of its own"
     yield from read_letter(read_whole_file(file), source, context)
 
+# %% ../../nbs/data/60_readers.ipynb #60r0a002
+def read_at_once(
+    reader, # reader of a format
+    raw: bytes, # content of a file
+    source: str, # origin of the documents
+    context: dict # what is known of the file
+) -> list: # pairs (document, None) or (None, reject)
+    "Read a file whose content is at hand"
+    return [*reader(io.BytesIO(raw), source, context)]
+
+# %% ../../nbs/data/60_readers.ipynb #60r0a003
+def read_apart(
+    reader, # reader of a format
+    file, # binary
+    source: str, # origin of the documents
+    context: dict # what is known of the file
+) -> list: # pairs (document, None) or (None, reject)
+    "Read a file in the process that stands by"
+    if context.get("is_guarded"): return read_at_once(reader, read_whole_file(file), source, context)
+    inner = context | dict(is_guarded=True)
+    return call_standing(read_at_once, reader, read_whole_file(file), source, inner)
+
 # %% ../../nbs/data/60_readers.ipynb #60r00006
 def read_mailbox_file(
     file, # binary, seekable
@@ -198,7 +221,7 @@ def read_mailbox_file(
     "Every mail of a mailbox"
     for number, raw in enumerate(list_mails(file), 1):
         place = f"{source}#{number}"
-        try: yield from read_letter(raw, place, context)
+        try: yield from read_apart(read_mail_file, io.BytesIO(raw), place, context)
         except Unreadable as e: yield None, make_reject(place, e)
 
 # %% ../../nbs/data/60_readers.ipynb #814eee70
@@ -305,7 +328,7 @@ def read_once(
     "Read a file in a process of its own, unless the same was read before"
     def read():
         load_libraries()
-        return call_guarded(lambda: [*reader(file, source, context)])
+        return call_guarded(lambda: [*reader(file, source, context | dict(is_guarded=True))])
     if not context.get("cache"): return read()
     content = hashlib.file_digest(file, "sha256").hexdigest()
     file.seek(0)
@@ -335,6 +358,8 @@ def read_file(
         with open_file() as file:
             reader = choose_reader(file, source)
             read = partial(read_once, reader) if reader in GUARDED else reader
+            if reader in (read_html_file, read_mail_file): read = partial(read_apart, reader)
+            if context.get("is_guarded"): read = reader  # what is attached to a mail is read with it
             for document, reject in read(file, source, context):
                 if document: document.setdefault("reader", describe_reader(reader))
                 yield document, reject
@@ -342,8 +367,8 @@ def read_file(
     except UnicodeDecodeError as e: yield None, make_reject(source, Unreadable(
         f"expected {e.encoding} throughout, found other bytes; save it as UTF-8"))
     except Invalid: raise  # a mistake in a template is no file's fault
-    except (OSError, EOFError, ValueError, RuntimeError, struct.error, zlib.error, lzma.LZMAError,
-            zipfile.BadZipFile, tarfile.TarError) as e:
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError): raise
+    except BaseException as e:  # a library's panic is no Exception; one file must not end the run
         yield None, make_reject(source, Unreadable("expected a whole, readable file "
                                                    f"({shorten_error(getattr(e, 'strerror', None) or e)}); check it, "
                                                    "fetch or pack it again"))

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['make_row_renderer', 'fill_row_template', 'value_to_text', 'read_templates', 'to_json_value', 'make_row_document',
-           'detect_file_encoding', 'feed_csv_lines', 'parse_sample', 'choose_dialect', 'find_header', 'read_sample',
-           'parse_csv_rows', 'get_table_name', 'read_header', 'read_csv_rows', 'make_table_documents', 'read_csv_file']
+           'detect_file_encoding', 'feed_csv_lines', 'parse_sample', 'choose_dialect', 'is_above_numbers',
+           'find_header', 'read_sample', 'parse_csv_rows', 'get_table_name', 'find_value', 'read_header',
+           'read_csv_rows', 'make_table_documents', 'read_csv_file']
 
 # %% ../../nbs/data/30_tables.ipynb #12398150
 import codecs, csv, io, json, math, os, re
@@ -168,18 +169,32 @@ def choose_dialect(
         if (share, width) > best[:2]: best = (share, width, delimiter, quoting)
     return best[2:]
 
+# %% ../../nbs/data/30_tables.ipynb #30t0a001
+def is_above_numbers(
+    rows: list, # rows of a table, of one length
+    n: int # number of a row
+) -> bool: # whether it holds names, and numbers stand below one of them
+    "Tell names from values by what stands below"
+    names, below = [name for name in rows[n] if name], rows[n + 1:]
+    if not below or any(map(is_number, names)) or len({*names}) < len(names): return False
+    columns = [[row[x] for row in below if row[x]] for x, name in enumerate(rows[n]) if name]
+    return any(column and sum(map(is_number, column)) > len(column) / 2 for column in columns)
+
 # %% ../../nbs/data/30_tables.ipynb #30t00006
 def find_header(
     rows: list # first rows of a table, each a list of texts
 ) -> int: # number of the header's row
-    "Find the first row with cells in half of the columns that are used"
+    "Find the first row with cells in half of the columns that are used, or a better one soon below it"
     width = max(map(len, rows), default=0)
-    padded = [row + [""] * (width - len(row)) for row in rows]
-    filled = [sum(bool(cell.strip()) for cell in column) for column in zip(*padded)]
+    padded = [[cell.strip() for cell in row] + [""] * (width - len(row)) for row in rows]
+    filled = [sum(map(bool, column)) for column in zip(*padded)]
     used = [x for x, count in enumerate(filled) if count > len(rows) / 3]
     needed = min(len(used), max(2, len(used) / 2))
-    is_header = lambda row: sum(bool(row[x].strip()) for x in used) >= needed
-    return next((n for n, row in enumerate(padded) if is_header(row)), 0)
+    count = lambda row: sum(bool(row[x]) for x in used)
+    first = next((n for n, row in enumerate(padded) if count(row) >= needed), 0)
+    is_whole = not padded or all(padded[first][x] for x in used[1:])
+    fuller = [n for n in range(first + 1, min(first + 6, len(padded))) if count(padded[n]) > count(padded[first])]
+    return first if is_whole else next((n for n in fuller if is_above_numbers(padded, n)), first)
 
 # %% ../../nbs/data/30_tables.ipynb #30t00008
 def read_sample(
@@ -233,16 +248,34 @@ def get_table_name(
     if os.path.splitext(name)[1].lower() in DECOMPRESSORS: name = os.path.splitext(name)[0]
     return os.path.splitext(name)[0]
 
+# %% ../../nbs/data/30_tables.ipynb #30t0a004
+def find_value(
+    cells: list, # cells of a header
+    below: list # first rows below it, each a list of texts
+) -> str: # the first cell that is a value, or ''
+    "Find the number that makes a header a row of values"
+    numbers = {x: cell.strip() for x, cell in enumerate(cells) if is_number(cell)}
+    is_item = len(cells) > 3 and len(cells[0].split()) > 3 and re.fullmatch("[A-Ja-j]", cells[-1].strip())
+    if 0 in numbers or not numbers or is_item: return numbers.get(0, "")
+    plain = [text.rstrip(" %").replace(",", ".") for text in numbers.values()]
+    sizes = [float(text) for text in plain if text.count(".") < 2]
+    if len(numbers) > 2 and len(sizes) == len(numbers) and sizes == sorted({*sizes}): return ""
+    for x, text in numbers.items():
+        column = [row[x] for row in below if x < len(row) and row[x].strip()]
+        has_numbers = sum(map(is_number, column)) >= len(column) / 2
+        if has_numbers and not re.fullmatch(r"(19|20)\d\d", text): return text
+    return ""
+
 # %% ../../nbs/data/30_tables.ipynb #30a00001
 def read_header(
     cells, # cells of the header, or a problem
-    line: int # number of its line
+    line: int, # number of its line
+    below: list # first rows below it, each a list of texts
 ) -> list: # names of the columns
     "Read the names of columns; refuse one that occurs twice, and a row of values"
     if isinstance(cells, Unreadable): raise Unreadable(str(cells), line)
-    if is_number(cells[0]): raise Unreadable(
-        f"expected a header with a name for each column, found the number {cells[0].strip()}; write one above the rows",
-        line)
+    if value := find_value(cells, below): raise Unreadable(
+        f"expected a header with a name for each column, found the number {value}; write one above the rows", line)
     columns = [c.strip() or f"column {n}" for n, c in enumerate(cells, 1)]
     if duplicates := [c for c in columns if columns.count(c) > 1]: raise Unreadable(
         f"expected a header with a name for each column, found `{duplicates[0]}` twice; rename one", line,
@@ -260,10 +293,14 @@ def read_csv_rows(
     named = re.fullmatch(r"(?i)sep=(.)\s*", lines[0]) if lines else None
     delimiters = "\t" if get_file_name(source).endswith(".tsv") else named[1] if named else ",;\t|"
     dialect = choose_dialect(lines[bool(named):], delimiters)
-    above = find_header(parse_sample(lines[bool(named):], *dialect) or []) + bool(named)
-    for number, (line, cells) in enumerate(parse_csv_rows(file, encoding, *dialect)):
-        if number < above: continue
-        if columns is None: columns = read_header(cells, line); continue
+    sample = parse_sample(lines[bool(named):], *dialect) or []
+    start = find_header(sample)
+    above = start + bool(named)
+    for line, cells in parse_csv_rows(file, encoding, *dialect):
+        is_empty = isinstance(cells, list) and not any(map(str.strip, cells))
+        if columns is None and is_empty: continue
+        if above: above -= 1; continue
+        if columns is None: columns = read_header(cells, line, sample[start + 1:]); continue
         if isinstance(cells, Unreadable): yield line, cells; continue
         if len(cells) == len(columns) + 1 and not cells[-1].strip(): cells.pop()
         if len(cells) != len(columns): yield line, Unreadable(

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['BYTE_ORDER_MARKS', 'MAGIC_BYTES', 'LEGACY_ENCODINGS', 'CONTROL_BYTES', 'PAGE_FURNITURE', 'binary_file_error',
            'guess_encoding', 'slice_around', 'decode_text', 'read_lines', 'read_whole_file', 'read_text_file',
-           'choose_content', 'write_out_fields', 'pop_span', 'spread_spans', 'html_to_text', 'read_html_file',
+           'choose_content', 'write_out_fields', 'pop_span', 'spread_spans', 'is_numbering', 'find_listing',
+           'lay_out_tables', 'html_to_text', 'read_html_file', 'find_kernel_language', 'read_cells',
            'read_notebook_file']
 
 # %% ../../nbs/data/20_text.ipynb #71ac436a
@@ -129,7 +130,9 @@ def read_text_file(
 PAGE_FURNITURE = """//nav | //footer | //aside[not(@*[local-name() = "type"] or starts-with(@role, "doc-"))]
     | //*[@hidden or @aria-hidden = "true" or @role = "navigation"]
     | //*[contains(translate(@style, " ", ""), "display:none")]
-    | //s | //del | //strike | //*[contains(@class, "linenos")] | //script | //style | //template | //noscript"""
+    | //s | //del | //strike | //*[contains(@class, "linenos")] | //script | //style | //template | //noscript
+    | //*[@role = "search"] | //form[.//input[@type = "search"]][string-length(normalize-space(.)) < 100]
+    | //header[not(ancestor::main or ancestor::article or .//h1 or .//h2 or .//h3)]"""
 
 # %% ../../nbs/data/20_text.ipynb #20b00002
 def choose_content(
@@ -182,12 +185,50 @@ def spread_spans(
             for _ in range(1, width): cell.addnext(cell.makeelement(cell.tag))
             x += width
 
+# %% ../../nbs/data/20_text.ipynb #20b0a002
+def is_numbering(
+    text: str # text of a cell
+) -> bool: # whether it numbers lines, or is empty
+    "Tell the numbers of lines from what stands beside them"
+    return all(word.isdecimal() for word in text.split())
+
+# %% ../../nbs/data/20_text.ipynb #20b0a003
+def find_listing(
+    table # lxml element of a table
+) -> str: # code, with a line break behind each line; '' for another table
+    "Find the code that a table lays out"
+    rows = table.xpath(".//tr")
+    blocks = [block for block in table.xpath(".//pre") if not is_numbering(block.text_content())]
+    if len(blocks) == 1:
+        block, cells = blocks[0], table.xpath(".//td[not(.//table)] | .//th")
+        others = [cell for cell in cells if block not in cell.iterdescendants("pre")]
+        is_alone = all(is_numbering(cell.text_content()) for cell in others)
+        return block.text_content().strip("\r\n") + "\n" if is_alone else ""
+    lines = []
+    for row in rows if not blocks else ():
+        number, *code = row.xpath("./td") or [None]
+        if len(code) != 1 or not re.search(r"\bcode\b", code[0].get("class") or ""): return ""
+        if not is_numbering(number.text_content()): return ""
+        lines.append(code[0].text_content().strip("\r\n") + "\n")
+    return "".join(lines) if len(lines) > 1 else ""
+
+# %% ../../nbs/data/20_text.ipynb #20b0a005
+def lay_out_tables(
+    root # lxml element of a page, changed in place
+):
+    "Write tables of code as code, and give the cells of all others their columns"
+    for table in root.xpath(".//table"):
+        listing = find_listing(table)
+        if not listing: spread_spans(table); continue
+        for child in list(table): table.remove(child)
+        table.tag, table.text = "pre", listing
+
 # %% ../../nbs/data/20_text.ipynb #198c3f69
 def html_to_text(
     markup: str # a page
 ) -> str: # its text as Markdown
     "Write a web page as Markdown, without menus, scripts and what is hidden"
-    from html_to_markdown import ConversionOptions, convert
+    from html_to_markdown import ConversionOptions, PreprocessingOptions, convert
     from lxml import etree, html
     parser = html.HTMLParser(encoding="utf-8", remove_comments=True, remove_pis=True)
     try: root = html.document_fromstring(markup.encode(errors="replace"), parser=parser)
@@ -199,9 +240,9 @@ def html_to_text(
     content = choose_content(root)
     write_out_fields(content)
     etree.strip_tags(content, "a")  # where a link leads says nothing to who reads
-    for table in content.xpath(".//table"): spread_spans(table)
-    options = ConversionOptions(compact_tables=True, bullets="-", strong_em_symbol="*",
-                                extract_metadata=False, skip_images=True, autolinks=False)
+    lay_out_tables(content)
+    options = ConversionOptions(compact_tables=True, bullets="-", strong_em_symbol="*", extract_metadata=False,
+                                skip_images=True, autolinks=False, preprocessing=PreprocessingOptions(enabled=False))
     return convert(html.tostring(content, encoding="unicode"), options).content or ""
 
 # %% ../../nbs/data/20_text.ipynb #7bacafd4
@@ -214,7 +255,34 @@ def read_html_file(
     raw = read_whole_file(file)
     declared = re.search(rb"""charset=["']?([\w-]+)""", raw[:2048])
     markup, encoding = decode_text(raw, declared and declared[1].decode())
-    yield make_document(source, "docs", html_to_text(markup), context, encoding=encoding), None
+    text = html_to_text(markup)
+    if not text.strip(): raise Unreadable(
+        "expected text in a web page, found none; save the page from a browser that shows its text, or leave it out")
+    yield make_document(source, "docs", text, context, encoding=encoding), None
+
+# %% ../../nbs/data/20_text.ipynb #20b0b001
+def find_kernel_language(
+    notebook: dict # notebook as JSON
+) -> str: # name of the language of its code, '' where none is said
+    "Find the language of a notebook"
+    found = notebook
+    for name in ("metadata", "kernelspec", "language"): found = found.get(name) if isinstance(found, dict) else None
+    return found if isinstance(found, str) else ""
+
+# %% ../../nbs/data/20_text.ipynb #20b0b002
+def read_cells(
+    cells: list, # cells of a notebook as JSON
+    language: str # language of its code
+) -> list: # Markdown of those that say something
+    "Read the cells of a notebook, and pass over what is none"
+    parts = []
+    for cell in cells:
+        lines = cell.get("source") if isinstance(cell, dict) else None
+        lines = [lines] if isinstance(lines, str) else lines if isinstance(lines, list) else []
+        content = "".join(line for line in lines if isinstance(line, str)).strip()
+        is_code = content and cell.get("cell_type") == "code"
+        if content: parts.append(f"```{language}\n{content}\n```" if is_code else content)
+    return parts
 
 # %% ../../nbs/data/20_text.ipynb #20b00006
 def read_notebook_file(
@@ -230,11 +298,6 @@ def read_notebook_file(
     cells = notebook.get("cells") if isinstance(notebook, dict) else None
     if not isinstance(cells, list): raise Unreadable(
         "expected a notebook with a list of cells, found none; open it and save it again in format 4")
-    language = notebook.get("metadata", {}).get("kernelspec", {}).get("language", "")
-    parts = []
-    for cell in cells:
-        lines = cell.get("source", "")
-        content = (lines if isinstance(lines, str) else "".join(lines)).strip()
-        is_code = cell.get("cell_type") == "code"
-        if content: parts.append(f"```{language}\n{content}\n```" if is_code else content)
+    parts = read_cells(cells, find_kernel_language(notebook))
+    if not parts: raise Unreadable("expected text in a notebook, found none; write some, or leave it out")
     yield make_document(source, "docs", "\n\n".join(parts), context, encoding=encoding), None

@@ -64,6 +64,34 @@ def test_sheets_are_tables_below_their_header(tmp_path):
     assert documents[0]["record"]["table"] == "stock" and rejected["source"].endswith("Margins") and "hidden" in rejected["reason"]
 
 
+@pytest.mark.parametrize("above", [[["Stock list", 2026]], [["Stock list", "", "North"]], [["Acme", "Stock"], [], ["Printed", "in January"]], []])
+@pytest.mark.parametrize("form", ["xlsx", "csv"])
+def test_no_column_is_lost_below_a_title(tmp_path, above, form):
+    "Titles of one cell or more; columns without a name; notes beside the table"
+    rows = [*above, ["Article", "Shelf", "", "Price"], ["Bolt", "B-14", "checked", .5], ["Nut", "B-15", "", 3], ["Pin", "", "", 1]]
+    rows = [row + [""] * (4 - len(row)) for row in rows]
+    if form == "xlsx": (tmp_path/"a.xlsx").write_bytes(sheet_file({"Stock": rows}))
+    else: (tmp_path/"a.csv").write_text("".join(";".join(map(str, row)) + "\n" for row in rows), encoding="utf-8")
+    documents, rejects = read(tmp_path, f"a.{form}")
+    assert not rejects and documents[0]["record"]["values"] == {"Article": "Bolt", "Shelf": "B-14", "column 3": "checked", "Price": "0.5"} and len(documents) == 3
+
+
+def test_a_cell_beyond_the_header_is_kept(tmp_path):
+    (tmp_path/"a.xlsx").write_bytes(sheet_file({"Stock": [["Article", "Price"], ["Bolt", .5, "", "ask Kim"], ["Nut", 3], ["Pin", 1]]}))
+    documents, _ = read(tmp_path, "a.xlsx")
+    assert documents[0]["record"]["values"] == {"Article": "Bolt", "Price": "0.5", "column 3": "ask Kim"}
+
+
+def test_formulas_that_nobody_computed_are_one_sentence(tmp_path):
+    raw = sheet_file({"Stock": [["Article", "Price", "Sum"], ["Bolt", 2, 7], ["Nut", 3, 8]]})
+    with zipfile.ZipFile(io.BytesIO(raw)) as z: files = {name: z.read(name) for name in z.namelist()}
+    for change, number in ((b'<c r="C2"><f>B2*2</f></c>', 1), (b'<c r="C2"><f>B2*2</f><v></v></c>', 1), (b'<c r="C2"><f>B2*2</f><v>4</v></c>', 0), (b'<c r="C2" t="str"><f>A2</f><v></v></c>', 0)):
+        with zipfile.ZipFile(tmp_path/"a.xlsx", "w") as z:
+            for name, text in files.items(): z.writestr(name, text.replace(b"<c><v>7</v></c>", change))
+        documents, rejects = read(tmp_path, "a.xlsx")
+        assert len(documents) == 2 and [r["reason"].count("the first in C2") for r in rejects] == [1] * number, change
+
+
 def test_frequent_questions_in_a_sheet_are_conversations(tmp_path):
     (tmp_path/"faq.xlsx").write_bytes(sheet_file({"Faq": [["Question", "Answer"], ["Is it open?", "From nine to five."]]}))
     [document], _ = read(tmp_path, "faq.xlsx")
@@ -98,6 +126,39 @@ def test_cells_keep_their_columns(tmp_path):
     assert cells[0] == ["", "Basic", "Pro"] and cells[2:] == [["Press", "early", "north"], ["Press", "late", "south"], ["Sum", "", "4"]]
 
 
+@pytest.mark.parametrize("page, there", [
+    ('<form id="aspnetForm"><input type="hidden" name="__VIEWSTATE" value="dDwt"><div><h1>Press</h1><p>Grease it.</p></div></form>', ("# Press", "Grease it.")),
+    ('<form method="post"><table><tr><td>Hours</td><td>40</td></tr></table><label>Note <input value="valve leaks"></label></form>', ("| Hours | 40 |", "valve leaks")),
+    ("<header><h1>Press</h1></header><p>Grease it.</p>", ("# Press", "Grease it.")), ("<div><header><h2>Press</h2></header><p>Grease it.</p></div>", ("## Press", "Grease it.")),
+    ("<form><header><h1>Press</h1></header><section><p>Grease it.</p></section></form>", ("# Press", "Grease it.")),
+    ("<article><header><h1>Press</h1><p>By Kim</p></header><p>Grease it.</p></article>", ("# Press", "By Kim", "Grease it."))])
+def test_what_a_form_or_a_header_holds_is_the_page(tmp_path, page, there):
+    (tmp_path/"a.html").write_text(f"<html><body>{page}</body></html>", encoding="utf-8")
+    [document], rejects = read(tmp_path, "a.html")
+    assert all(words in document["text"] for words in there) and "dDwt" not in document["text"] and not rejects
+
+
+@pytest.mark.parametrize("page", ['<header><a href="/">Acme</a> Log in</header>', '<form role="search">Search all<input></form>', '<form action="/find"><input type="search"><button>Go</button></form>'])
+def test_what_every_page_of_a_site_has_is_left_out(tmp_path, page):
+    (tmp_path/"a.html").write_text(f"<html><body>{page}<p>Grease it.</p></body></html>", encoding="utf-8")
+    assert texts(read(tmp_path, "a.html")[0]) == ["Grease it.\n"]
+
+
+@pytest.mark.parametrize("page", ["<html><body><div id=root></div><script>start()</script></body></html>", "<html></html>", "<p> </p>", "<nav>Home</nav>", "<!-- nothing -->"])
+def test_a_page_without_words_is_a_reject(tmp_path, page):
+    (tmp_path/"a.html").write_text(page, encoding="utf-8")
+    assert only(tmp_path, "a.html", "expected text in a web page") == []
+
+
+@pytest.mark.parametrize("table", [
+    '<table><tr><td class="linenos"><pre>1\n2</pre></td><td class="code"><pre>def a():\n    return 1</pre></td></tr></table>',
+    "<table><tr><td><pre>1\n2\n</pre></td><td><div><pre>def a():\n    return 1\n</pre></div></td></tr></table>", "<table><tr><td><pre>def a():\n    return 1</pre></td></tr></table>",
+    '<table><tr><td data-line-number="1"></td><td class="blob-code js-line">def a():</td></tr><tr><td>2</td><td class="blob-code">    return 1</td></tr></table>'])
+def test_code_that_is_laid_out_as_a_table_is_code(tmp_path, table):
+    (tmp_path/"a.html").write_text(f"<html><body><p>Call it:</p>{table}<p>That is all.</p></body></html>", encoding="utf-8")
+    assert texts(read(tmp_path, "a.html")[0]) == ["Call it:\n\n```\ndef a():\n    return 1\n```\n\nThat is all.\n"]
+
+
 def test_mails_are_decoded_and_their_attachments_read(tmp_path):
     mail = email.message.EmailMessage()
     mail["From"], mail["To"], mail["Subject"] = "kim@acme.org", "desk@acme.org", "Rückfrage zur Dichtung"
@@ -120,7 +181,8 @@ def test_a_notebook_is_its_prose_and_code(tmp_path):
 
 
 def test_what_programs_leave_behind_is_no_document(tmp_path):
-    for name in ("~$report.docx", "Thumbs.db", "desktop.ini", "tsconfig.json", "tsconfig.build.json", "package-lock.json", "poetry.lock", ".DS_Store", "notes.md"):
+    for name in ("~$report.docx", "Thumbs.db", "desktop.ini", "tsconfig.json", "tsconfig.build.json", "package-lock.json", "poetry.lock", ".DS_Store", "notes.md",
+                 "Podfile.lock", "pubspec.lock", "bun.lockb", "mix.lock", "Package.resolved", "~WRL0001.tmp", "~WRD0003.doc", "~report.tmp", "gradle.lockfile", "go.work.sum", "ehthumbs.db"):
         (tmp_path/name).write_text("x", encoding="utf-8")
     assert list_sources(tmp_path) == ["notes.md"]
 
@@ -142,9 +204,50 @@ def test_tables_as_they_are_exported(tmp_path, name, text, values):
     assert document["record"]["values"] == values and not rejects
 
 
-def test_rows_without_a_header_are_one_sentence(tmp_path):
-    (tmp_path/"a.csv").write_text("1001,Bolt,12.00\n1002,Nut,3.50\n", encoding="utf-8")
-    assert only(tmp_path, "a.csv", "found the number 1001", line=1) == []
+@pytest.mark.parametrize("rows, value", [
+    ([["1001", "Bolt", "12.00"], ["1002", "Nut", "3.50"]], "1001"), ([["Hex bolt M6", "1001", "12.00"], ["Nut", "1002", "3.50"]], "1001"), ([["Bolt", "zinc", "12,5 %"], ["Nut", "none", "3 %"]], "12,5 %"),
+    ([["Bolt", "2024-01-05", "12.00"], ["Nut", "2024-01-06", ""]], "12.00"), ([["Hex bolt", "12.00"]], "12.00")])
+@pytest.mark.parametrize("form", ["xlsx", "csv"])
+def test_rows_without_a_header_are_one_sentence(tmp_path, rows, value, form):
+    if form == "xlsx": (tmp_path/"a.xlsx").write_bytes(sheet_file({"Stock": rows}))
+    else: (tmp_path/"a.csv").write_text("".join(";".join(row) + "\n" for row in rows), encoding="utf-8")
+    assert only(tmp_path, f"a.{form}", f"found the number {value}", line=1) == []
+
+
+@pytest.mark.parametrize("header", ["Region;2023;2024", "Length;2;3.5;4", "Name;Price", "Part;M3;M4", "Region;2019;2020;2021"])
+def test_years_and_sizes_may_be_names_of_columns(tmp_path, header):
+    names = header.split(";")
+    (tmp_path/"a.csv").write_text(f"{header}\n" + "".join(";".join(["North", *map(str, range(n, n + len(names) - 1))]) + "\n" for n in (5, 9)), encoding="utf-8")
+    documents, rejects = read(tmp_path, "a.csv")
+    assert not rejects and [*documents[0]["record"]["values"]] == names and len(documents) == 2
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda rows: dict(data=rows, meta=dict(page=1, total=2)), lambda rows: dict(items=rows, links=dict(next="/2"), _links={}), lambda rows: dict(response=dict(items=rows, total=2), status="ok"),
+    lambda rows: {"@context": dict(a="b"), "value": rows}, lambda rows: dict(data=dict(results=dict(rows=rows))), lambda rows: dict(data=rows, included=[dict(id=1)], errors=[]),
+    lambda rows: dict(d=dict(results=rows)), lambda rows: dict(took=3, timed_out=False, hits=dict(total=2, hits=rows))])
+@pytest.mark.parametrize("name", ["a.json", "a.json.gz"])
+def test_wrapped_rows_are_rows(tmp_path, wrap, name):
+    import gzip
+    rows = [dict(name="bolt", maker=dict(city="Ulm")), dict(name="nut", maker=dict(city="Bonn"))]
+    raw = json.dumps(wrap(rows), indent=1).encode()
+    (tmp_path/name).write_bytes(gzip.compress(raw) if name.endswith("gz") else raw)
+    documents, rejects = read(tmp_path, name)
+    assert not rejects and [d["record"]["values"] for d in documents] == rows
+
+
+@pytest.mark.parametrize("whole", [dict(name="pump", maker=dict(city="Ulm"), parts=[dict(name="bolt")]), dict(order=dict(number=7, lines=[dict(name="bolt")])), dict(a=[dict(n=1)], b=[dict(n=2)]), dict(meta=dict(n=1))])
+def test_one_thing_with_parts_is_one_row(tmp_path, whole):
+    (tmp_path/"a.json").write_text(json.dumps(whole), encoding="utf-8")
+    [document], rejects = read(tmp_path, "a.json")
+    assert document["record"]["values"] == whole and not rejects
+
+
+def test_lines_of_json_are_read_whatever_the_file_is_called(tmp_path):
+    lines = ['{"name": "bolt", "price": 3}', "", '{"name": "nut", "price": }', '{"name": "pin", "price": 1}', '{"name": "cap", "price": 2}']
+    (tmp_path/"a.json").write_text("\n".join(lines), encoding="utf-8")
+    documents = only(tmp_path, "a.json", "mistake at column", line=3)
+    assert [d["record"]["values"]["name"] for d in documents] == ["bolt", "pin", "cap"]
 
 
 def test_a_full_text_index_is_no_table(tmp_path):
@@ -155,6 +258,28 @@ def test_a_full_text_index_is_no_table(tmp_path):
         c.execute("create table app_data (id integer primary key, text)")
         c.execute("insert into app_data values (1, 'kept')")
     assert [d["source"] for d in read(tmp_path, "a.sqlite")[0]] == ["a.sqlite!/app_data#1", "a.sqlite!/notes#1"]
+
+
+@pytest.mark.parametrize("module, columns, row", [("fts3", "title, body", "('Oil', 'Change it in May.')"), ("fts4", "title, body", "('Oil', 'Change it in May.')"), ("fts5", "title, body", "('Oil', 'Change it in May.')"),
+                                                  ("fts5", "title, body, columnsize=0", "('Oil', 'Change it in May.')"), ("rtree", "id, x0, x1", "(1, 2, 3)")])
+def test_tables_of_an_index_are_no_tables(tmp_path, module, columns, row):
+    import sqlite3
+    with sqlite3.connect(tmp_path/"a.sqlite") as c:
+        c.execute(f"create virtual table found using {module}({columns})")
+        c.execute(f"insert into found values {row}")
+        for name in ("found_parents", "raw_data", "tree_node"): c.execute(f"create table {name} (id integer primary key, text)"); c.execute(f"insert into {name} values (1, 'kept')")
+    assert sorted(d["source"] for d in read(tmp_path, "a.sqlite")[0]) == ["a.sqlite!/found#1", *(f"a.sqlite!/{name}#1" for name in ("found_parents", "raw_data", "tree_node"))]
+
+
+def test_headings_of_a_pdf_are_headings(tmp_path):
+    "Of one line and of two; what they stand above is the same"
+    from test_readers import a_pdf_of
+    said = [(10, "The pump is greased every forty hours by whoever is on shift."), (10, "Use grease of class two, and wipe off what is left over.")]
+    (tmp_path/"a.pdf").write_bytes(a_pdf_of([(22, "Pump manual"), *said, (16, "Greasing"), *said, (16, "Storage in winter and in other"), (16, "cold places"), *said, *said]))
+    [document], _ = read(tmp_path, "a.pdf")
+    lines = document["text"].split("\n")
+    assert [line for line in lines if line.startswith("#")] == ["# Pump manual", "## Greasing", "## Storage in winter and in other cold places"]
+    assert [line for line in lines if line and line[0] != "#"] == [text for _, text in said * 4]
 
 
 def test_a_key_that_says_who_somebody_is_names_no_row(tmp_path):

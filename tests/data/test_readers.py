@@ -64,6 +64,24 @@ def a_pdf(text: str) -> bytes:
     return out.getvalue()
 
 
+def a_pdf_of(lines: list) -> bytes:
+    "A PDF of one page with lines of several sizes: (size, text)"
+    from pypdf import PdfWriter
+    from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
+    writer, name = PdfWriter(), NameObject
+    page = writer.add_blank_page(595, 842)
+    font = lambda base: writer._add_object(DictionaryObject({name("/Type"): name("/Font"), name("/Subtype"): name("/Type1"), name("/BaseFont"): name(base)}))
+    page[name("/Resources")] = DictionaryObject({name("/Font"): DictionaryObject({name("/F"): font("/Helvetica"), name("/B"): font("/Helvetica-Bold")})})
+    stream, y, shown = DecodedStreamObject(), 800., []
+    for size, text in lines:
+        shown.append(f"BT /{'B' if size > 11 else 'F'} {size} Tf 60 {y} Td ({text}) Tj ET")
+        y -= 1.6 * size
+    stream.set_data("\n".join(shown).encode())
+    page[name("/Contents")] = writer._add_object(stream)
+    writer.write(out := io.BytesIO())
+    return out.getvalue()
+
+
 def encrypted(raw: bytes, password: str) -> bytes:
     "The same PDF behind a password"
     from pypdf import PdfReader, PdfWriter
@@ -275,6 +293,7 @@ def turns(*texts):
 
 
 ASKED, PAIR = turns("a", "b"), dict(prompt=turns("a"), chosen=turns("a", "b")[1:], rejected=turns("a", "c")[1:])
+JUDGED = dict(prompt=turns("a"), completion=ASKED[1:], label=False)
 SHAPES = {  # kind, record, what is read
     "messages": ("chat", dict(messages=ASKED, tools=[{"name": "t"}]), dict(messages=ASKED, tools=[{"name": "t"}])),
     "sharegpt": ("chat", dict(conversations=[{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]), dict(messages=ASKED)),
@@ -282,6 +301,7 @@ SHAPES = {  # kind, record, what is read
     "response": ("chat", dict(prompt="a", response="b"), dict(messages=ASKED)),
     "alpaca": ("chat", dict(instruction="a", input="", output="b"), dict(messages=ASKED)),
     "faq": ("chat", dict(question="a", answer="b"), dict(messages=ASKED)),
+    "names_with_capitals": ("chat", dict(Question="a", Answer="b"), dict(messages=ASKED)),
     "turns": ("chat", dict(prompt=turns("a"), completion=ASKED[1:]), dict(messages=ASKED)),
     "pair": ("pairs", dict(prompt="a", chosen="b", rejected="c"), PAIR),
     "pair_of_lists": ("pairs", PAIR, PAIR),
@@ -289,6 +309,19 @@ SHAPES = {  # kind, record, what is read
     "prompt_and_lists": ("pairs", dict(prompt="a", chosen=ASKED, rejected=turns("a", "c")), PAIR),
     "kto": ("kto", dict(prompt="a", completion="b", label=False), dict(prompt=turns("a"), completion=ASKED[1:], label=False)),
     "kto_number": ("kto", dict(prompt="a", completion="b", label=1), dict(prompt=turns("a"), completion=ASKED[1:], label=True)),
+    "judged_turns": ("kto", dict(messages=ASKED, label=False), JUDGED),
+    "judged_sharegpt": ("kto", dict(conversations=[{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], thumbs_up=False), JUDGED),
+    "kto_tag": ("kto", dict(instruction="a", output="b", kto_tag=False), JUDGED),
+    "thumbs_up": ("kto", dict(question="a", answer="b", thumbs_up=False), JUDGED),
+    "thumbs_down": ("kto", dict(prompt="a", response="b", thumbs_down=True), JUDGED),
+    "rating_in_words": ("kto", dict(query="a", response="b", rating="thumbs_down"), JUDGED),
+    "system_beside_turns": ("chat", dict(system="s", conversations=[{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]), dict(messages=[dict(role="system", content="s"), *ASKED])),
+    "tools_as_json": ("chat", dict(messages=ASKED, tools='[{"name": "t"}]'), dict(messages=ASKED, tools=[{"name": "t"}])),
+    "pair_of_dialogues": ("pairs", dict(chosen="\n\nHuman: a\n\nAssistant: b", rejected="\n\nHuman: a\n\nAssistant: c"), PAIR),
+    "pair_of_dialogues_of_two_turns": ("pairs", dict(chosen="Human: x Assistant: y Human: a Assistant: b", rejected="Human: x Assistant: y Human: a Assistant: c"),
+                                       PAIR | dict(prompt=turns("x", "y", "a"))),
+    "pair_of_texts": ("pairs", dict(chosen="Is it a? b", rejected="Is it a? c"), PAIR | dict(prompt=turns("Is it a?"))),
+    "openai_pair": ("pairs", dict(input=dict(messages=turns("a")), preferred_output=ASKED[1:], non_preferred_output=turns("a", "c")[1:]), PAIR),
     "prompt": ("prompts", dict(prompt="a"), dict(prompt=turns("a")))}
 
 
@@ -303,7 +336,7 @@ def test_rows_to_train_on_in_every_shape_and_format(tmp_path, name):
     parquet.write_table(pa.Table.from_pylist([record | remark, record | remark]), tmp_path/"x.parquet")
     endings = ["jsonl", "json", "parquet"]
     if all(isinstance(value, (str, int)) for value in record.values()):
-        (tmp_path/"x.csv").write_text(";".join(record) + "\n" + ";".join(map(str, record.values())) + "\n", encoding="utf-8")
+        with open(tmp_path/"x.csv", "w", newline="", encoding="utf-8") as f: csv.writer(f, delimiter=";").writerows([record, record.values()])
         endings.append("csv")
     for ending in endings:
         documents, rejects = read(tmp_path, f"x.{ending}")
@@ -332,13 +365,31 @@ def test_roles_calls_of_tools_and_weights(tmp_path):
     (dict(messages=[dict(role="narrator", content="a"), *ASKED]), "messages[0].role", "'narrator'"),
     (dict(messages=[dict(role="user", content=[dict(type="image_url")]), *ASKED]), "messages[0].content", "image_url"),
     (dict(messages=[*ASKED, dict(role="assistant", content="c", weight=.5)]), "messages[2].weight", "0 or 1"),
-    (dict(chosen="a", rejected="b"), "chosen", "add `prompt`"), (dict(prompt="a", chosen="b"), "rejected", "found null"),
+    (dict(chosen="a", rejected="b"), "chosen", "add `prompt`"), (dict(chosen="The nut fits.", rejected="The nut melts."), "chosen", "a whole question"),
+    *((judged | said, field, words) for judged in (dict(messages=ASKED), dict(question="a", answer="b"), dict(prompt="a", completion="b")) for said, field, words in (
+        (dict(rating=2), "rating", "found 2"), (dict(feedback="not what I asked"), "feedback", "rename the field"), (dict(liked=True, label=0), "label", "disagree"))),
+    (dict(prompt="a", response_a="b", response_b="c", winner="a"), "response_a", "which is better"), (dict(question="a", output_1="b", output_2="c", better=1), "output_1", "which is better"),
+    (dict(messages=[*ASKED, dict(role="user", content="Thanks")], label=False), "messages", "judged"),
+    (dict(messages=ASKED, tools="stock"), "tools", "as an object"), (dict(messages=ASKED, tools=[3]), "tools", "as an object"),
+    (dict(messages=[*ASKED, dict(role="assistant", content="", tool_calls="stock()")]), "messages[2].tool_calls", "as an object"), (dict(prompt="a", chosen="b"), "rejected", "found null"),
     (dict(prompt="a", chosen="b", rejected="b"), "rejected", "found the same"), (dict(promtp="a", completions="b"), "completions", "rename the field"),
     (dict(prompt="a", chosen=turns("x", "b"), rejected=turns("x", "c")), "prompt", "in front")])
 def test_rows_that_lack_something(tmp_path, record, field, words):
     (tmp_path/"x.jsonl").write_text(json.dumps(record), encoding="utf-8")
     _, [rejected] = read(tmp_path, "x.jsonl")
     assert words in rejected["reason"] and rejected["line"] == 1 and rejected["field"] == field
+
+
+def test_no_disliked_answer_is_learned_however_it_is_marked(tmp_path):
+    "A judgement in a later row, or in a message, is seen as well as one in the first row"
+    (tmp_path/"x.csv").write_text("question;answer;label\na;b;\na;c;false\n", encoding="utf-8")
+    [kept], [refused] = read(tmp_path, "x.csv")
+    assert kept["record"]["messages"] == ASKED and "a file of their own" in refused["reason"] and refused["field"] == "label"
+    (tmp_path/"y.jsonl").write_text("\n".join(json.dumps(dict(prompt="a", completion="b", label=label)) for label in (True, None)), encoding="utf-8")
+    [_], [refused] = read(tmp_path, "y.jsonl")
+    assert refused["line"] == 2
+    (tmp_path/"z.jsonl").write_text(json.dumps(dict(messages=[*ASKED, dict(role="user", content="d"), dict(role="assistant", content="e", rating="thumbs_down")])), encoding="utf-8")
+    assert [m.get("weight") for m in read(tmp_path, "z.jsonl")[0][0]["record"]["messages"]] == [None, None, None, 0]
 
 
 @pytest.mark.parametrize("record", [
@@ -456,7 +507,7 @@ def test_html(tmp_path):
     [document], rejects = read(tmp_path, "a.html")
     assert document["text"] == "# Größe\n\na\nb c\n" and document["encoding"] == "iso8859-1" and not rejects
     (tmp_path/"b.htm").write_text("", encoding="utf-8")
-    assert texts(read(tmp_path, "b.htm")[0]) == ["\n"]
+    assert only(tmp_path, "b.htm", "expected text in a web page") == []
     (tmp_path/"c.html").write_text("<div>" * 100_000 + "deep", encoding="utf-8")
     assert len(read(tmp_path, "c.html")[0]) + len(read(tmp_path, "c.html")[1]) == 1
     (tmp_path/"d.html").write_bytes(b"\x89PNG\0\0")
