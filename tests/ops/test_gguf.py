@@ -7,7 +7,8 @@ from transformers import (AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llam
                           Qwen3ForCausalLM)
 
 from forge_nb.core.project import Invalid, NotFound, ROOT, read_json, write_json
-from forge_nb.ops.gguf import generate_answer, hash_model_folder, prepare_gguf, start_llama, write_gguf
+from forge_nb.evals.llama import start_llama
+from forge_nb.ops.gguf import generate_answer, hash_model_folder, prepare_gguf, write_gguf
 
 SPECIAL = ["<|end|>", "<|pad|>", "<|user|>", "<|assistant|>", "<|system|>"]
 TEMPLATE = ("{%- for message in messages -%}{%- if message.role == 'assistant' -%}<|assistant|>{% generation %}{{ message.content }}<|end|>{% endgeneration %}"
