@@ -103,7 +103,8 @@ def find_label_fault(
 ) -> str: # what is wrong and what to do; empty: nothing
     "Find what is wrong with one row of labels"
     label, empty = row["label"], [name for name in LABEL_COLUMNS[:4] if not (row[name] or "").strip()]
-    if None in row or None in row.values(): return "it has more or fewer fields than the first line; quote texts with commas"
+    if None in row or None in row.values():
+        return "it has more or fewer fields than the first line; quote texts that hold commas"
     if empty: return f"`{empty[0]}` is empty; fill it in, or remove the row"
     if row["id"] in seen: return f"the id {row['id']!r} stands in row {seen[row['id']]} too; a pair is labelled once"
     if label not in (*LABELS, ""): return f"`label` is {label!r}; write {', '.join(LABELS)}, or nothing"
