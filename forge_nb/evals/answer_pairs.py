@@ -86,14 +86,16 @@ def draw_pairs(
     num_pairs: int # number of pairs, at most
 ) -> list: # pairs without a label
     "Draw pairs of answers for people"
+    place = lambda pair: (stable_uniform("people", pair["id"]), pair["id"])
+    def is_same(pair): return len({(*VALUE_PATTERN.findall(pair[f"answer_{letter}"]), ) for letter in "ab"}) == 1
     drawn = []
     for item, answers in collect_answers(rows).items():
         pairs = [make_pair(item, answers[first]["question"], first, second)
                  for first, second in combinations(answers, 2)]
-        def is_same(pair): return len({(*VALUE_PATTERN.findall(pair[f"answer_{x}"]), ) for x in "ab"}) == 1
-        pairs.sort(key=lambda pair: (is_same(pair), stable_uniform("people", pair["id"])))
-        drawn += [(turn, stable_uniform("people", pair["id"]), pair["id"], pair) for turn, pair in enumerate(pairs)]
-    return [pair for *_, name, pair in sorted(drawn, key=lambda entry: entry[:3]) if name not in known][:num_pairs]
+        for kind in (True, False):
+            drawn += enumerate(sorted((pair for pair in pairs if is_same(pair) is kind), key=place))
+    ordered = [pair for _, pair in sorted(drawn, key=lambda entry: (entry[0], place(entry[1])))]
+    return [pair for pair in ordered if pair["id"] not in known][:num_pairs]
 
 # %% ../../nbs/evals/68_answer_pairs.ipynb #68a00016
 LABEL_COLUMNS = ("id", "question", "answer_a", "answer_b", "label", "who")
