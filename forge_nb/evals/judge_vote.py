@@ -86,10 +86,10 @@ def list_shortcomings(
 ) -> list: # sentences, without a full stop
     "List what keeps a judge from having a vote"
     n, people, out, m = measured["n"], measured["people"], [], measured
-    file = "`forge label` adds pairs to company/judge_labels.csv"
-    if n < bounds.min_labels: out.append(f"{n} labelled pairs are fewer than {bounds.min_labels}; {file}")
+    if n < bounds.min_labels: out.append(f"{n} labelled pairs are fewer than {bounds.min_labels}")
     if people < bounds.min_people_share * n or not people: out.append(
-        f"people labelled {people} of {n} pairs, and {bounds.min_people_share:.0%} is asked for; {file}")
+        f"people labelled {people} of {n} pairs, and {bounds.min_people_share:.0%} is asked for")
+    if out: out[-1] += "; `forge label` adds pairs to company/judge_labels.csv"
     if m["unreadable"] == 1: return [*out, "none of its replies could be read; see artifacts/judge/verdicts.jsonl"]
     if m["self_consistency"] < bounds.min_consistency: out.append(
         f"asked again, it says the same in {m['self_consistency']:.2f} of the cases, below {bounds.min_consistency:g}")

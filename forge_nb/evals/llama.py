@@ -40,6 +40,8 @@ def start_llama(
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     params.hostnames, params.port, params.api_keys = ["127.0.0.1"], 0, [secrets.token_hex()]
     params.warmup = params.ui = False
-    server = xllamacpp.Server(params)
+    try: server = xllamacpp.Server(params)
+    except RuntimeError: raise Invalid(
+        f"{display_path(path)}: llama.cpp cannot load it; name a whole GGUF file of an architecture it knows") from None
     server.handle_completions(dict(prompt="a", max_tokens=1))
     return server

@@ -47,6 +47,7 @@ def format_label(
     answer: LabelAnswer # answer for programs
 ) -> str: # lines for people
     "Write the answer for people"
-    return (f"{answer.file}: {answer.added} pairs added, {answer.waiting} wait for a label, {answer.labelled} have one\n"
+    counts = f"{answer.added} pairs added, {answer.waiting} wait for a label, {answer.labelled} have one"
+    return (f"{answer.file}: {counts}\n"
             "Write a, b or tie into `label` and your name into `who`; "
             f"a judge may have a vote from {answer.needed} pairs, half of them labelled by people.")
