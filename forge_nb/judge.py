@@ -11,8 +11,7 @@ from pathlib import Path
 
 from .core.project import Invalid, log, read_jsonl, write_csv, write_json, write_jsonl
 from .core.settings import Style, load_settings
-from .evals.answer_pairs import (add_references, collect_labelled, make_verified_pairs, pair_checkpoints,
-                                         read_labels)
+from .evals.answer_pairs import add_references, collect_labelled, pair_checkpoints, read_labels
 from .evals.checkpoints import find_released, load_checkpoints
 from .evals.judge_vote import VoteBounds, compare_grades, compare_judged, decide_vote, measure_judge
 from .evals.llm_judge import Judge, JudgeConfig, grade_by_rubric, judge_pairs, open_judge
@@ -27,8 +26,7 @@ def calibrate_judge(
     num_verified: int # pairs that a verifier labels, at most
 ) -> list: # judged pairs with label and who
     "Let a judge compare answers of which the better one is known"
-    labelled = collect_labelled(labels, make_verified_pairs(rows, style, num_verified))
-    return judge_pairs(judge, add_references(labelled, items))
+    return judge_pairs(judge, add_references(collect_labelled(labels, rows, style, num_verified), items))
 
 # %% ../nbs/82_judge.ipynb #82a0000e
 def compare_answers(

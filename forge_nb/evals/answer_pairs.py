@@ -68,15 +68,17 @@ def verify_answers(
 def make_verified_pairs(
     rows: list, # rows of answers.jsonl
     style: Style, # house style, with the admission of not knowing
-    num_pairs: int # number of pairs, at most
+    num_pairs: int, # number of pairs, at most
+    known: set = frozenset() # ids of pairs that people have labelled, which are left to them
 ) -> list: # pairs
     "Make pairs that a verifier can label, a third of them ties"
     found = [verify_answers(item, answers, style) for item, answers in collect_answers(rows).items()]
+    is_new = lambda pair: pair is not None and pair["id"] not in known
     place = lambda pair: stable_uniform("verified", pair["id"])
-    decided = sorted(((not is_false, place(pair), pair["id"], pair) for pair, _, is_false in found if pair))
+    decided = sorted(((not is_false, place(pair), pair["id"], pair) for pair, _, is_false in found if is_new(pair)))
     decided = [pair for *_, pair in decided][:num_pairs - num_pairs // 3]
     used = {pair["id"].rpartition("#")[0] for pair in decided}
-    tied = [pair for _, pair, _ in found if pair and pair["id"].rpartition("#")[0] not in used]
+    tied = [pair for _, pair, _ in found if is_new(pair) and pair["id"].rpartition("#")[0] not in used]
     return decided + sorted(tied, key=place)[:num_pairs // 3]
 
 # %% ../../nbs/evals/68_answer_pairs.ipynb #68a00013
@@ -159,12 +161,13 @@ def add_references(
 # %% ../../nbs/evals/68_answer_pairs.ipynb #68a00020
 def collect_labelled(
     labels: list, # rows of company/judge_labels.csv
-    verified: list # pairs that a verifier labelled
+    rows: list, # rows of answers.jsonl
+    style: Style, # house style, with the admission of not knowing
+    num_verified: int # pairs that a verifier labels, at most
 ) -> list: # labelled pairs, people's first
-    "Collect every pair whose better answer is known"
+    "Collect pairs whose better answer is known"
     by_people = [{name: row[name] for name in LABEL_COLUMNS} for row in labels if row["label"]]
-    known = {pair["id"] for pair in by_people}
-    return by_people + [pair for pair in verified if pair["id"] not in known]
+    return by_people + make_verified_pairs(rows, style, num_verified, {pair["id"] for pair in by_people})
 
 # %% ../../nbs/evals/68_answer_pairs.ipynb #68a00023
 def pair_checkpoints(
