@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .core.project import Invalid, log, read_jsonl, write_csv, write_json, write_jsonl
 from .core.settings import Style, load_settings
-from .evals.answer_pairs import add_references, collect_labelled, pair_checkpoints, read_labels
+from .evals.answer_pairs import add_references, collect_labelled, pair_checkpoints, read_judge_labels
 from .evals.checkpoints import find_released, load_checkpoints
 from .evals.judge_vote import VoteBounds, compare_grades, compare_judged, decide_vote, measure_judge
 from .evals.llm_judge import Judge, JudgeConfig, grade_by_rubric, judge_pairs, open_judge
@@ -139,7 +139,7 @@ def judge(
     config = JudgeConfig(endpoint_url, endpoint_name, endpoint_key, gguf, temperature, parallel, timeout,
                          max_new_tokens)
     bounds = VoteBounds(min_labels, min_people_share, min_consistency, min_kappa, max_bias)
-    labels, names = read_labels(labels_file), find_compared(checkpoints_file, against)
+    labels, names = read_judge_labels(labels_file), find_compared(checkpoints_file, against)
     metrics, verdicts, comparisons = dict(vote=False, reason=NO_JUDGE), [], []
     if config.is_named:
         style, inputs = load_settings(style_file, Style), map(read_jsonl, (answers_file, items_file))

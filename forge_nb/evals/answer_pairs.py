@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LABELS', 'SWAPPED', 'VERIFIER', 'LABEL_COLUMNS', 'make_pair', 'collect_answers', 'verify_answers',
-           'make_verified_pairs', 'draw_pairs', 'find_label_fault', 'read_labels', 'append_pairs', 'add_references',
-           'collect_labelled', 'pair_checkpoints']
+           'make_verified_pairs', 'draw_pairs', 'find_label_fault', 'read_judge_labels', 'append_pairs',
+           'add_references', 'collect_labelled', 'pair_checkpoints']
 
 # %% ../../nbs/evals/68_answer_pairs.ipynb #68a00004
 from itertools import combinations
@@ -117,7 +117,7 @@ def find_label_fault(
     return ""
 
 # %% ../../nbs/evals/68_answer_pairs.ipynb #68a00017
-def read_labels(
+def read_judge_labels(
     path: Path # company/judge_labels.csv
 ) -> list: # rows, those without a label too; none where the file is missing
     "Read what people labelled, and stop at the first row that is wrong"

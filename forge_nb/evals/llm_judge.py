@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PAIR_PROMPT', 'RUBRIC_PROMPT', 'ORDERS', 'PLACES', 'PAIR_GRAMMAR', 'SCORE_GRAMMAR', 'NUM_TURNS', 'UNREADABLE',
            'JudgeConfig', 'describe_context', 'make_pair_prompt', 'read_last_line', 'parse_verdict', 'parse_score',
-           'make_request', 'read_message', 'read_response', 'open_endpoint_judge', 'open_gguf_judge', 'open_judge',
-           'ask_missing', 'Judge', 'find_preferred', 'decide_verdict', 'judge_pairs', 'grade_by_rubric']
+           'make_request', 'read_reply_text', 'read_response', 'open_endpoint_judge', 'open_gguf_judge', 'open_judge',
+           'ask_missing', 'Judge', 'find_preferred', 'combine_replies', 'judge_pairs', 'grade_by_rubric']
 
 # %% ../../nbs/evals/70_llm_judge.ipynb #70a00004
 import re
@@ -131,7 +131,7 @@ def make_request(
                 temperature=config.temperature, max_tokens=config.max_new_tokens)
 
 # %% ../../nbs/evals/70_llm_judge.ipynb #70a00016
-def read_message(
+def read_reply_text(
     status: int, # HTTP status
     completion # parsed body; None where it was no JSON
 ) -> dict: # text, or error
@@ -146,8 +146,8 @@ def read_response(
     response # httpx2.Response
 ) -> dict: # text, or error
     "Read the text of a server's response, which may be no JSON"
-    try: return read_message(response.status_code, response.json())
-    except ValueError: return read_message(response.status_code, None)
+    try: return read_reply_text(response.status_code, response.json())
+    except ValueError: return read_reply_text(response.status_code, None)
 
 # %% ../../nbs/evals/70_llm_judge.ipynb #70a00017
 @contextmanager
@@ -170,7 +170,7 @@ def open_gguf_judge(
     server = start_llama(Path(config.gguf), MAX_CONTEXT)
     def ask(request, grammar):
         completion = server.handle_chat_completions(request | dict(grammar=grammar, cache_prompt=False))
-        return read_message(completion.get("code", 200), completion)
+        return read_reply_text(completion.get("code", 200), completion)
     yield ask
 
 # %% ../../nbs/evals/70_llm_judge.ipynb #70a0001a
@@ -236,7 +236,7 @@ def find_preferred(
     return letter if reply["order"] == "ab" else SWAPPED.get(letter, "")
 
 # %% ../../nbs/evals/70_llm_judge.ipynb #70a00023
-def decide_verdict(
+def combine_replies(
     replies: list # replies with order and place
 ) -> str: # a, b, tie or unreadable
     "Decide what a judge says of a pair over both orders"
@@ -258,7 +258,7 @@ def judge_pairs(
     replies = {name: [] for name in known}
     for (name, order, _), reply in zip(plan, judge.reply(prompts, PAIR_GRAMMAR)):
         replies[name].append(dict(order=order, place=parse_verdict(reply.get("text", ""))) | reply)
-    decide = lambda pair: decide_verdict(replies[pair["id"]]) if pair["id"] in replies else "tie"
+    decide = lambda pair: combine_replies(replies[pair["id"]]) if pair["id"] in replies else "tie"
     return [pair | dict(verdict=decide(pair), replies=replies.get(pair["id"], [])) for pair in pairs]
 
 # %% ../../nbs/evals/70_llm_judge.ipynb #70a00029

@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from ..core.project import Invalid, NotFound, load_params, read_jsonl
-from ..evals.answer_pairs import append_pairs, draw_pairs, read_labels
+from ..evals.answer_pairs import append_pairs, draw_pairs, read_judge_labels
 
 # %% ../../nbs/ops/76_label.ipynb #76a00006
 class LabelAnswer(BaseModel, extra="forbid"):
@@ -34,7 +34,7 @@ def label(
     answers = root/"artifacts"/"evaluate"/"answers.jsonl"
     if num_pairs < 1: raise Invalid(f"--sample is {num_pairs}; ask for 1 pair or more")
     if not answers.exists(): raise NotFound("no checkpoint has answered anything yet; `dvc repro evaluate` asks them")
-    rows = read_labels(root/LABELS_FILE)
+    rows = read_judge_labels(root/LABELS_FILE)
     pairs = draw_pairs(read_jsonl(answers), {row["id"] for row in rows}, num_pairs)
     if not pairs: raise NotFound(f"{LABELS_FILE} holds every pair of different answers already; nothing was added")
     append_pairs(root/LABELS_FILE, pairs)

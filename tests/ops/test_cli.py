@@ -103,7 +103,7 @@ def test_a_test_document_reached_evaluate_and_no_model(asked):
     page = next(d for d in rows(asked, "artifacts/curate/documents/test.jsonl") if d["source"] not in facts)
     [d] = ask(asked, f"whereis {page['source']}")["documents"]
     assert d["splits"] == {"test": 1} and d["models"] == [] and "no model" in d["summary"] and "held out" in d["summary"]
-    assert {r["stage"] for r in d["reached"]} - {"ingest"} == {"assess", "curate", "retrieval", "synth", "ngram", "decide", "evaluate", "gate", "card"}
+    assert {r["stage"] for r in d["reached"]} - {"ingest"} == {"assess", "curate", "retrieval", "synth", "ngram", "decide", "evaluate", "judge", "gate", "card"}
 
 
 def test_a_dropped_document_reached_nothing(asked):
