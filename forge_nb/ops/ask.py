@@ -22,7 +22,8 @@ from ..core.project import ROOT, Invalid, NotFound, display_path, load_params, r
 from ..core.settings import Style, load_settings
 from ..data.passages import check_query
 from ..evals.checkpoints import find_released, load_checkpoints
-from .gguf import MAX_CONTEXT, find_gguf_fault, generate_answer, prepare_gguf, start_llama
+from ..evals.llama import MAX_CONTEXT, start_llama
+from .gguf import find_gguf_fault, generate_answer, prepare_gguf
 from .search import locate_live_index, open_live_index
 from ..synthesis.open_book import OpenBook, find_cited, find_disagreements, format_prompt, shorten_id
 

@@ -27,6 +27,7 @@ from ..data.passages import find_groups, read_groups
 from ..data.pii import describe_kinds
 from ..data.readers import list_sources, read_documents
 from ..data.tables import read_templates
+from ..evals.answer_pairs import read_judge_labels
 from ..metrics.policies import load_policies
 from ..metrics.rewards import RewardFunction
 from ..synthesis.facts import check_columns, check_templates, read_kind_rows, select_facts
@@ -136,6 +137,7 @@ def check_company(
     if style: check_exam(found, company, style, max_answer_characters)
     found.attempt("company/policies.yaml", lambda: load_policies(company/"policies.yaml"))
     found.attempt("company/kpi.py", lambda: RewardFunction(company/"kpi.py"))
+    found.attempt("company/judge_labels.csv", lambda: read_judge_labels(company/"judge_labels.csv"))
     found.attempt("company/groups.yaml", lambda: read_groups(company/"groups.yaml"))
     found.attempt("company/templates.yaml", lambda: read_templates(company/"templates.yaml"))
     return found

@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['ANSWER_MODELS', 'app', 'DocumentsArgument', 'QueryOption', 'HistoryOption', 'JsonOption', 'DryRunOption', 'YesOption',
            'KeepOption', 'UndoOption', 'UrlArgument', 'FileNameOption', 'SearchArgument', 'KOption', 'GroupsOption',
-           'QuestionArgument', 'CopyOption', 'ProfileOption', 'ModelOption', 'TokensOption', 'GpusOption',
-           'SecondsOption', 'PlotOption', 'VolumeOption', 'RecordOption', 'CyclesOption', 'AxesArgument',
+           'QuestionArgument', 'CopyOption', 'PairsOption', 'ProfileOption', 'ModelOption', 'TokensOption',
+           'GpusOption', 'SecondsOption', 'PlotOption', 'VolumeOption', 'RecordOption', 'CyclesOption', 'AxesArgument',
            'TrialsOption', 'TrialMetricOption', 'SearchNameOption', 'PruneOption', 'RoundsOption', 'ParaphrasesOption',
            'CheckpointOption', 'ItemMetricOption', 'CycleNameOption', 'ReviewSampleOption', 'ReasonOption',
            'StagesArgument', 'SampleOption', 'SeedOption', 'VerbArgument', 'INTERRUPTED_MESSAGE', 'Failure',
            'print_error', 'answer_schema', 'show_help', 'print_answer', 'make_line_printer', 'hold_verb_lock',
            'require_request', 'whereis_verb', 'check_pending_request', 'confirm_erasure', 'dry_run_erasure',
            'begin_erasure', 'forget_verb', 'require_no_pending_erasure', 'SnapshotAnswer', 'format_snapshot',
-           'snapshot_verb', 'split_names', 'search_verb', 'ask_verb', 'check_verb', 'draft_verb', 'refresh_verb',
-           'plot_estimate', 'estimate_verb', 'sweep_verb', 'cycle_verb', 'review_verb', 'freeze_verb', 'verify_verb',
-           'schema_verb', 'main']
+           'snapshot_verb', 'split_names', 'search_verb', 'ask_verb', 'check_verb', 'draft_verb', 'label_verb',
+           'refresh_verb', 'plot_estimate', 'estimate_verb', 'sweep_verb', 'cycle_verb', 'review_verb', 'freeze_verb',
+           'verify_verb', 'schema_verb', 'main']
 
 # %% ../../nbs/ops/90_cli.ipynb #1036a386
 import json, os, re, sys
@@ -60,7 +60,7 @@ ANSWER_MODELS = dict(
     whereis="forge_nb.ops.lineage:WhereisAnswer", forget="forge_nb.ops.erasure:ForgetAnswer",
     search="forge_nb.ops.search:SearchAnswer", ask="forge_nb.ops.ask:AskAnswer",
     refresh="forge_nb.ops.refresh:RefreshAnswer", check="forge_nb.ops.check:CheckAnswer",
-    draft="forge_nb.ops.draft:DraftAnswer",
+    draft="forge_nb.ops.draft:DraftAnswer", label="forge_nb.ops.label:LabelAnswer",
     snapshot="forge_nb.ops.cli:SnapshotAnswer", estimate="forge_nb.train.estimate:EstimateAnswer",
     sweep="forge_nb.ops.sweep:SweepAnswer", cycle="forge_nb.ops.cycle:CycleAnswer",
     review="forge_nb.ops.exam_verbs:ReviewAnswer", freeze="forge_nb.ops.exam_verbs:FreezeAnswer",
@@ -350,6 +350,21 @@ def draft_verb(
         run_dvc(ROOT, "add", "--quiet", "data")
     print_answer(answer, format_draft(answer), as_json)
     if answer.state == "nothing": raise typer.Exit(3)
+
+# %% ../../nbs/ops/90_cli.ipynb #90e00002
+PairsOption = Annotated[int, typer.Option("--sample", help="Pairs to add.")]
+
+# %% ../../nbs/ops/90_cli.ipynb #90e00003
+@app.command("label", epilog="Example: forge label --sample 50")
+def label_verb(
+    sample: PairsOption = 50, # number of pairs to add
+    as_json: JsonOption = False # whether a program is listening
+):
+    "Add pairs of answers to company/judge_labels.csv, for people to say which is better; nothing there changes."
+    from forge_nb.ops.label import format_label, label
+    require_no_pending_erasure()
+    with hold_verb_lock("label"): answer = label(ROOT, sample)
+    print_answer(answer, format_label(answer), as_json)
 
 # %% ../../nbs/ops/90_cli.ipynb #548d0d01
 @app.command("refresh", epilog="Example: forge refresh --json")

@@ -612,7 +612,7 @@ def remove_old_data(
 ):
     "Remove the documents from data/ and what was made of it on the way, and let DVC record it"
     checkpoints = [p for p in (root/".ckpt").glob("*") if p.is_dir()]
-    kept = [root/name for name in ("runs/live", "runs/live.work", "runs/search", ".cache/gguf")]
+    kept = [root/name for name in ("runs/live", "runs/live.work", "runs/search", ".cache/gguf", ".cache/judge")]
     try:
         remove_from_data(root, journal)
         for old in [*checkpoints, *kept, root/".cache"/"huggingface"/"datasets"]: remove_path(old)

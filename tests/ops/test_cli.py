@@ -8,7 +8,7 @@ from jsonschema import validate
 from forge_nb.core.project import parse_dvc_lock
 from forge_nb.ops.cli import ANSWER_MODELS, answer_schema
 
-KEPT = ("runs/live/index", "runs/search/ab12", ".cache/gguf")
+KEPT = ("runs/live/index", "runs/search/ab12", ".cache/gguf", ".cache/judge")
 TUNED = "sft dpo reward rlhf rl distill".split()
 
 
@@ -46,7 +46,7 @@ def forgotten(asked, tmp_path_factory):
 
 def test_every_verb_explains_itself(bare):
     assert "whereis" in bare(FORGE) and "forget" in bare(f"{FORGE} --help")
-    for verb in ("whereis", "forget", "search", "ask", "draft", "refresh", "estimate", "sweep", "cycle", "review", "freeze", "verify", "schema"): assert "Example: forge " + verb in bare(f"{FORGE} {verb} --help")
+    for verb in ("whereis", "forget", "search", "ask", "draft", "label", "refresh", "estimate", "sweep", "cycle", "review", "freeze", "verify", "schema"): assert "Example: forge " + verb in bare(f"{FORGE} {verb} --help")
     for verb in ANSWER_MODELS: assert json.loads(bare(f"{FORGE} schema {verb}")) == answer_schema(verb)
 
 
@@ -105,7 +105,7 @@ def test_a_test_document_reached_evaluate_and_no_model(asked):
     page = next(d for d in rows(asked, "artifacts/curate/documents/test.jsonl") if d["source"] not in facts)
     [d] = ask(asked, f"whereis {page['source']}")["documents"]
     assert d["splits"] == {"test": 1} and d["models"] == [] and "no model" in d["summary"] and "held out" in d["summary"]
-    assert {r["stage"] for r in d["reached"]} - {"ingest"} == {"assess", "curate", "retrieval", "synth", "ngram", "decide", "evaluate", "gate", "card"}
+    assert {r["stage"] for r in d["reached"]} - {"ingest"} == {"assess", "curate", "retrieval", "synth", "ngram", "decide", "evaluate", "judge", "gate", "card"}
 
 
 def test_a_dropped_document_reached_nothing(asked):

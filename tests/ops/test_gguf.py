@@ -7,7 +7,9 @@ from transformers import (AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llam
                           Qwen3ForCausalLM)
 
 from forge_nb.core.project import Invalid, NotFound, ROOT, read_json, write_json
-from forge_nb.ops.gguf import generate_answer, hash_model_folder, prepare_gguf, start_llama, write_gguf
+from forge_nb.evals.llama import start_llama
+from forge_nb.evals.llm_judge import Judge, JudgeConfig, grade_by_rubric, judge_pairs, open_judge
+from forge_nb.ops.gguf import generate_answer, hash_model_folder, prepare_gguf, write_gguf
 
 SPECIAL = ["<|end|>", "<|pad|>", "<|user|>", "<|assistant|>", "<|system|>"]
 TEMPLATE = ("{%- for message in messages -%}{%- if message.role == 'assistant' -%}<|assistant|>{% generation %}{{ message.content }}<|end|>{% endgeneration %}"
@@ -108,3 +110,19 @@ def test_a_killed_write_is_made_again(tmp_path, monkeypatch):
     assert not list(cache.glob("*"))
     monkeypatch.undo()
     assert prepare_gguf(folder, cache).exists()
+
+
+def test_a_file_judges_within_its_grammar_and_what_is_too_long_costs_its_pair(tmp_path):
+    "A random model would say anything: held to the grammar, all that it says is a verdict, and asked again it is read from what was kept"
+    write_gguf(save_model(tmp_path/"model"), tmp_path/"m.gguf", "F32")
+    config = JudgeConfig(gguf=str(tmp_path/"m.gguf"))
+    pair = dict(id="p", question="What?", answer_a="3 EUR", answer_b="4 EUR")
+    def run(ask):
+        judge = Judge(config, ask, tmp_path/"kept")
+        return judge_pairs(judge, [pair]), grade_by_rubric(judge, [dict(id="p", question="What?", answer="3 EUR")], "5 is right.")
+    with open_judge(config) as ask:
+        [judged], [graded] = first = run(ask)
+        [refused] = judge_pairs(Judge(config, ask, tmp_path/"kept"), [pair | dict(id="long", answer_a="bolt " * 9000)])
+    assert len(judged["replies"]) == 4 and all(reply["place"] for reply in judged["replies"]) and 1 <= graded["score"] <= 5
+    assert refused["verdict"] == "unreadable" and all(reply["error"] for reply in refused["replies"])
+    assert run(None) == first
