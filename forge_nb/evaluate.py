@@ -13,6 +13,7 @@ from pathlib import Path
 from .core.project import hash_weights, log, read_csv, read_json, read_jsonl, write_csv, write_json, write_jsonl
 from .core.settings import PoisonFamilies, Style, load_settings
 from .evals.checkpoints import BASELINE, find_released, list_comparisons, load_checkpoints
+from .evals.coding import score_code
 from .evals.headline import summarize_released, take_arm_scores
 from .evals.own import read_held_out, score_own_rows
 from .evals.poison import make_cases, measure_poison, write_poison
@@ -168,6 +169,7 @@ def evaluate(
             scored[weights] = score_checkpoint(name, entry, folder, asked, items, eval_set, rules, reward, style,
                                                **options)
         scores, texts = ([row | dict(checkpoint=name) for row in part] for part in scored[weights])
+        scores += score_code(items, texts)
         rows, answers = rows + scores, answers + texts
     released = find_released(checkpoints)
     written, folder = find_answers(answers, released), checkpoints[released].folder

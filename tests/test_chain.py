@@ -71,7 +71,7 @@ def test_evaluation_is_held_out(tiny):
     rows, exam = read("artifacts/synth/rows/sft.jsonl"), read("artifacts/synth/eval_set/items.jsonl")
     trained = {r["fact"] for r in rows}
     for name in ("sft", "pairs", "prompts"): assert not {r["question"] for r in read(f"artifacts/synth/rows/{name}.jsonl")} & {i["question"] for i in exam}
-    assert {i["part"] for i in exam} == {"phrasing", "fact", "document", "absent"}
+    assert {i["part"] for i in exam} == {"phrasing", "fact", "document", "absent", "own_exam"}
     assert not {p for r in rows if r["generator"] == "company/extracts.yaml" for p in r["parents"]} & {p for i in exam if i["part"] == "document" for p in i["parents"]}
     assert not trained & {i["fact"] for i in exam if i["part"] == "fact"}
     assert {i["fact"] for i in exam if i["part"] == "phrasing"} <= trained

@@ -167,7 +167,7 @@ def is_other_exam(
     "Tell the exam of another company from one that was changed"
     made = [{name for part, found in lock["items"].items() if part != "own_exam" for name in found}
             for lock in (old, new)]
-    return all(made) and made[0].isdisjoint(made[1])
+    return any(made) and made[0].isdisjoint(made[1])
 
 # %% ../../nbs/synthesis/66_eval_lock.ipynb #66a00025
 def summarize_freeze(

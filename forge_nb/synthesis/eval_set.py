@@ -176,7 +176,7 @@ def describe_items(
 # %% ../../nbs/synthesis/60_eval_set.ipynb #60e00005
 # fields of an item that decide what a right answer is
 HASHED_FIELDS = ("question", "adversarial_question", "policy", "answer", "answers", "choices", "gold", "rubric",
-                 "reference")
+                 "reference", "tests")
 def hash_item(
     item: dict # item
 ) -> str: # 12 hex digits

@@ -98,6 +98,10 @@ def test_another_company_freezes_by_itself_and_an_own_exam_alone_does_not(projec
     assert project.run()["because"].startswith("another exam")
     for n in range(3, 6): project.items[n].update(id=f"own_exam:other {n}")
     with pytest.raises(Invalid, match="3 items added .*3 items removed"): project.run()
+    project.items = [dict(id="own_exam:0", part="own_exam", question="Which?", answer="1")]  # a company with questions of its own alone
+    assert project.run()["because"].startswith("another exam")
+    project.items[0].update(id="own_exam:1")
+    with pytest.raises(Invalid, match="1 item added"): project.run()
 
 
 def test_a_profile_that_tests_the_machinery_freezes_nothing(project):

@@ -4,6 +4,7 @@ import csv, json
 import pytest
 
 from forge_nb.core.project import Invalid
+from forge_nb.metrics import sandbox
 from forge_nb.synthesis.own_exam import read_own_exam
 
 OIL, WINTER = dict(question="Which oil does it take?", answer="46"), [dict(role="user", content="Which oil?"), dict(role="assistant", content="32"), dict(role="user", content="And in winter?")]
@@ -72,3 +73,12 @@ def test_what_nobody_can_judge_is_one_sentence(tmp_path, name, content, words):
 
 def test_a_set_may_be_kept_out_of_training_and_not_asked(tmp_path):
     assert read(tmp_path, "unasked/faq.md", "# Pump\n\nWhich oil does it take? Oil 46.\n") == []
+
+
+def test_code_is_asked_with_its_tests_where_it_can_be_run(tmp_path, monkeypatch):
+    human_eval = dict(task_id="a/1", prompt="def double(x):\n    \"Double a number\"\n", canonical_solution="    return 2 * x\n", test="def check(candidate):\n    assert candidate(2) == 4\n", entry_point="double")
+    monkeypatch.setattr(sandbox, "can_cut_network", lambda: True)
+    [item] = read(tmp_path, "a.jsonl", [human_eval])
+    assert (item["kind"], item["ungraded"]) == ("code", True) and item["tests"].endswith("check(double)")
+    monkeypatch.setattr(sandbox, "can_cut_network", lambda: False)
+    with pytest.raises(Invalid, match="company/eval_sets/a.jsonl#1: code is to be run, and this system lets no process be without a network"): read(tmp_path, "a.jsonl", [human_eval])
