@@ -94,7 +94,8 @@ undesirable correct incorrect wrong upvote upvoted downvote downvoted rejected s
 flagged success successful passed failed""".split())
 NEGATIVE = set("""thumbsdown disliked dislike bad unhelpful undesirable incorrect wrong downvote downvoted
 rejected unsafe toxic harmful flagged failed""".split())
-SCALES = set("rating feedback vote votes reaction verdict stars grade quality reward".split())  # a number in them may be one of a scale
+# a number in them may be one of a scale
+SCALES = set("rating feedback vote votes reaction verdict stars grade quality reward".split())
 VERDICTS = {**dict.fromkeys("up thumbs_up thumbsup like liked positive yes +1 👍".split(), True),
             **dict.fromkeys("down thumbs_down thumbsdown dislike disliked negative no -1 👎".split(), False)}
 
