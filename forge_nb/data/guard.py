@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_READ_SECONDS', 'MAX_READ_BYTES', 'CRASHED', 'STANDING', 'limit_process', 'send_answer', 'receive_answer',
-           'call_in_child', 'call_guarded', 'serve_calls', 'start_standing', 'call_standing']
+           'call_in_child', 'call_guarded', 'serve_calls', 'start_standing', 'call_standing', 'end_standing']
 
 # %% ../../nbs/data/24_guard.ipynb #24a00004
 import multiprocessing, os, pickle, signal, sys
@@ -143,3 +143,12 @@ def call_standing(
             child.kill()
             child.join()
             pipe.close()
+
+# %% ../../nbs/data/24_guard.ipynb #24a0b008
+def end_standing():
+    "End the process that stands by, where there is one"
+    child, pipe = STANDING.pop(os.getpid(), (None, None))
+    if child:
+        child.kill()
+        child.join()
+        pipe.close()

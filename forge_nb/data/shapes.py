@@ -88,12 +88,15 @@ def read_objects(
 
 # %% ../../nbs/data/25_shapes.ipynb #35a0a005
 JUDGEMENTS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}  # labels as written
-JUDGING = set("ktotag thumbsup thumbsdown thumbs thumb rating feedback vote votes reaction judgement judgment".split())
+JUDGING = set("""ktotag thumbsup thumbsdown thumbs thumb rating feedback vote votes reaction judgement judgment verdict
+stars grade quality reward""".split())
 PERHAPS_JUDGING = set("""label liked like disliked dislike accepted approved good bad helpful unhelpful desirable
-undesirable correct incorrect wrong upvote upvoted downvote downvoted rejected satisfied""".split())
+undesirable correct incorrect wrong upvote upvoted downvote downvoted rejected satisfied safe unsafe toxic harmful
+flagged success successful passed failed""".split())
 NEGATIVE = set("""thumbsdown disliked dislike bad unhelpful undesirable incorrect wrong downvote downvoted
-rejected""".split())
-SCALES = {"rating", "feedback", "vote", "votes", "reaction"}  # a number in them may be one of a scale
+rejected unsafe toxic harmful flagged failed""".split())
+# a number in them may be one of a scale
+SCALES = set("rating feedback vote votes reaction verdict stars grade quality reward".split())
 VERDICTS = {**dict.fromkeys("up thumbs_up thumbsup like liked positive yes +1 👍".split(), True),
             **dict.fromkeys("down thumbs_down thumbsdown dislike disliked negative no -1 👎".split(), False)}
 

@@ -314,6 +314,7 @@ SHAPES = {  # kind, record, what is read
     "kto_tag": ("kto", dict(instruction="a", output="b", kto_tag=False), JUDGED),
     "thumbs_up": ("kto", dict(question="a", answer="b", thumbs_up=False), JUDGED),
     "thumbs_down": ("kto", dict(prompt="a", response="b", thumbs_down=True), JUDGED),
+    "toxic": ("kto", dict(prompt="a", completion="b", is_toxic=True), JUDGED),
     "rating_in_words": ("kto", dict(query="a", response="b", rating="thumbs_down"), JUDGED),
     "system_beside_turns": ("chat", dict(system="s", conversations=[{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]), dict(messages=[dict(role="system", content="s"), *ASKED])),
     "tools_as_json": ("chat", dict(messages=ASKED, tools='[{"name": "t"}]'), dict(messages=ASKED, tools=[{"name": "t"}])),
@@ -367,7 +368,7 @@ def test_roles_calls_of_tools_and_weights(tmp_path):
     (dict(messages=[*ASKED, dict(role="assistant", content="c", weight=.5)]), "messages[2].weight", "0 or 1"),
     (dict(chosen="a", rejected="b"), "chosen", "add `prompt`"), (dict(chosen="The nut fits.", rejected="The nut melts."), "chosen", "a whole question"),
     *((judged | said, field, words) for judged in (dict(messages=ASKED), dict(question="a", answer="b"), dict(prompt="a", completion="b")) for said, field, words in (
-        (dict(rating=2), "rating", "found 2"), (dict(feedback="not what I asked"), "feedback", "rename the field"), (dict(liked=True, label=0), "label", "disagree"))),
+        (dict(rating=2), "rating", "found 2"), (dict(stars="1"), "stars", "found '1'"), (dict(reward=-.5), "reward", "found -0.5"), (dict(feedback="not what I asked"), "feedback", "rename the field"), (dict(liked=True, label=0), "label", "disagree"))),
     (dict(prompt="a", response_a="b", response_b="c", winner="a"), "response_a", "which is better"), (dict(question="a", output_1="b", output_2="c", better=1), "output_1", "which is better"),
     (dict(messages=[*ASKED, dict(role="user", content="Thanks")], label=False), "messages", "judged"),
     (dict(messages=ASKED, tools="stock"), "tools", "as an object"), (dict(messages=ASKED, tools=[3]), "tools", "as an object"),
