@@ -64,6 +64,7 @@ def test_every_verb_explains_itself(bare):
     ("forget data/facts/objects.csv --yes", 2, ["table of facts", "make adopt"]),
     ("forget --undo", 3, ["no forget is unfinished"]),
     ("forget docs/index.txt", 2, ["--yes", "--dry-run"]),
+    ("label --sample 0", 2, ["--sample is 0"]),
     ("estimate --model nosuch", 2, ["config/hardware.yaml", "mistral-small-4"]),
     ("estimate --profile nosuch", 2, ["no profile `nosuch`", "tiny"])])
 def test_bad_input_is_a_sentence(tiny, line, rc, words):
