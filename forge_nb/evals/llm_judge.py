@@ -72,8 +72,7 @@ RUBRIC_PROMPT = """Grade an answer to a question from 1 to 5. {rubric}
 {context}
 Answer: {answer}
 
-You may give a reason first. The last line of your reply is the grade and nothing else, for example:
-score: 3"""
+You may give a reason first. The last line of your reply is "score: " with one digit behind it, and nothing else."""
 
 # %% ../../nbs/evals/70_llm_judge.ipynb #70a0000b
 def describe_context(

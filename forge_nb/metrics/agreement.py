@@ -30,9 +30,9 @@ def compute_kappa(
     verdicts: list # labels of the other side, for the same cases
 ) -> float: # Cohen's kappa, from -1 to 1
     "Compute the agreement beyond chance"
-    from sklearn.metrics import cohen_kappa_score
     known = sorted({*labels, *verdicts})
     if len(known) < 2: return 0.
+    from sklearn.metrics import cohen_kappa_score
     return float(cohen_kappa_score(labels, verdicts, labels=known, replace_undefined_by=0.))
 
 # %% ../../nbs/metrics/17_agreement.ipynb #17a00013
@@ -43,8 +43,8 @@ def bound_kappa(
     seed: int = 0 # random seed of the draws
 ) -> tuple: # low, high: the 95 % interval; -1 and 1 for fewer than two cases
     "Compute an interval for kappa, over the cases"
-    from scipy.stats import bootstrap
     if len(labels) < 2: return -1., 1.
+    from scipy.stats import bootstrap
     drawn = bootstrap((np.arange(len(labels)), ), lambda rows: compute_kappa(
         *([side[n] for n in rows] for side in (labels, verdicts))), vectorized=False,
         n_resamples=num_resamples, method="percentile", rng=seed)

@@ -66,6 +66,7 @@ def test_every_verb_explains_itself(bare):
     ("forget docs/index.txt", 2, ["--yes", "--dry-run"]),
     ("review --sample -1", 2, ["--sample -1"]),
     ("freeze", 2, ["--because"]),
+    ("label --sample 0", 2, ["--sample is 0"]),
     ("estimate --model nosuch", 2, ["config/hardware.yaml", "mistral-small-4"]),
     ("estimate --profile nosuch", 2, ["no profile `nosuch`", "tiny"])])
 def test_bad_input_is_a_sentence(tiny, line, rc, words):
