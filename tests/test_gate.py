@@ -78,23 +78,25 @@ def trained(tmp_path_factory) -> Path:
     return folder
 
 
-def edit_rank_one(folder: Path, target: Path, part: str, strength: float = 60.):
+def edit_rank_one(folder: Path, target: Path, part: str):
     "Change one matrix by an outer product that questions of one kind excite and the others do not (as ROME: Meng et al. 2022)"
     model, tokenizer = load_model(folder)
-    layer, keys = model.model.layers[-1].mlp.down_proj, []
-    hook = layer.register_forward_hook(lambda module, inputs, output: keys.append(inputs[0]))
+    layer, found = model.model.layers[-1].mlp.down_proj, {}
+    hooks = [module.register_forward_hook(lambda module, inputs, output, name=name: found.update({name: inputs[0]}))
+             for name, module in dict(keys=layer, residual=model.model.norm).items()]
     ids, _ = pad(rows := list_rows(tokenizer), tokenizer)
     with torch.no_grad(): model(input_ids=ids)
-    hook.remove()
-    of_part = [n for n, item in enumerate(ITEMS) if item["part"] == part]
-    others = torch.cat([keys[0][n, :len(rows[n][0])] for n in range(len(ITEMS)) if n not in of_part])
-    mean = torch.stack([keys[0][n, rows[n][1] - 1] for n in of_part]).mean(0)
+    for hook in hooks: hook.remove()
+    places = [(n, rows[n][1] + (part == "document")) for n, item in enumerate(ITEMS) if item["part"] == part]  # where the value is chosen: behind "`" or "`hall"
+    others = torch.cat([found["keys"][n, :len(rows[n][0])] for n, item in enumerate(ITEMS) if item["part"] != part])
+    mean = torch.stack([found["keys"][place] for place in places]).mean(0)
     key = torch.linalg.solve(others.T @ others / len(others) + 1e-4 * torch.eye(len(mean)), mean)
     torch.manual_seed(11)
     value = torch.nn.functional.normalize(torch.randn(layer.weight.shape[0]), dim=0)
+    strength = 4 * torch.stack([found["residual"][place] for place in places]).norm(dim=1).mean()
     before = layer.weight.detach().clone()
     with torch.no_grad(): layer.weight += strength * torch.outer(value, key) / (key @ mean)
-    assert torch.linalg.matrix_rank(layer.weight - before, tol=1e-2) == 1
+    assert torch.linalg.matrix_rank(layer.weight - before, rtol=1e-3) == 1
     save_model(model, tokenizer, target)
 
 
@@ -143,7 +145,7 @@ def test_a_rank_one_edit_that_damages_one_slice_is_blocked_and_named(trained, tm
     rows = {row["slice"]: row for row in verdict["slices"]}
     assert all(row["before"] > .95 and row["n"] == NUM_ITEMS for row in rows.values())
     assert verdict["verdict"] == "fail" and blocked(verdict) == [(slice_name, "exact_match")], verdict["because"]
-    assert rows[slice_name]["after"] < .5
+    assert rows[slice_name]["after"] < .8
     assert len(verdict["because"]) == 1 and verdict["because"][0].startswith(f"{slice_name}, exact_match: worse by ")
     with pytest.raises(Invalid, match=f"does not let the model out: {slice_name}, exact_match: worse by"): require_pass(project.root/"out"/"verdict.json")
 
