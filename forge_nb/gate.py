@@ -9,6 +9,7 @@ __all__ = ['find_frozen_rules', 'compare_frozen_rules', 'time_answers', 'ask_can
 
 # %% ../nbs/85_gate.ipynb #85a00004
 import time, traceback
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,8 @@ from .core.project import (Invalid, NotFound, hash_file, hash_weights, log, pars
 from .core.rules import Rules, check_rule_names, load_rules
 from .core.settings import Settings, Style, load_settings, validate
 from .evals.checkpoints import find_released, load_checkpoints
-from .evals.gated import (ReleaseExam, ask_items, ask_once, grade_fields, hash_answering_files, list_gated,
-                                  load_release_exam, measure_likelihoods, pick_items, reopen_items, reuse_answers)
+from .evals.gated import (ReleaseExam, ask_once, grade_fields, hash_answering_files, leave_out_known,
+                                  list_gated, load_release_exam, pick_items, reopen_items, reuse_answers)
 from .evals.suites import make_answer_rows
 from .evals.release import (TRIVIAL_BASELINE, PastWaiver, block_release, choose_trivial, collect_scores,
                                     judge_candidate, read_floors, refuse_release, seal_verdict, sign_waiver)
@@ -87,22 +88,25 @@ def ask_candidate(
     exam: ReleaseExam, # what is asked beside questions
     *,
     evaluated: Path, # folder of `evaluate`
-    num_timed: int # questions asked one by one
+    num_timed: int, # questions asked one by one
+    kept: Path # folder that keeps answers from run to run
 ) -> tuple: # field → (text, finished) for each question; rows of scores; seconds of an answer
     "Ask the candidate what it was not asked yet"
-    known, model_and_tokenizer = reuse_answers(evaluated/"answers.jsonl", name), load_model(folder)
-    answers = {field: ask_items(*model_and_tokenizer, items, field, known.get(field, {}), exam.max_new_tokens)
-               for field, items in asked.items()}
+    known, load = reuse_answers(evaluated/"answers.jsonl", name), cache(load_model)
+    likelihoods = metrics & {"mc_accuracy", "bpb"}
+    measured = read_jsonl(evaluated/"scores.jsonl") if likelihoods else []
+    scored = [row for row in measured if row["checkpoint"] == name and row["metric"] in likelihoods]
+    left, *rest = leave_out_known(asked, metrics, exam, known, scored)
+    texts, rows = ask_once(name, folder, left, *rest, kept, load)
+    found = {field: known.get(field, {}) | {item["id"]: text for item, text in zip(items, texts[field])}
+             for field, items in left.items()}
+    answers = {field: [found[field][item["id"]] for item in items] for field, items in asked.items()}
     for field, items in asked.items():
-        num_known = sum(item["id"] in known.get(field, ()) for item in items)
-        log(f"{name}: {len(items)} questions ({field}), {num_known} of them answered already")
-    measured = read_jsonl(evaluated/"scores.jsonl") if metrics & {"mc_accuracy", "bpb"} else []
-    scored = [row for row in measured if row["checkpoint"] == name]
-    rows = grade_fields(name, asked, answers, exam)
-    rows += measure_likelihoods(name, *model_and_tokenizer, metrics, exam, scored)
-    seconds = time_answers(*model_and_tokenizer, asked["prompt"][:num_timed], exam.max_new_tokens)
+        log(f"{name}: {len(items)} questions ({field}), {len(items) - len(left[field])} of them answered already")
+    timed = asked["prompt"][:num_timed]
+    seconds = time_answers(*load(folder), timed, exam.max_new_tokens) if timed else None
     if seconds: log(f"{name}: {seconds:.3f} s an answer")
-    return answers, rows, seconds
+    return answers, grade_fields(name, asked, answers, exam) + scored + rows, seconds
 
 # %% ../nbs/85_gate.ipynb #85a00013
 def measure_candidate(
@@ -237,7 +241,8 @@ def judge_release(
     check_rule_names(rules, list_gated(exam), place)
     (name, folder), metrics = candidate, {entry.metric for entry in rules.slices}
     asked = pick_items(exam.items, rules, num_items, reuse_answers(evaluated/"answers.jsonl", name))
-    answers, rows, seconds = ask_candidate(name, folder, asked, metrics, exam, evaluated=evaluated, num_timed=num_timed)
+    answers, rows, seconds = ask_candidate(name, folder, asked, metrics, exam, evaluated=evaluated,
+                                           num_timed=num_timed, kept=kept)
     scores = collect_scores(rows, name)
     measured = measure_candidate(asked["prompt"], answers["prompt"], scores, folder, exam.style)
     def ask(promoted): return ask_promoted(promoted, (folder, answers, rows), asked, metrics, exam, kept)

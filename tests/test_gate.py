@@ -14,7 +14,7 @@ from forge_nb.tokenizer import train_tokenizer
 from forge_nb.train.architecture import ModelShape, build_model
 from forge_nb.train.model import load_model, render_chat_prompt, save_model
 
-NUM_ITEMS = 48  # questions of a kind
+NUM_ITEMS = 36  # questions of a kind
 ASKED = dict(fact="What is the price of part {}?", document="Which hall keeps part {}?")
 VALUES = dict(fact=["3 EUR", "7 EUR", "12 EUR", "40 EUR"], document=["hall one", "hall two", "hall five", "hall nine"])
 VOICES = "voices: {plain: {template: '{sentence}', share: 0.5}, house: {template: '{value}. Source: {source}.', share: 0.5}}\n"
@@ -190,11 +190,11 @@ def test_metrics_that_are_no_shares_of_written_answers_block_as_well(trained, tm
     choices, bits = verdict["slices"]
     assert (choices["n"], choices["test"], choices["decision"]) == (NUM_ITEMS, "mid-p McNemar", "blocks") and choices["before"] > .95
     assert (bits["n"], bits["test"]) == (12, "flipped signs, exact") and bits["before"] > 0
-    [kept] = (project.root/".cache").iterdir()
-    answers, rows = read_json(kept)
-    assert {row["metric"] for row in rows} == {"mc_accuracy", "bpb"} and len(answers["prompt"]) == len(ITEMS)
-    moment = kept.stat().st_mtime_ns
-    assert project.judge() == verdict and kept.stat().st_mtime_ns == moment
+    kept = {path: path.stat().st_mtime_ns for path in (project.root/".cache").iterdir()}
+    assert len(kept) == 2
+    for answers, rows in map(read_json, kept):
+        assert {row["metric"] for row in rows} == {"mc_accuracy", "bpb"} and len(answers["prompt"]) == len(ITEMS)
+    assert project.judge() == verdict and {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
 def test_what_evaluate_measured_is_not_measured_again(trained, tmp_path):
@@ -225,12 +225,13 @@ def test_the_floor_of_seeds_is_used_and_shown(trained, tmp_path, floor, decision
 def test_a_verdict_is_written_whatever_is_wrong(trained, tmp_path):
     project = Project(tmp_path/"project", trained, trained)
     weights = project.root/"artifacts"/"promoted"/"model"/"model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-100])
     assert "are not those of v1; fetch the model" in project.judge()["because"][0]
     (project.root/"rules.yaml").unlink()
     verdict = project.judge()
     assert "rules.yaml is missing" in verdict["because"][0] and read_json(project.root/"out"/"verdict.json") == verdict
-    (project.root/"dvc.lock").unlink()
+    weights.write_bytes(whole)
     project.write_rules(("nosuch", "exact_match"))
     assert "`slices.0.slice` is 'nosuch', which was not measured" in project.judge()["because"][0]
 

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['ASKED_METRICS', 'OVERALL_METRICS', 'ReleaseExam', 'load_release_exam', 'find_prompt_field', 'list_asked_slices',
            'list_gated', 'pick_slice', 'pick_items', 'reuse_answers', 'ask_items', 'grade_fields',
-           'measure_likelihoods', 'ShownPassages', 'reopen_items', 'hash_answering_files', 'hash_questions', 'ask_once']
+           'measure_likelihoods', 'leave_out_known', 'ShownPassages', 'reopen_items', 'hash_answering_files',
+           'hash_questions', 'ask_once']
 
 # %% ../../nbs/evals/58_gated.ipynb #58a00004
 import inspect, json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -139,15 +140,11 @@ def ask_items(
     tokenizer, # tokenizer of the model
     items: list, # questions
     field: str, # field that is asked
-    known: dict, # (text, finished) by id of questions that were answered already
     max_new_tokens: int # tokens that an answer may have
 ) -> list: # (text, finished) for each question
-    "Let a model answer what it has not answered yet"
-    new = [item for item in items if item["id"] not in known]
-    prompts = [render_chat_prompt(tokenizer, item[field]) for item in new]
-    texts = generate_texts(model, tokenizer, prompts, max_new_tokens=max_new_tokens) if new else []
-    answers = known | {item["id"]: answer for item, answer in zip(new, texts)}
-    return [tuple(answers[item["id"]]) for item in items]
+    "Let a model answer questions in its own chat template"
+    prompts = [render_chat_prompt(tokenizer, item[field]) for item in items]
+    return generate_texts(model, tokenizer, prompts, max_new_tokens=max_new_tokens) if prompts else []
 
 # %% ../../nbs/evals/58_gated.ipynb #58a00016
 def grade_fields(
@@ -169,21 +166,33 @@ def measure_likelihoods(
     model, # transformers model
     tokenizer, # tokenizer of the model
     metrics: set, # metrics that rules name
-    exam: ReleaseExam, # what is asked
-    known: list = () # rows of scores that are there already
+    exam: ReleaseExam # what is asked
 ) -> list: # rows of scores: mc_accuracy, bpb
     "Measure what a model is not asked to write for"
-    rows = [row for row in known if row["metric"] in metrics]
-    scored = {row["item"] for row in rows if row["metric"] == "bpb"}
-    if "mc_accuracy" in metrics and not any(row["metric"] == "mc_accuracy" for row in rows):
+    rows = []
+    if "mc_accuracy" in metrics:
         with TemporaryDirectory() as temporary:
             tasks = render_choices(exam.eval_set, tokenizer, Path(temporary))
             rows += score_choices(checkpoint, model, tokenizer, tasks, "chat")
-    documents = [document for document in exam.documents if document["id"] not in scored] if "bpb" in metrics else []
-    if not documents: return rows
-    length, texts = min(exam.context_length, model.config.max_position_embeddings), [d["text"] for d in documents]
+    if "bpb" not in metrics or not exam.documents: return rows
+    length, texts = min(exam.context_length, model.config.max_position_embeddings), [d["text"] for d in exam.documents]
     bits = compute_document_bits(model, tokenizer, texts, context_length=length)
-    return rows + score_documents(checkpoint, documents, bits)
+    return rows + score_documents(checkpoint, exam.documents, bits)
+
+# %% ../../nbs/evals/58_gated.ipynb #58a00030
+def leave_out_known(
+    asked: dict, # field → questions
+    metrics: set, # metrics that rules name
+    exam: ReleaseExam, # what is asked beside questions
+    known: dict, # field → (text, finished) by id of the question
+    scored: list # rows of scores that are there already
+) -> tuple: # questions, metrics and exam that are left
+    "Leave out what a model has answered, and what was measured of it"
+    left = {field: [item for item in items if item["id"] not in known.get(field, ())] for field, items in asked.items()}
+    measured = {row["item"] for row in scored if row["metric"] == "bpb"}
+    documents = [document for document in exam.documents if document["id"] not in measured]
+    done = {"mc_accuracy"} if any(row["metric"] == "mc_accuracy" for row in scored) else set()
+    return left, metrics - done - (set() if documents else {"bpb"}), replace(exam, documents=documents)
 
 # %% ../../nbs/evals/58_gated.ipynb #58a0001e
 class ShownPassages(Settings):
@@ -238,13 +247,15 @@ def ask_once(
     asked: dict, # field → questions
     metrics: set, # metrics that rules name
     exam: ReleaseExam, # what is asked beside questions
-    kept: Path # folder that keeps answers from run to run
+    kept: Path, # folder that keeps answers from run to run
+    load=load_model # function of a folder: model, tokenizer
 ) -> tuple: # field → (text, finished) for each question; rows of scores of likelihoods
     "Ask a model everything, unless it was asked the same before"
+    if not any(asked.values()) and not metrics & {"mc_accuracy", "bpb"}: return {field: [] for field in asked}, []
     def ask():
-        model, tokenizer = load_model(folder)
+        model, tokenizer = load(folder)
         log(f"{checkpoint}: {sum(map(len, asked.values()))} questions")
-        answers = {field: ask_items(model, tokenizer, items, field, {}, exam.max_new_tokens)
+        answers = {field: ask_items(model, tokenizer, items, field, exam.max_new_tokens)
                    for field, items in asked.items()}
         return answers, measure_likelihoods(checkpoint, model, tokenizer, metrics, exam)
     key = hash_text(hash_answering_files(folder) + hash_questions(asked, metrics, exam))[:16]
