@@ -93,7 +93,7 @@ def edit_rank_one(folder: Path, target: Path, part: str):
     key = torch.linalg.solve(others.T @ others / len(others) + 1e-4 * torch.eye(len(mean)), mean)
     torch.manual_seed(11)
     value = torch.nn.functional.normalize(torch.randn(layer.weight.shape[0]), dim=0)
-    strength = 4 * torch.stack([found["residual"][place] for place in places]).norm(dim=1).mean()
+    strength = 8 * torch.stack([found["residual"][place] for place in places]).norm(dim=1).mean()
     before = layer.weight.detach().clone()
     with torch.no_grad(): layer.weight += strength * torch.outer(value, key) / (key @ mean)
     assert torch.linalg.matrix_rank(layer.weight - before, rtol=1e-3) == 1
@@ -145,7 +145,7 @@ def test_a_rank_one_edit_that_damages_one_slice_is_blocked_and_named(trained, tm
     rows = {row["slice"]: row for row in verdict["slices"]}
     assert all(row["before"] > .95 and row["n"] == NUM_ITEMS for row in rows.values())
     assert verdict["verdict"] == "fail" and blocked(verdict) == [(slice_name, "exact_match")], verdict["because"]
-    assert rows[slice_name]["after"] < .8
+    assert rows[slice_name]["after"] < .85
     assert len(verdict["because"]) == 1 and verdict["because"][0].startswith(f"{slice_name}, exact_match: worse by ")
     with pytest.raises(Invalid, match=f"does not let the model out: {slice_name}, exact_match: worse by"): require_pass(project.root/"out"/"verdict.json")
 
