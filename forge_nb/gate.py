@@ -177,14 +177,16 @@ def find_before(
     folder: Path | None, # model folder of the baseline; None where none was promoted
     ask, # function of a folder, as `ask_promoted`
     rules: Rules, # rules of the release
-    decisions: Path # folder of `decide`
+    decisions: Path, # folder of `decide`
+    asked_ids: set # ids of the questions that the candidate was asked with passages
 ) -> tuple: # scores by (slice, metric); name; reason of those not compared by (slice, metric); rows of answers
     "Find what the candidate is compared with"
     if folder:
         rows, texts, has_index = ask(folder)
         name = f"{entry.name}, with {'the passages of its own index' if has_index else 'the passages of today'}"
         return collect_scores(rows, "baseline"), name, {}, texts
-    arms, predictions = read_jsonl(decisions/"scores.jsonl"), read_csv(decisions/"predictions.csv")
+    arms = [row for row in read_jsonl(decisions/"scores.jsonl") if row["item"] in asked_ids]
+    predictions = read_csv(decisions/"predictions.csv")
     scores, chosen, not_compared = choose_trivial(arms, predictions, rules)
     names = "".join(f"; {part}: {arm}" for (part, _), arm in chosen.items())
     return scores, TRIVIAL_BASELINE + names, not_compared, []
@@ -246,7 +248,8 @@ def judge_release(
     scores = collect_scores(rows, name)
     measured = measure_candidate(asked["prompt"], answers["prompt"], scores, folder, exam.style)
     def ask(promoted): return ask_promoted(promoted, (folder, answers, rows), asked, metrics, exam, kept)
-    before, compared, not_compared, texts = find_before(*baseline, ask, rules, decisions)
+    asked_ids = {item["id"] for item in asked["prompt"]}
+    before, compared, not_compared, texts = find_before(*baseline, ask, rules, decisions, asked_ids)
     verdict = judge_candidate(scores, before, rules, origin=dict(baseline=compared) | origin, floors=floors,
                               not_compared=not_compared, measured=measured | dict(seconds=seconds), place=place)
     own = [row for field, members in asked.items()

@@ -383,13 +383,13 @@ def describe_release(
     if waiver: lines += ["", f"Released by a waiver of {waiver['name']}: {waiver['reason']}"]
     for past in verdict.get("earlier_waivers", []):
         lines += ["", f"{past['version']} was released by a waiver of {past['name']}: {past['reason']}"]
-    if rules := verdict.get("rules"): lines += ["", f"Rules: {rules}."]
+    if rules := verdict.get("rules"): lines += ["", f"The rules: {rules}."]
     beside = [reason for reason in verdict["because"] if not verdict["slices"] or reason in verdict.get("refused", [])]
     lines += ["", *beside] if beside else []
     lines.append("")
     for row in verdict["slices"]:
         n = f"{row['n']} items" + (f", {row['left_out']} left out" if row.get("left_out") else "")
-        words = "; ".join(filter(None, (row["decision"], row["reason"], describe_power(row))))
+        words = "; ".join(filter(None, (row["decision"], row["reason"].rstrip("."), describe_power(row))))
         lines.append(f"- {row['slice']}, {row['metric']} ({n}): {words}")
     lines += [f"- {row['bound']}: {row['decision']}; {row['reason']}" for row in verdict["bounds"]]
     return "\n".join(lines)
