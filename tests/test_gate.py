@@ -1,11 +1,11 @@
 "The gate over real models: a small one is trained on two kinds of question, one kind is damaged, and the verdict names it"
-import random, shutil, subprocess
+import random, re, shutil, subprocess
 from pathlib import Path
 
 import pytest
 import torch
 
-from copies import COMMIT
+from copies import COMMIT, swap_line
 from forge_nb.core.project import Invalid, hash_weights, read_json, read_jsonl, write_json, write_jsonl
 from forge_nb.evals.release import require_pass
 from forge_nb.gate import gate
@@ -246,3 +246,24 @@ def test_a_shallow_clone_cannot_tell_and_says_so(trained, tmp_path):
     assert verdict["verdict"] == "fail" and verdict["because"][0].startswith("this clone is shallow") and not blocked(verdict)
     waived = clone.judge(waiver_name="J. Doe", waiver_reason="A rehearsal.")
     assert waived["verdict"] == "pass" and waived["waiver"]["waived"] == verdict["because"]
+
+
+def test_the_pipeline_refuses_rules_that_were_edited_after_training(tiny):
+    "The chain of `tiny` is committed; then its rules are loosened, a waiver is signed, and both are taken back"
+    place, params = "config/rules/tiny.yaml", tiny.root/"params.yaml"
+    read = lambda: read_json(tiny.root/"artifacts"/"gate"/"verdict.json")
+    card = lambda: (tiny.root/"artifacts"/"card"/"README.md").read_text(encoding="utf-8")
+    before = read()
+    assert before["rules"] == "not yet committed" and "## Whether it may go out" in card()
+    swap_line(tiny.root/place, "max_drop: 0.5", "max_drop: 0.9")
+    assert tiny.executed(tiny("dvc repro card")) == ["gate", "card"]
+    verdict = read()
+    assert (verdict["verdict"], verdict["rules"], len(verdict["slices"])) == ("fail", "edited after training", 3)
+    assert f"{place} is not what it was in commit" in verdict["because"][0] and "**does not let this model out**" in card()
+    text = re.sub(r"waiver_name: \S+", "waiver_name: J. Doe", params.read_text(encoding="utf-8"))
+    params.write_text(re.sub(r"waiver_reason: \S+", "waiver_reason: A rehearsal.", text), encoding="utf-8")
+    assert tiny.executed(tiny("dvc repro card")) == ["tangle", "gate", "card"]
+    waived = read()
+    assert waived["verdict"] == "pass" and waived["waiver"]["waived"] == verdict["because"] and "goes out by a waiver of J. Doe**: A rehearsal. Waived: " in card()
+    tiny(f"git checkout -q {place} params.yaml && dvc repro")
+    assert read() == before and not tiny("git status --porcelain")
