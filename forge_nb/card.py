@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['CARD_METRICS', 'CARD_HEAD', 'CARD_DATA', 'CARD_RESULTS', 'CARD_USE', 'About', 'AboutFile', 'list_makers',
            'find_skipped', 'list_parameters', 'describe_masking', 'describe_comparison', 'read_means',
-           'make_result_rows', 'render_front_matter', 'collect_card_values', 'card']
+           'make_result_rows', 'describe_waivers', 'describe_verdict', 'make_verdict_rows', 'render_front_matter',
+           'collect_card_values', 'card']
 
 # %% ../nbs/95_card.ipynb #31b21328
 from pathlib import Path
@@ -16,7 +17,8 @@ from .data.masking import list_pii_kinds
 from .data.pii import describe_kinds
 from .evals.gates import classify_effect
 from .report.cite import Citations, read_table, render
-from .report.findings import METRIC_NAMES, describe_answers, describe_use, format_table, format_value
+from .report.findings import (METRIC_NAMES, describe_answers, describe_use, describe_verdict_row, format_table,
+                                      format_value)
 
 # %% ../nbs/95_card.ipynb #e60ac68d
 class About(Settings):
@@ -137,6 +139,44 @@ def make_result_rows(
         rows.append({"measured": METRIC_NAMES[metric], "result [95 %]": result, "against": change})
     return rows
 
+# %% ../nbs/95_card.ipynb #95c00011
+def describe_waivers(
+    verdict: dict # verdict.json of `gate`
+) -> list: # sentences
+    "Say who released what the gate had stopped, this model and those before it"
+    waiver, sentences = verdict["waiver"], []
+    if waiver: sentences.append(f"**The gate stopped it, and it goes out by a waiver of {waiver['name']}**: "
+                                f"{waiver['reason']} Waived: {'; '.join(waiver['waived'])}.")
+    return sentences + [
+        f"An earlier version, {past['version']}, went out by a waiver of {past['name']}: {past['reason']}"
+        for past in verdict.get("earlier_waivers", [])]
+
+# %% ../nbs/95_card.ipynb #95c00012
+def describe_verdict(
+    verdict: dict, # verdict.json of `gate`
+    mark: str # mark of its source
+) -> str: # Markdown
+    "Say what the gate decided, and why"
+    sentence = "lets this model out" if verdict["verdict"] == "pass" else "**does not let this model out**"
+    rules = f" Rules: {verdict['rules']}." if verdict.get("rules") else ""
+    lines = [f"The gate {sentence}{mark}, compared with {verdict['baseline']}.{rules}", *describe_waivers(verdict)]
+    if not verdict["waiver"] and verdict["because"]: lines.append(f"Because: {'; '.join(verdict['because'])}.")
+    return "\n\n".join(lines)
+
+# %% ../nbs/95_card.ipynb #95c00013
+def make_verdict_rows(
+    verdict: dict, # verdict.json of `gate`
+    citations: Citations # sources so far; one is added for each row
+) -> list: # rows: slice, measured, items, before → after, difference, decision
+    "Make the rows of the card's table of gating slices"
+    rows = []
+    for n, row in enumerate(verdict["slices"]):
+        mark = citations.add_source(f"artifacts/gate/verdict.json: slices.{n}")
+        cells = describe_verdict_row(row)
+        kept = {name: cells[name] for name in ("slice", "measured", "items", "before → after", "difference [95 %]")}
+        rows.append(kept | dict(decision=row["decision"] + mark))
+    return rows
+
 # %% ../nbs/95_card.ipynb #92461414
 def render_front_matter(
     about: About, # words about the model
@@ -229,6 +269,12 @@ compares with the checkpoint before it.
 All checkpoints, metrics and slices: {{ all_results }}. Choosing at random would answer
 {{ metric("synth", "chance_accuracy", ".0%") }} of the questions with choices.
 
+## Whether it may go out
+
+{{ verdict() }}
+
+{{ slices() }}
+
 ## What it is for, and what not
 
 {{ about.intended_use }}
@@ -290,10 +336,13 @@ def card(
     "Render the card; every number gets a footnote with its source"
     about, citations = load_settings(about_file, AboutFile).about, Citations(artifacts.parent, footnotes=True)
     values, evaluation = collect_card_values(artifacts, stages, citations), artifacts/"evaluate"
+    verdict = read_json(artifacts/"gate"/"verdict.json")
     released, masked = values["checkpoint"], read_json(artifacts/"curate"/"metrics.json")["masked"]
     text = render(
         CARD_HEAD + CARD_DATA + CARD_RESULTS + CARD_USE, "card template", citations, about=about, **values,
         personal_data=lambda: describe_masking(masked, params, values["metric"]),
+        verdict=lambda: describe_verdict(verdict, citations.add_source("artifacts/gate/verdict.json: verdict")),
+        slices=lambda: format_table(make_verdict_rows(verdict, citations)),
         results=lambda: format_table(make_result_rows(evaluation, released, citations, max_rows)),
         all_results="artifacts/evaluate/effects.csv and intervals.csv, report reports/evaluate.ipynb",
         parameters=format_table(list_parameters(stages, values["makers"], params)))

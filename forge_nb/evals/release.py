@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['TRIVIAL_ARMS', 'TRIVIAL_BASELINE', 'collect_scores', 'pair_scores', 'is_lower_better', 'compare_rule',
            'format_amount', 'find_loss', 'explain_blindness', 'decide_slice', 'judge_slices', 'judge_alone',
-           'judge_bounds', 'report_others', 'judge_candidate', 'refuse_release', 'choose_trivial', 'measure_floors',
-           'read_floors', 'Waiver', 'sign_waiver', 'describe_release']
+           'judge_bounds', 'report_others', 'judge_candidate', 'refuse_release', 'block_release', 'choose_trivial',
+           'measure_floors', 'read_floors', 'Waiver', 'PastWaiver', 'sign_waiver', 'hash_verdict', 'seal_verdict',
+           'require_pass', 'describe_power', 'describe_release']
 
 # %% ../../nbs/evals/60_release.ipynb #60a00004
-import math
+import json, math
+from pathlib import Path
 
 import numpy as np
-from ..core.project import Invalid
+from ..core.project import Invalid, NotFound, display_path, hash_text, read_json
 from ..core.rules import Bounds, GatingSlice, Rules, check_rule_names
 from ..core.settings import Settings, Text, validate
 from .gates import LOWER_IS_BETTER
@@ -60,7 +62,7 @@ def compare_rule(
     candidate: dict, # scores of the candidate
     *,
     alpha: float, # p value from which a loss is called one, for the power
-    floor: float # loss up to which nothing is blocked
+    floor: float | None # loss up to which nothing is blocked; None where no seeds have measured it
 ) -> dict: # row: slice, metric, n, left_out, before, after, difference, low, high, …, wrong
     "Compare candidate and baseline in what one rule names"
     before, after = baseline.get(entry.key, {}), candidate.get(entry.key, {})
@@ -69,7 +71,8 @@ def compare_rule(
     row |= dict(n=len(items), left_out=left_out, wrong=wrong, floor=floor)
     if wrong: return row
     columns = ([scores[item] for item in items] for scores in (before, after))
-    return row | compare_paired(*columns, lower_is_better=is_lower_better(entry.metric), alpha=alpha, floor=floor)
+    options = dict(lower_is_better=is_lower_better(entry.metric), alpha=alpha, floor=floor or 0.)
+    return row | compare_paired(*columns, **options)
 
 # %% ../../nbs/evals/60_release.ipynb #60a00011
 def format_amount(
@@ -99,7 +102,7 @@ def explain_blindness(
     if row["smallest_seen"] <= row["max_drop"] or worst < row["max_drop"]: return ""
     needed = row["items_needed"]
     bound, seen, usual, floor = (format_amount(row, value) for value in (
-        row["max_drop"], row["smallest_seen"], USUAL_DROP, row["floor"]))
+        row["max_drop"], row["smallest_seen"], USUAL_DROP, row["floor"] or 0.))
     enough = f"{needed} items would show one of {usual}" if needed else f"seeds of one recipe differ by {floor}"
     return f"a loss of {bound} would have passed unseen, the smallest that shows is {seen}; {enough}"
 
@@ -114,7 +117,7 @@ def decide_slice(
     ends = " to ".join(f"{100 * row[end]:+.1f}" if row["test"] == "mid-p McNemar" else f"{row[end]:+.4g}"
                        for end in ("low", "high"))
     is_shown = row["p_holm"] <= ALPHA
-    if is_shown and loss > row["floor"]: return "blocks", f"worse by {format_amount(row, loss)} (95 %: {ends})"
+    if is_shown and loss > (row["floor"] or 0.): return "blocks", f"worse by {format_amount(row, loss)} (95 %: {ends})"
     bound = entry.must_reach
     if bound is not None and (row["after"] > bound if lower_is_better else row["after"] < bound):
         return "blocks", f"{row['after']:.3f}, and {'at most ' * lower_is_better}{bound} must be reached"
@@ -131,13 +134,13 @@ def judge_slices(
     baseline: dict, # scores of the baseline
     rules: Rules, # rules of the release
     *,
-    floors: dict, # loss up to which nothing is blocked, by (slice, metric)
+    floors: dict, # loss up to which nothing is blocked, by (slice, metric); None or missing: not measured
     not_compared: dict # reason why a slice is not compared, by (slice, metric)
 ) -> list: # rows, one for each rule, with p_holm, decision and reason
     "Compare candidate and baseline in every slice that gates, and decide on each"
     compared = [entry for entry in rules.slices if entry.key not in not_compared]
     alpha = ALPHA / max(1, len(compared))
-    rows = [compare_rule(entry, baseline, candidate, alpha=alpha, floor=floors.get(entry.key, 0.))
+    rows = [compare_rule(entry, baseline, candidate, alpha=alpha, floor=floors.get(entry.key))
             for entry in compared]
     adjusted = iter(adjust_holm([row["p"] for row in rows if not row["wrong"]]))
     judged = {}
@@ -235,6 +238,15 @@ def refuse_release(
     rows = {name: [] for name in ("slices", "bounds", "reported")}
     return dict(verdict="fail", because=[reason], **known, alpha=ALPHA, **rows, waiver=None)
 
+# %% ../../nbs/evals/60_release.ipynb #60a0003a
+def block_release(
+    verdict: dict, # verdict
+    reason: str # sentence
+) -> dict: # verdict that does not pass
+    "Let a verdict fail for a reason beside its slices"
+    refused = [*verdict.get("refused", []), reason]
+    return verdict | dict(verdict="fail", because=[reason, *verdict["because"]], refused=refused)
+
 # %% ../../nbs/evals/60_release.ipynb #60a00027
 TRIVIAL_ARMS = ("commonest_answer", "nearest_name", "top_passage")  # answers without a model
 TRIVIAL_BASELINE = "answers without a model"
@@ -290,6 +302,12 @@ class Waiver(Settings):
     name: Text # person who decides
     reason: Text # reason, in plain words
 
+# %% ../../nbs/evals/60_release.ipynb #60a0003b
+class PastWaiver(Waiver):
+    "Waiver of an earlier release"
+    version: Text # version that went out by it, as forge@v1.2.0
+    waived: list[str] = [] # reasons for which the gate had stopped it
+
 # %% ../../nbs/evals/60_release.ipynb #60a0002c
 def sign_waiver(
     verdict: dict, # verdict of `judge_candidate`
@@ -297,9 +315,63 @@ def sign_waiver(
     reason: str # reason, in plain words
 ) -> dict: # verdict that passes, with the waiver
     "Let a failed candidate pass, in a person's name"
-    waiver = validate(Waiver, dict(name=name.strip(), reason=reason.strip()), "waiver")
-    if verdict["verdict"] == "pass": raise Invalid("waiver: the verdict is a pass; there is nothing to waive")
-    return verdict | dict(verdict="pass", waiver=waiver.model_dump() | dict(waived=verdict["because"]))
+    waiver = validate(Waiver, dict(name=name.strip(), reason=reason.strip()), "waiver").model_dump()
+    empty = "leave `gate.waiver_name` and `gate.waiver_reason` empty"
+    if verdict["verdict"] == "pass": raise Invalid(
+        f"waiver: the verdict is a pass; there is nothing to waive, so {empty}")
+    for past in verdict.get("earlier_waivers", []):
+        if waiver.items() <= past.items(): raise Invalid(
+            f"waiver: {name} gave this reason for {past['version']} already, and a waiver is for one model; "
+            f"give the reason for this one, or {empty}")
+    return verdict | dict(verdict="pass", waiver=waiver | dict(waived=verdict["because"]))
+
+# %% ../../nbs/evals/60_release.ipynb #60a0003e
+def hash_verdict(
+    verdict: dict # verdict, sealed or not
+) -> str: # 64 hex digits
+    "Hash all that a verdict says"
+    content = {name: value for name, value in verdict.items() if name != "sha256"}
+    return hash_text(json.dumps(content, sort_keys=True, ensure_ascii=False))
+
+# %% ../../nbs/evals/60_release.ipynb #60a0003f
+def seal_verdict(
+    verdict: dict # verdict
+) -> dict: # verdict with its hash, as `sha256`
+    "Put the hash of its content into a verdict"
+    return verdict | dict(sha256=hash_verdict(verdict))
+
+# %% ../../nbs/evals/60_release.ipynb #60a00041
+def require_pass(
+    verdict_path: Path, # artifacts/gate/verdict.json
+    weights_sha256: str = "" # hash of the weights that are to go out; empty: whichever were judged
+) -> dict: # verdict
+    "Stop with one sentence unless the gate let a model pass"
+    place, remedy = display_path(verdict_path), "`dvc repro --force gate` writes it anew"
+    if not verdict_path.exists(): raise NotFound(
+        f"{place} is missing, so nobody has judged the model; `dvc repro gate`")
+    verdict = read_json(verdict_path)
+    if not isinstance(verdict, dict) or verdict.get("sha256") != hash_verdict(verdict): raise Invalid(
+        f"{place} is not what the gate wrote, by the hash of its own content; {remedy}")
+    judged = verdict.get("candidate", {}).get("weights_sha256", "")
+    if weights_sha256 and weights_sha256 != judged: raise Invalid(
+        f"{place} is about other weights ({judged[:12] or 'none'}) than those that are to go out "
+        f"({weights_sha256[:12]}); {remedy}")
+    if verdict["verdict"] != "pass": raise Invalid(
+        f"{place} does not let the model out: {'; '.join(verdict['because'])}. Train a better one, or sign a waiver "
+        "(`gate.waiver_name`, `gate.waiver_reason`)")
+    return verdict
+
+# %% ../../nbs/evals/60_release.ipynb #60a00043
+def describe_power(
+    row: dict # row of `judge_slices`
+) -> str: # clause; '' where nothing was compared
+    "Say what floor was used, and how many items a usual loss would need"
+    if "items_needed" not in row: return ""
+    floor = "floor between seeds not measured" if row["floor"] is None else (
+        f"floor between seeds {format_amount(row, row['floor'])}")
+    usual, needed = format_amount(row, USUAL_DROP), row["items_needed"]
+    return f"{floor}; " + (f"{needed} items would show a loss of {usual} in four of five cases" if needed else
+                           f"no number of items would show a loss of {usual} above that floor")
 
 # %% ../../nbs/evals/60_release.ipynb #60a0002f
 def describe_release(
@@ -309,10 +381,15 @@ def describe_release(
     head = "Passes" if verdict["verdict"] == "pass" else "Does not pass"
     lines, waiver = [f"**{head}**, compared with {verdict['baseline']}."], verdict["waiver"]
     if waiver: lines += ["", f"Released by a waiver of {waiver['name']}: {waiver['reason']}"]
+    for past in verdict.get("earlier_waivers", []):
+        lines += ["", f"{past['version']} was released by a waiver of {past['name']}: {past['reason']}"]
+    if rules := verdict.get("rules"): lines += ["", f"The rules: {rules}."]
+    beside = [reason for reason in verdict["because"] if not verdict["slices"] or reason in verdict.get("refused", [])]
+    lines += ["", *beside] if beside else []
     lines.append("")
-    if not verdict["slices"]: lines += verdict["because"]
     for row in verdict["slices"]:
         n = f"{row['n']} items" + (f", {row['left_out']} left out" if row.get("left_out") else "")
-        lines.append(f"- {row['slice']}, {row['metric']} ({n}): {row['decision']}; {row['reason']}")
+        words = "; ".join(filter(None, (row["decision"], row["reason"].rstrip("."), describe_power(row))))
+        lines.append(f"- {row['slice']}, {row['metric']} ({n}): {words}")
     lines += [f"- {row['bound']}: {row['decision']}; {row['reason']}" for row in verdict["bounds"]]
     return "\n".join(lines)

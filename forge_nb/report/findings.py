@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['METRIC_NAMES', 'SLICE_NAMES', 'TRIVIAL_NAMES', 'PART_NAMES', 'NO_QUESTIONS', 'format_value', 'format_share',
-           'describe_effect', 'format_table', 'format_effects', 'Findings', 'load_findings', 'describe_gains',
-           'describe_answers', 'find_unbeaten', 'describe_limits', 'describe_use', 'describe_findings', 'show_headline',
-           'tabulate_scores', 'show_scores', 'show_effects', 'show_answers_side_by_side']
+           'describe_effect', 'format_table', 'format_effects', 'describe_verdict_row', 'tabulate_verdict', 'Findings',
+           'load_findings', 'describe_gains', 'describe_answers', 'find_unbeaten', 'describe_limits', 'describe_use',
+           'describe_findings', 'show_headline', 'tabulate_scores', 'show_scores', 'show_effects',
+           'show_answers_side_by_side']
 
 # %% ../../nbs/report/05_findings.ipynb #5e7b13b2
 from dataclasses import dataclass
@@ -84,6 +85,32 @@ def format_effects(
         for row in rows: del row["on"]
     table = format_table(rows)
     return f"{table}\n\n95 % intervals, paired over {over}."
+
+# %% ../../nbs/report/05_findings.ipynb #05a00011
+def describe_verdict_row(
+    row: dict # row of a verdict's `slices` or `reported`
+) -> dict: # text by column
+    "Describe a slice of a verdict"
+    def show(field, is_difference=False):
+        value = row.get(field)
+        return "" if value is None else format_value(row["metric"], value, is_difference)
+    items = f"{row['n']}" + (f" ({row['left_out']} left out)" if row.get("left_out") else "")
+    change = f"{show('difference', True)} [{show('low', True)}, {show('high', True)}]" if "low" in row else ""
+    floor = "not measured" if row.get("floor") is None else show("floor")
+    sight, decision = {}, dict(decision=row["decision"]) if "decision" in row else {}
+    if "p_holm" in row: sight = {"p": f"{row['p_holm']:.3g}", "floor": floor, "would show": show("smallest_seen"),
+                                 "items needed": row["items_needed"] or "none is enough"}
+    return {"slice": row["slice"], "measured": METRIC_NAMES.get(row["metric"], row["metric"]), "items": items,
+            "before → after": f"{show('before')} → {show('after')}", "difference [95 %]": change} | sight | decision
+
+# %% ../../nbs/report/05_findings.ipynb #05a00012
+def tabulate_verdict(
+    rows: list # a verdict's `slices` or `reported`
+) -> str: # Markdown
+    "Tabulate the slices of a verdict"
+    described = [describe_verdict_row(row) for row in rows]
+    columns = list(dict.fromkeys(name for row in described for name in row))
+    return format_table([{name: row.get(name, "") for name in columns} for row in described])
 
 # %% ../../nbs/report/05_findings.ipynb #cf519dfd
 @dataclass(frozen=True)

@@ -4,19 +4,19 @@
 
 # %% auto #0
 __all__ = ['EXAM_SLICES', 'ARM_COLUMNS', 'describe_costs', 'make_summary_row', 'summarize_effects', 'summarize_exam',
-           'list_edges', 'render_pipeline_graph', 'read_answers', 'format_minutes', 'render_readme', 'render_results',
-           'print_results', 'main']
+           'list_edges', 'render_pipeline_graph', 'summarize_verdict', 'read_verdict', 'read_answers', 'format_minutes',
+           'render_readme', 'render_results', 'print_results', 'main']
 
 # %% ../../nbs/report/30_pages.ipynb #ed0d6c93
 import re, sys
 
 import pandas as pd
-from ..core.project import Invalid, ROOT, atomic, read_stages, read_text, run_cli
+from ..core.project import Invalid, ROOT, atomic, read_json, read_stages, read_text, run_cli
 from ..evals.checkpoints import ARMS, find_released, load_checkpoints
 from ..evals.gates import IN_BITS, classify_effect, find_gains
 from .cite import Citations, read_table, render
-from .findings import (METRIC_NAMES, describe_findings, format_effects, format_table,
-                                      format_value, load_findings)
+from .findings import (METRIC_NAMES, describe_findings, describe_verdict_row, format_effects,
+                                      format_table, format_value, load_findings, tabulate_verdict)
 from .html import write_html_reports
 
 # %% ../../nbs/report/30_pages.ipynb #b7072021
@@ -120,6 +120,27 @@ def render_pipeline_graph(
     "Draw the pipeline as a mermaid flowchart"
     return "\n".join(["flowchart LR", *(f"  {maker} --> {reader}" for maker, reader in list_edges(stages))])
 
+# %% ../../nbs/report/30_pages.ipynb #30d00002
+def summarize_verdict(
+    verdict: dict # verdict.json of `gate`
+) -> str: # sentences
+    "Say in a paragraph what the gate decided, and on what"
+    def name(row):
+        cells = describe_verdict_row(row)
+        return f"{row['slice']}, {cells['measured']} {cells['before → after']} ({row['n']} items): {row['decision']}"
+    passes = verdict["verdict"] == "pass"
+    outcome = "lets the model of this commit out" if passes else "**stops the model of this commit**"
+    waiver = f" It goes out by a waiver of {verdict['waiver']['name']}." if verdict["waiver"] else ""
+    slices = "; ".join(map(name, verdict["slices"])) or "; ".join(verdict["because"])
+    return f"The gate {outcome}, compared with {verdict['baseline'].partition(';')[0]}. {slices}.{waiver}"
+
+# %% ../../nbs/report/30_pages.ipynb #30d00004
+def read_verdict() -> dict: # verdict.json of `gate`
+    "Read what the gate decided about the model of this commit"
+    path = ROOT/"artifacts"/"gate"/"verdict.json"
+    if not path.exists(): raise Invalid("artifacts/gate/verdict.json is missing; `dvc repro gate` writes it")
+    return read_json(path)
+
 # %% ../../nbs/report/30_pages.ipynb #c68f4634
 def read_answers() -> list: # rows: question, answer, words
     "Read the answers that the last release recorded, one of each outcome"
@@ -148,7 +169,7 @@ def render_readme() -> str: # README.md as it should be
     exam = summarize_exam(read_table(ROOT/"results"/"effects.csv"), find_released(checkpoints))
     template = read_text(ROOT/"docs"/"templates"/"README.md")
     return render(template, "docs/templates/README.md", citations, bench=bench, minutes=minutes, results=results,
-                  exam=exam, answers=read_answers())
+                  exam=exam, answers=read_answers(), verdict=summarize_verdict(read_verdict()))
 
 # %% ../../nbs/report/30_pages.ipynb #8400cb60
 def render_results() -> str: # docs/RESULTS.md as it should be
@@ -161,6 +182,7 @@ def render_results() -> str: # docs/RESULTS.md as it should be
     return render(
         read_text(ROOT/"docs"/"templates"/"RESULTS.md"), "docs/templates/RESULTS.md", citations, shipped=shipped,
         effects=format_effects(effects), open_model=format_effects(open_model[open_model["slice"] == "all"]),
+        verdict=summarize_verdict(read_verdict()), slices=tabulate_verdict(read_verdict()["slices"]),
         graph=render_pipeline_graph(stages))
 
 # %% ../../nbs/report/30_pages.ipynb #9b0f31a0

@@ -103,6 +103,12 @@ def test_a_checkpoint_is_one_entry(tmp_path, monkeypatch):
 
 # ---- the card
 
+VERDICT = dict(
+    verdict="fail", because=["document, exact_match: worse by 8.8 points"], baseline="forge@v1.1.0, with the passages of today", rules="as before training", waiver=None,
+    earlier_waivers=[], bounds=[], slices=[dict(slice="document", metric="exact_match", n=400, left_out=0, before=.545, after=.4575, difference=-.0875, low=-.141, high=-.033,
+                                                decision="blocks", reason="worse by 8.8 points")])
+
+
 @pytest.fixture
 def measured(tmp_path):
     "What the stages of a run wrote, made"
@@ -117,6 +123,7 @@ def measured(tmp_path):
     write_json(artifacts/"evaluate"/"headline.json", {
         "folder": "rl/model", "architecture": "Qwen3ForCausalLM", "checkpoint": "rl", "questions": 320, "right": .156, "source": .97, "false": .034,
         "unknown": .81, "kpi": .477, "right_by_part": dict(fact=.24, phrasing=.07), "trivial": dict(always_unknown=trivial, commonest_answer=trivial)})
+    write_json(artifacts/"gate"/"verdict.json", VERDICT)
     write_csv(artifacts/"evaluate"/"intervals.csv", [dict(checkpoint="rl", metric=m, slice="all", mean=v, low=v - .01, high=v + .01, n=320) for m, v in METRICS.items()])
     effect = dict(stage="rl", against="rlhf", slice="all", before=.37, after=.48, seeds=1, n=320)
     write_csv(artifacts/"evaluate"/"effects.csv", [effect | dict(metric="kpi", diff=.11, low=.06, high=.16), effect | dict(metric="exact_match", diff=-.17, low=-.2, high=-.1)])
@@ -165,6 +172,24 @@ def test_card_says_which_step_was_skipped(measured):
     write_json(measured/"dpo"/"metrics.json", dict(skipped="no pairs"))
     text = render_card(measured)
     assert "The step `dpo` passed the model on unchanged: no pairs." in text and "preference pairs (`dpo`)" not in text and "`dpo.beta`" not in text
+
+
+def test_card_has_the_verdict_and_its_slices(measured):
+    text = render_card(measured)
+    part = text.split("## Whether it may go out")[1].split("## What it is for")[0]
+    assert "The gate **does not let this model out**[^" in part and "compared with forge@v1.1.0" in part and "Because: document, exact_match: worse by 8.8 points." in part
+    assert re.search(r"\| document \| right answers \| 400 \| 54.5 % → 45.8 % \| -8.8 \[-14.1, -3.3\] \| blocks\[\^\d+\] \|", part), part
+    assert "artifacts/gate/verdict.json: slices.0" in text
+
+
+def test_a_waiver_stands_in_its_card_and_in_every_later_one(measured):
+    waiver = dict(name="J. Doe", reason="The old model leaks names.")
+    write_json(measured/"gate"/"verdict.json", VERDICT | dict(verdict="pass", waiver=waiver | dict(waived=VERDICT["because"])))
+    text = render_card(measured)
+    assert "goes out by a waiver of J. Doe**: The old model leaks names. Waived: document, exact_match: worse by 8.8 points." in text
+    later = VERDICT | dict(verdict="pass", because=[], earlier_waivers=[waiver | dict(version="forge@v1.2.0", waived=VERDICT["because"])])
+    write_json(measured/"gate"/"verdict.json", later)
+    assert "An earlier version, forge@v1.2.0, went out by a waiver of J. Doe: The old model leaks names." in render_card(measured)
 
 
 def test_card_without_a_figure_is_not_written(measured):
