@@ -67,7 +67,7 @@ def run(data: Path, out: Path, **changed) -> dict:
 
 def judge(ingested: Path, out: Path, **changed) -> dict:
     "Curate what was ingested with the default parameters, some changed"
-    with stage_folder("curate"): return curate(ingested, ROOT/"company/eval_sets", **PARAMS["curate"] | SHARED | PATTERNS | dict(limit=0) | changed, out=out)
+    with stage_folder("curate"): return curate(ingested, ROOT/"company/eval_sets", **PARAMS["curate"] | SHARED | PATTERNS | dict(limit=0, pii=PARAMS["shared"]["pii"]) | changed, out=out)
 
 
 def digests(folder: Path) -> dict:
@@ -170,14 +170,14 @@ def test_mixture(curated, tmp_path):
 
 def test_assess_tells_what_is_there_and_refuses_too_little(curated, tmp_path):
     here, files, _ = curated
-    metrics = assess(here/"out"/"ingest", **PARAMS["assess"] | SHARED | PATTERNS | dict(min_megabytes=.01, stop_when_skipped=False), out=tmp_path)
+    metrics = assess(here/"out"/"ingest", here/"data"/"facts", **PARAMS["assess"] | SHARED | PATTERNS | dict(min_megabytes=.01, stop_when_skipped=False), out=tmp_path)
     assert metrics["documents"] + metrics["rejects"] == len(files)
     assert metrics["verdict"] == "ready with reservations" and metrics["duplicates"] == 40 and metrics["exact_duplicates"] == 20
     assert metrics["findings"] == {"email": 2, "ip": 2}
     for path in tmp_path.rglob("*"): assert b"moreau" not in path.read_bytes()
-    poor = assess(here/"out"/"ingest", **PARAMS["assess"] | SHARED | PATTERNS | dict(min_documents=1000, stop_when_skipped=True), out=tmp_path/"poor")
+    poor = assess(here/"out"/"ingest", here/"data"/"facts", **PARAMS["assess"] | SHARED | PATTERNS | dict(min_documents=1000, stop_when_skipped=True), out=tmp_path/"poor")
     assert poor["verdict"] == "not ready"
-    poor = assess(here/"out"/"ingest", **PARAMS["assess"] | SHARED | PATTERNS | dict(min_documents=1000, stop_when_skipped=False), out=tmp_path/"poor")
+    poor = assess(here/"out"/"ingest", here/"data"/"facts", **PARAMS["assess"] | SHARED | PATTERNS | dict(min_documents=1000, stop_when_skipped=False), out=tmp_path/"poor")
     assert poor["verdict"] == "ready with reservations", "too little text is no reason to stop, unless that is asked for"
 
 
@@ -385,7 +385,7 @@ def test_documents_that_differ_in_numbers_alone_stay_and_edited_copies_go(compan
 def test_assess_shows_what_each_threshold_would_drop(company_data, tmp_path):
     "Before anything is spent: counts, the least similar examples with the document that would stay, twins in numbers alone; chrome with its outcome"
     here, _, _, _ = company_data
-    assess(here/"out"/"ingest", **PARAMS["assess"] | SHARED | PATTERNS | dict(stop_when_skipped=False), out=tmp_path)
+    assess(here/"out"/"ingest", here/"data"/"facts", **PARAMS["assess"] | SHARED | PATTERNS | dict(stop_when_skipped=False), out=tmp_path)
     rows = {r["threshold"]: r for r in read_csv(tmp_path/"twins.csv")}
     assert list(rows) == ["0.7", "0.75 (set)", "0.8", "0.9", "1 (exact)"]
     counts = [int(r["documents"]) for r in rows.values()]

@@ -68,7 +68,7 @@ def test_no_value_stands_in_passages_or_in_what_assess_shows(planted):
     documents = [d for split in ("train", "valid", "test") for d in read_jsonl(here/"out"/"curate"/"documents"/f"{split}.jsonl")]
     passages = json.dumps(make_document_passages(documents, {}, "en", 1200), ensure_ascii=False)
     assert not [value for value in values if value in passages] and "[email]~" in passages
-    metrics = assess(here/"out"/"ingest", **PARAMS["assess"] | SHARED | dict(stop_when_skipped=False, pii_patterns=["machine_id=Machine 1[0-9]\\b"]), out=here/"assess")
+    metrics = assess(here/"out"/"ingest", here/"data"/"facts", **PARAMS["assess"] | SHARED | dict(stop_when_skipped=False, pii_patterns=["machine_id=Machine 1[0-9]\\b"]), out=here/"assess")
     assert find_values(here/"assess", values) == []
     assert metrics["private_columns"] == ["shop.sqlite!/customers: cvv", "shop.sqlite!/customers: national_id"]
     found = {r["kind"]: r for r in read_csv(here/"assess"/"findings.csv")}
@@ -77,7 +77,7 @@ def test_no_value_stands_in_passages_or_in_what_assess_shows(planted):
 
 def test_a_bare_folder_is_searched_without_them(planted, tmp_path):
     here, values, _ = planted
-    index, _ = index_bare_folder(here/"data", tmp_path/"index", PARAMS["curate"]["pii"], 1200)
+    index, _ = index_bare_folder(here/"data", tmp_path/"index", PARAMS["shared"]["pii"], 1200)
     assert not [value for value in values if value in json.dumps(index.passages, ensure_ascii=False)]
 
 
