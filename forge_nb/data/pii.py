@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['PII_DESCRIPTIONS', 'PII_KINDS', 'DEFAULT_PII_KINDS', 'NOT_LOOKED_FOR', 'EMAIL_LOCAL_PART', 'EMAIL_DOMAIN',
            'RESERVED_DOMAIN', 'FILE_EXTENSIONS', 'ADDRESS_FIELD', 'MESSAGE_ID_HEADER', 'SPELLED_EMAIL', 'IPV4', 'IPV6',
-           'VERSION_PREFIX', 'PLACEHOLDER_IPS', 'IBAN_LENGTH', 'IBAN', 'DIGIT_RUN', 'CARD_NUMBER', 'CARD_PREFIXES',
-           'DATE', 'US_PHONE', 'NATIONAL_PHONE', 'PHONE_REGIONS', 'PHONE_WORD', 'CAPITALISED_WORD', 'PERSON_NAME',
-           'MAIL_HEADER', 'NAME_BEFORE_ADDRESS', 'SALUTATION_NAME', 'CLOSING_NAME', 'GENERIC_RECIPIENTS', 'UNSEEN',
-           'PLAIN', 'TEXT_DETECTORS', 'DIGIT_RUN_DETECTORS', 'LABELLED_CHARACTERS', 'split_kinds', 'describe_kinds',
-           'find_overlapping_matches', 'find_header_start', 'is_message_id', 'skip_field_name', 'match_email',
-           'match_spelled_email', 'find_emails', 'is_version', 'is_public_ip', 'is_iban', 'find_ibans',
-           'has_card_prefix', 'is_card', 'find_cards', 'find_ip_addresses', 'is_valid_phone', 'list_number_ends',
-           'match_international_phone', 'match_labelled_phone', 'find_formatted_phones', 'match_phone', 'find_phones',
-           'find_person_names', 'make_plain', 'find_candidates', 'find_pii', 'mask_pii', 'redact_sample', 'read_mail',
-           'mark_characters', 'score_mail', 'compute_precision_recall', 'read_labels', 'measure_pii', 'main']
+           'NUMBERED', 'VERSION_PREFIX', 'PLACEHOLDER_IPS', 'WEAK_PREFIX', 'EARLIER_NUMBER', 'NUMBERS_IN_LIST',
+           'IBAN_LENGTH', 'IBAN', 'DIGIT_RUN', 'CARD_NUMBER', 'CARD_PREFIXES', 'DATE', 'US_PHONE', 'NATIONAL_PHONE',
+           'PHONE_REGIONS', 'PHONE_WORD', 'CAPITALISED_WORD', 'PERSON_NAME', 'MAIL_HEADER', 'NAME_BEFORE_ADDRESS',
+           'SALUTATION_NAME', 'CLOSING_NAME', 'GENERIC_RECIPIENTS', 'UNSEEN', 'PLAIN', 'TEXT_DETECTORS',
+           'DIGIT_RUN_DETECTORS', 'LABELLED_CHARACTERS', 'split_kinds', 'describe_kinds', 'find_overlapping_matches',
+           'find_header_start', 'is_message_id', 'skip_field_name', 'match_email', 'match_spelled_email', 'find_emails',
+           'is_announced', 'is_version', 'is_public_ip', 'is_iban', 'find_ibans', 'has_card_prefix', 'is_card',
+           'find_cards', 'find_ip_addresses', 'is_valid_phone', 'list_number_ends', 'match_international_phone',
+           'match_labelled_phone', 'find_formatted_phones', 'match_phone', 'find_phones', 'find_person_names',
+           'make_plain', 'find_candidates', 'find_pii', 'mask_pii', 'redact_sample', 'read_mail', 'mark_characters',
+           'score_mail', 'compute_precision_recall', 'read_labels', 'measure_pii', 'main']
 
 # %% ../../nbs/data/70_pii.ipynb #dc670460
 import ipaddress, re
@@ -201,17 +202,43 @@ IPV4 = re.compile(r"(?<![\w.+\-])(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?![\w-]|\.\w)")
 IPV6 = re.compile(r"[23](?<![\w:.].)[0-9a-fA-F]{3}:[0-9a-fA-F:]{2,34}(?![\w:])")  # only 2000::/3 is in public use
 
 # %% ../../nbs/data/70_pii.ipynb #773febd9
-VERSION_PREFIX = re.compile(r"""(?: version | \bver | \bv | \brelease | \brev(?:ision)? | \bbuild
-                        | \bsection | \bsect? | \bch(?:apter)? | \bclause | \bparagraph | \bpara | \barticle | \bart
-                        | \bstep | \btable | \bfigure | \bfig | \bannex | \bappendix | \bitem | \bfirmware
-                        | \bsoftware | \bidentifier | \boid | \bkapitel | \bkap | \bziffer | \babschnitt | \babsatz
-                        | \bartikel | \bpunkt | \bnummer | \bnr | \bno | \btabelle | \bbild | \banlage | \banhang
-                        | \bschritt | \bchapitre | \bcap[ií]tulo | \bsecci[oó]n | \bsezione | \btabla | \btableau
+NUMBERED = """section sect chapter ch clause subclause paragraph para article art step table figure fig annex
+    appendix item requirement firmware software identifier oid build revision rev release ver kapitel kap ziffer
+    abschnitt absatz artikel punkt nummer nr tabelle bild anlage anhang schritt teil anforderung position pos
+    chapitre étape exigence cap[ií]tulo secci[oó]n sezione requisito tabla tableau""".split()  # words, in one number
+VERSION_PREFIX = re.compile(rf"""(?: versions? | \bv | \b(?:{"|".join(NUMBERED)})(?:s|es|e|n|en|er|ern|nen|x)?
+                        | \bappendices | \babs[aä]tze | \banh[aä]nge | \bsecciones | \bsezioni | \bnos?
                         | \brfc\ ?[0-9]* | § | [=<>~!]= | \b[A-Za-z]+/ | ^(?:x-mailer|user-agent|x-mimeole):.* )
                         [\s.:=("'`]* \Z""", re.I | re.X)
 
 # %% ../../nbs/data/70_pii.ipynb #5943d9b3
 PLACEHOLDER_IPS = ("1.2.3.4", "4.3.2.1", "5.6.7.8", "8.8.4.4")  # besides four equal numbers
+
+# %% ../../nbs/data/70_pii.ipynb #70f00002
+WEAK_PREFIX = re.compile(r"""\b(?: rules? | regeln? | tasks? | parts? | (?:see|siehe)(?:\ (?:also|auch))? | vgl | cf
+                        | gem(?:[aä](?:ß|ss))? | laut | voir | véase )[\s.:("'`]* \Z""", re.I | re.X)
+EARLIER_NUMBER = re.compile(r"""(?<![0-9.])([0-9]{1,3}(?:\.[0-9]{1,3}){2,3})
+                        \s*(?:,|;|-|–|—|/|&|\.{3}|…)?\s*(?:(?:and|und|et|y|e|or|oder|to|through|bis|à|al?)\s+)? \Z""",
+                            re.I | re.X)
+NUMBERS_IN_LIST = 20  # numbers of a list or a range that are looked back to
+
+# %% ../../nbs/data/70_pii.ipynb #70f00003
+def is_announced(
+    text: str, # whole text
+    start: int, # offset of a number with dots in it
+    octets: list # its numbers
+) -> bool: # whether a word in its line says that it counts something
+    "Tell a number of a section or version by the word before it, or before the list that it ends"
+    line = text.rfind("\n", 0, start) + 1
+    for _ in range(NUMBERS_IN_LIST):
+        before = text[max(line, start - 60):start]
+        if VERSION_PREFIX.search(before): return True
+        if max(octets) <= 30 and WEAK_PREFIX.search(before): return True
+        if not (m := EARLIER_NUMBER.search(before)): return False
+        first = int(m[1].partition(".")[0])
+        if first != octets[0] and max(first, *octets) > 30: return False
+        start = max(line, start - 60) + m.start(1)
+    return False
 
 # %% ../../nbs/data/70_pii.ipynb #71d962ea
 def is_version(
@@ -223,7 +250,7 @@ def is_version(
     line = text.rfind("\n", 0, start) + 1
     octets = [int(o) for o in text[start:end].split(".")]
     if len(set(octets)) == 1 or ".".join(map(str, octets)) in PLACEHOLDER_IPS: return True
-    if VERSION_PREFIX.search(text[max(line, start - 60):start]): return True
+    if is_announced(text, start, octets): return True
     if max(octets) > 30: return False
     if re.search(r"\([A-Za-z][\w-]* \Z", text[max(line, start - 30):start]): return True  # (Program 2.5.3.0)
     is_heading = re.match(r"\.?[ \t]+[A-Z]", text[end:end + 4])
