@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['SOURCE_COLUMNS', 'count_text_pretokens', 'list_chrome_lines', 'tabulate_chrome', 'format_examples', 'tabulate_twins',
            'source_group', 'find_in_document', 'survey_document', 'survey_shard', 'format_top_values',
-           'summarize_sources', 'count_lengths', 'summarize_findings', 'list_private_columns', 'measure_boilerplate',
-           'measure_checks', 'check_thresholds', 'readiness_verdict', 'describe_verdict', 'require_ready', 'find_gaps',
-           'survey_corpus', 'summarize_survey', 'write_survey', 'write_similarities', 'assess']
+           'summarize_sources', 'count_lengths', 'summarize_findings', 'list_private_columns', 'list_private_facts',
+           'tabulate_rejects', 'measure_boilerplate', 'measure_checks', 'check_thresholds', 'readiness_verdict',
+           'describe_verdict', 'require_ready', 'find_gaps', 'survey_corpus', 'summarize_survey', 'write_survey',
+           'write_similarities', 'assess']
 
 # %% ../nbs/12_assess.ipynb #0c7b2fee
 from collections import Counter
@@ -18,8 +19,10 @@ import pandas as pd
 from .core.project import (Invalid, log, make_checkpoint_folder, read_json, read_jsonl, write_csv, write_json,
                                    write_jsonl)
 from .data.chrome import find_chrome, get_shared_lines, select_shared_lines, strip_shards
+from .data.documents import format_reject
 from .data.executors import read_shard_rows, run_pipeline, stream_rows
-from .data.masking import PRIVATE_COLUMN, find_in_record, mask_source
+from .data.fact_tables import list_fact_tables, read_fact_table
+from .data.masking import find_in_record, list_private_names, mask_source
 from .data.pii import DEFAULT_PII_KINDS, find_pii, mask_pii, redact_sample
 from .data.twins import survey_thresholds
 
@@ -132,7 +135,7 @@ def survey_document(
         pretokens=count_text_pretokens(text),
         replacement_characters=text.count("\ufffd"),
         pages=document.get("pages", 0), doubtful_pages=len(document.get("doubtful_pages", ())),
-        private_columns=[name for name in values or () if PRIVATE_COLUMN.fullmatch(name)],
+        private_columns=list_private_names([values or {}], pii_kinds),
         found={kind: [len(found), found[:3]] for kind, found in shapes.items()})
 
 # %% ../nbs/12_assess.ipynb #abb3893a
@@ -218,6 +221,30 @@ def list_private_columns(
     file_of = lambda row: mask_source(row["source"].rpartition("#")[0] or row["source"], pii_kinds)[0]
     return sorted({f"{file_of(row)}: {name}" for row in rows for name in row["private_columns"]})
 
+# %% ../nbs/12_assess.ipynb #12f00002
+def list_private_facts(
+    tables: Path, # data/facts
+    pii_kinds: list # kinds of personal data to look for
+) -> list: # texts as 'facts/staff.csv: password'
+    "List the columns of tables of facts whose cells are masked for their names"
+    return [f"facts/{mask_source(path.name, pii_kinds)[0]}: {name}" for path in list_fact_tables(tables)
+            for name in list_private_names(read_fact_table(path), pii_kinds)]
+
+# %% ../nbs/12_assess.ipynb #12f00005
+def tabulate_rejects(
+    rejects: list, # rejects of `ingest`
+    pii_kinds: list # kinds of personal data that are masked
+) -> list: # rows: file, reason, count
+    "Tabulate files and rows that cannot be read"
+    counts, first = Counter(), {}
+    for entry in rejects:
+        file = mask_source(entry["source"], pii_kinds)[0]
+        reason = mask_pii(entry["reason"], pii_kinds)[0]
+        counts[file, reason] += 1
+        first.setdefault((file, reason), format_reject(dict(entry, source=file, reason=reason)))
+    return [dict(file=file, reason=first[file, reason].removeprefix(file).lstrip(":, "), count=count)
+            for (file, reason), count in sorted(counts.items())] or [dict(file="none", reason="", count=0)]
+
 # %% ../nbs/12_assess.ipynb #12a0000b
 def measure_boilerplate(
     rows: list # rows of the survey
@@ -263,7 +290,7 @@ def check_thresholds(
         (">=", min_documents, too_little, "add documents; a model learns little from so few"),
         (">=", min_megabytes, too_little, "add documents; a model learns little from so little"),
         ("<=", max_reject_percent, "not ready",
-         "artifacts/ingest/rejects.jsonl names them; mend or remove those files"),
+         "artifacts/assess/rejects.csv names them; mend or remove those files"),
         ("<=", max_duplicate_percent, "not ready", "remove duplicate exports"),
         ("<=", max_boilerplate_percent, "reservation",
          "chrome.csv lists them; curate takes off what stands above shared.chrome_percent"),
@@ -402,6 +429,7 @@ def write_similarities(
 # %% ../nbs/12_assess.ipynb #de1c5f68
 def assess(
     ingested: Path, # folder that `ingest` wrote
+    tables: Path, # data/facts
     *,
     min_documents: int, # documents; fewer: not ready
     min_megabytes: float, # megabytes of text; less: not ready
@@ -434,6 +462,7 @@ def assess(
         max_duplicate_percent=max_duplicate_percent, max_boilerplate_percent=max_boilerplate_percent,
         min_licence_percent=min_licence_percent, stop_when_skipped=stop_when_skipped)
     write_survey(rows, duplicate_sources, out)
+    write_csv(out/"rejects.csv", tabulate_rejects(read_jsonl(ingested/"rejects.jsonl"), pii_kinds))
     write_csv(out/"checks.csv", check_results)
     write_csv(out/"chrome.csv", tabulate_chrome(shared_lines, line_counts, chrome_percent, pii_kinds))
     log("what each threshold would drop")
@@ -441,6 +470,6 @@ def assess(
         shards, rows, shared_lines, work, twin_thresholds=twin_thresholds, dedup_threshold=dedup_threshold,
         dedup_numbers=dedup_numbers, pii_kinds=pii_kinds, chrome_percent=chrome_percent, run=run, out=out)
     metrics = summarize_survey(rows, check_results, num_rejects, len(duplicate_sources),
-                               list_private_columns(rows, pii_kinds))
+                               list_private_columns(rows, pii_kinds) + list_private_facts(tables, pii_kinds))
     write_json(out/"metrics.json", metrics)
     return metrics

@@ -25,7 +25,7 @@ from .data.dedup import list_duplicates, near_duplicates
 from .data.documents import LANGUAGE_BY_EXTENSION
 from .data.eval_items import read_eval_items
 from .data.executors import read_shard_rows, run_pipeline, stream_rows
-from .data.masking import mask_document
+from .data.masking import join_pii_kinds, mask_document
 from .data.pii import describe_kinds
 from .data.quality import find_quality_fault
 from .data.shapes import TRAINING_KINDS, hash_prompt
@@ -552,7 +552,7 @@ def curate(
     out: Path # folder to write to
 ) -> dict: # metrics
     "Turn raw documents into documents that a model may read, and account for every one"
-    pii_kinds = [*pii, *pii_patterns] if pii else []
+    pii_kinds = join_pii_kinds(pii, pii_patterns)
     parse_mixture(mixture), describe_kinds(pii_kinds)  # a mistake there is reported before anything is read
     work, run = make_checkpoint_folder(), partial(run_pipeline, executor=executor, workers=workers)
     shards = sorted((ingested/"documents").resolve().glob("*.jsonl"))

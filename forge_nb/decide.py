@@ -13,6 +13,7 @@ from pathlib import Path
 
 from .core.project import Invalid, log, read_csv, read_jsonl, write_csv, write_json, write_jsonl
 from .core.settings import Case, QuestionKinds, Style, fill_in, load_settings
+from .data.masking import join_pii_kinds
 from .data.passages import load_index, search
 from .data.versions import describe_change_rate, measure_changes
 from .evals.arms import (DEPTHS, answer_without_model, ask_base, find_answer_rank, list_known_answers,
@@ -72,16 +73,18 @@ def load_exam(
     tables: Path, # folder with tables of facts
     documents: list, # documents of the training split
     company: Path, # folder with the company's files
-    max_answer_characters: int # limit of an answer in characters
+    max_answer_characters: int, # limit of an answer in characters
+    pii_kinds: list = () # kinds of personal data to mask in tables; empty masks nothing
 ) -> Exam: # exam
     "Read the questions and what they are answered and graded with"
     items, questions = read_jsonl(eval_set/"items.jsonl"), company/"questions.yaml"
     kinds, style = load_settings(questions, QuestionKinds), load_settings(company/"style.yaml", Style)
     facts = load_facts(questions, kinds, tables, documents, style, max_answer_characters=max_answer_characters,
-                       limit=0)
+                       limit=0, pii_kinds=pii_kinds)
     key_columns = {kind.table: kind.key for kind in reversed(kinds.values())}
-    return Exam(items, kinds, facts, read_tables(tables, key_columns), find_ranks(items, facts, index_folder),
-                load_policies(company/"policies.yaml"), RewardFunction(company/"kpi.py"), style)
+    return Exam(items, kinds, facts, read_tables(tables, key_columns, pii_kinds),
+                find_ranks(items, facts, index_folder), load_policies(company/"policies.yaml"),
+                RewardFunction(company/"kpi.py"), style)
 
 # %% ../nbs/22_decide.ipynb #d22a0011
 KEPT_METRICS = ("exact_match", "false_answer_rate", "kpi", "style_rate")  # grades that are kept of each arm
@@ -219,13 +222,16 @@ def decide(
     num_shots: int, # number of answered questions that are shown to a base
     max_new_tokens: int, # tokens of a base's answer, at most
     max_answer_characters: int, # limit of an answer in characters
+    pii: list, # kinds of personal data to mask in tables
+    pii_patterns: list, # patterns beside them, 'name=regular expression'
     out: Path # folder to write to
 ) -> dict: # means by arm, metric and slice
     "Take the exam without training, predict for each slice, and recommend a path"
     check_items(items := read_jsonl(eval_set/"items.jsonl"), depth)
     if not items: return write_no_decision(out)
     texts, recorded = read_jsonl(documents), read_csv(versions)
-    exam = load_exam(eval_set, index_folder, tables, texts, company, max_answer_characters)
+    pii_kinds = join_pii_kinds(pii, pii_patterns)
+    exam = load_exam(eval_set, index_folder, tables, texts, company, max_answer_characters, pii_kinds)
     rows, parameters = score_without_model(exam), 0.
     if base != "scratch":
         folder, _ = find_base(base)

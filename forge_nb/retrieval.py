@@ -14,6 +14,7 @@ from pathlib import Path
 
 from .core.project import Invalid, log, read_jsonl, write_csv, write_json, write_jsonl
 from .core.settings import QuestionKinds, Style, fill_in, load_settings
+from .data.masking import join_pii_kinds
 from .data.passages import (Index, build_index, choose_language, embed_texts,
                                     make_document_passages, read_groups, read_table_passages, save_index, search)
 from .data.search_server import (ServerIndex, open_server, remove_other_indices, search_server,
@@ -32,7 +33,8 @@ def collect_passages(
     patterns: dict, # folder or pattern → names of groups
     *,
     max_characters: int, # characters of a passage, at most
-    language: str # ISO 639 code of what has no language of its own; empty: that of most training documents
+    language: str, # ISO 639 code of what has no language of its own; empty: that of most training documents
+    pii_kinds: list = () # kinds of personal data to mask in tables; empty masks nothing
 ) -> tuple: # passages of tables and training documents; those that the other documents add
     "Cut tables and documents into passages"
     if max_characters < MIN_CHARACTERS: raise Invalid(
@@ -40,7 +42,7 @@ def collect_passages(
     train, *others = (read_jsonl(documents/f"{split}.jsonl") for split in ("train", "valid", "test", "lookup"))
     language = language or choose_language(train)
     key_columns = {kind.table: kind.key for kind in reversed(kinds.values())}
-    frozen = read_table_passages(tables, key_columns, patterns, language)
+    frozen = read_table_passages(tables, key_columns, patterns, language, pii_kinds)
     frozen += make_document_passages(train, patterns, language, max_characters)
     known = {passage["id"] for passage in frozen}
     added = make_document_passages(chain(*others), patterns, language, max_characters)
@@ -170,17 +172,20 @@ def retrieval(
     embedding_model: str, # folder of an embedding model; empty: terms alone
     num_questions: int, # facts of each kind that are asked about
     max_answer_characters: int, # characters of an answer, at most
+    pii: list, # kinds of personal data to mask in tables
+    pii_patterns: list, # patterns beside them, 'name=regular expression'
     out: Path # folder to write to
 ) -> dict: # metrics
     "Index tables and documents, and measure how often the answer of a question is found"
     start, kinds = time.monotonic(), load_settings(questions, QuestionKinds)
-    limits = dict(max_characters=max_characters, language=language)
+    limits = dict(max_characters=max_characters, language=language, pii_kinds=join_pii_kinds(pii, pii_patterns))
     frozen, added = collect_passages(documents, tables, kinds, read_groups(groups), **limits)
     indices = build_indices(frozen, added, embedding_model)
     corpus = {name: save_index(index, out/name) for name, index in indices.items()}
     log(f"{len(indices['live'].passages):,} passages · two indices in {time.monotonic() - start:.1f} s")
     known_facts = load_facts(questions, kinds, tables, read_jsonl(documents/"train.jsonl"),
-                             load_settings(style, Style), max_answer_characters=max_answer_characters, limit=0)
+                             load_settings(style, Style), max_answer_characters=max_answer_characters, limit=0,
+                             pii_kinds=limits["pii_kinds"])
     find = choose_search(indices["live"], corpus["live"], server_url)
     recall, misses = measure_recall(find, make_questions(known_facts, kinds, num_questions))
     metrics = summarize_indices(indices, corpus, recall)

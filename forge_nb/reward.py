@@ -6,7 +6,8 @@
 __all__ = ['CORRUPTED_VALUES', 'SHARE_COLUMNS', 'REWARD_TABLES', 'MIN_HELD_OUT', 'split_by_fact', 'list_corruptions', 'corrupt',
            'corrupted_pairs', 'score_conversations', 'compute_share', 'compute_pair_accuracy', 'compute_calibration',
            'collect_values', 'build_equal_pairs', 'tabulate_lengths', 'correlate_length', 'train_reward_model',
-           'evaluate_reward_model', 'find_few_reason', 'write_no_reward', 'find_chance_reason', 'reward']
+           'evaluate_reward_model', 'find_few_reason', 'write_no_reward', 'find_chance_reason', 'read_reward_pairs',
+           'reward']
 
 # %% ../nbs/62_reward.ipynb #49462ef2
 import math
@@ -14,10 +15,11 @@ from pathlib import Path
 
 from .metrics.graders import VALUE_PATTERN
 from .train.trainer import (TrainingConfig, check_pairs, check_training_config,
-                                    check_weights_changed, find_skip_reason, load_verified, make_trainer_config,
-                                    run_trainer, save_with_manifest, summarize_loss, write_run, write_skipped,
+                                    check_weights_changed, find_skip_reason, leave_out_long_rows,
+                                    load_tokenizer_and_context, load_verified, make_trainer_config, run_trainer,
+                                    save_with_manifest, summarize_loss, write_run, write_skipped,
                                     write_skipped_model)
-from .core.project import log, make_checkpoint_folder, read_jsonl, stable_uniform, write_csv
+from .core.project import log, make_checkpoint_folder, read_jsonl, stable_uniform, write_csv, write_jsonl
 
 # %% ../nbs/62_reward.ipynb #222f37d8
 def split_by_fact(
@@ -292,6 +294,24 @@ def find_chance_reason(
             f"(interval from {low:.0%}); raise `reward.learning_rate` or `reward.num_train_epochs`, "
             "or look whether the pairs agree with each other")
 
+# %% ../nbs/62_reward.ipynb #62f00001
+def read_reward_pairs(
+    rows: Path, # folder with pairs.jsonl, policy_pairs.jsonl and own_pairs.jsonl
+    base: Path, # model folder to start from
+    max_length: int # largest number of tokens of prompt and answer
+) -> tuple: # pairs; rows of left_out.jsonl: own pairs that are too long
+    "Read all pairs, and name those of the company's own that no model would read to their end"
+    files = [rows/f"{name}.jsonl" for name in ("pairs", "policy_pairs")]
+    pairs = [r for path in files if path.exists() for r in read_jsonl(path)]
+    own = read_jsonl(rows/"own_pairs.jsonl") if (rows/"own_pairs.jsonl").exists() else []
+    if not own: return pairs, []
+    check_pairs(own)
+    tokenizer, context_length = load_tokenizer_and_context(base)
+    limit = min(max_length, context_length)
+    own, long_pairs = leave_out_long_rows(own, ("chosen", "rejected"), tokenizer, limit)
+    reason = f"longer than {limit} tokens"
+    return pairs + own, [dict(id=r["id"], parents=r["parents"], reason=reason) for r in long_pairs]
+
 # %% ../nbs/62_reward.ipynb #535708f9
 def reward(
     base: Path, # model folder to start from
@@ -314,8 +334,8 @@ def reward(
     out: Path # folder to write to
 ) -> dict: # metrics
     "Train a reward model on preferences, and try it on held-out facts"
-    files = [rows/f"{name}.jsonl" for name in ("pairs", "policy_pairs", "own_pairs")]
-    pairs = [r for path in files if path.exists() for r in read_jsonl(path)]
+    pairs, left_out = read_reward_pairs(rows, base, max_length) if enabled else ([], [])
+    write_jsonl(out/"left_out.jsonl", left_out)
     if reason := find_skip_reason("reward", enabled, pairs, "no file holds a pair"): return write_no_reward(out, reason)
     check_pairs(pairs)
     pairs += corrupted_pairs(pairs, corrupted_percent)

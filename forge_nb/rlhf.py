@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SUBSETS', 'RLHF_METRICS', 'RLHF_TABLES', 'load_reward_model', 'grade_greedy_answers', 'compare_before_after',
            'make_rlhf_stop_rules', 'make_rloo_trainer', 'check_prompts', 'summarize_rlhf', 'find_rlhf_skip_reason',
-           'grade_folders', 'rlhf']
+           'grade_folders', 'read_prompts', 'rlhf']
 
 # %% ../nbs/64_rlhf.ipynb #81102fb1
 from pathlib import Path
@@ -16,9 +16,10 @@ from .train.model import generate_texts, load_model, render_chat_prompt
 from .metrics.policies import find_violations, load_policies
 from .train.trainer import (LENGTH_METRIC, SamplingConfig, TrainingConfig, broken_rule,
                                     check_training_config, find_skip_reason, fingerprint, judge_training,
-                                    load_verified, make_trainer_config, pass_model_on, read_skipped, run_trainer,
-                                    save_with_manifest, stop_rule, write_run)
-from .core.project import Invalid, make_checkpoint_folder, read_jsonl, stable_uniform, write_csv
+                                    load_tokenizer_and_context, load_verified, make_trainer_config, pass_model_on,
+                                    read_skipped, run_trainer, save_with_manifest, stop_rule, write_run)
+from .core.project import (Invalid, log, make_checkpoint_folder, read_jsonl, stable_uniform, write_csv,
+                                   write_jsonl)
 
 # %% ../nbs/64_rlhf.ipynb #c48ab8b3
 def load_reward_model(
@@ -195,6 +196,25 @@ def grade_folders(
     grade = lambda folder: grade_greedy_answers(load_model(folder)[0], tokenizer, items, rules, max_new_tokens)
     return compare_before_after(items, *map(grade, folders))
 
+# %% ../nbs/64_rlhf.ipynb #64f00001
+def read_prompts(
+    prompts_file: Path, # prompts.jsonl; own_prompts.jsonl lies beside it
+    base: Path, # model folder to start from
+    max_new_tokens: int # largest number of tokens of an answer
+) -> tuple: # rows; rows of left_out.jsonl: own prompts that are too long
+    "Read all prompts, and name those of the company's own that leave no room for an answer"
+    rows, path = read_jsonl(prompts_file), prompts_file.with_name("own_prompts.jsonl")
+    own = read_jsonl(path) if path.exists() else []
+    if not own: return rows, []
+    tokenizer, context_length = load_tokenizer_and_context(base)
+    limit = context_length - max_new_tokens
+    encode = lambda row: tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
+    fits = {row["id"]: len(encode(row)) <= limit for row in own}
+    left_out = [dict(id=row["id"], parents=row["parents"], reason=f"longer than {limit} tokens, which leaves no room "
+                     "for an answer") for row in own if not fits[row["id"]]]
+    if left_out: log(f"rlhf: {len(left_out)} own prompts in left_out.jsonl, {left_out[0]['reason']}")
+    return rows + [row for row in own if fits[row["id"]]], left_out
+
 # %% ../nbs/64_rlhf.ipynb #54d6362d
 def rlhf(
     base: Path, # model folder to start from, and reference
@@ -227,8 +247,8 @@ def rlhf(
     out: Path # folder to write to
 ) -> dict: # metrics
     "Train on the reward model's judgement, and ask the verifiers what came of it"
-    own_prompts = prompts_file.with_name("own_prompts.jsonl")
-    prompt_rows = read_jsonl(prompts_file) + (read_jsonl(own_prompts) if own_prompts.exists() else [])
+    prompt_rows, left_out = read_prompts(prompts_file, base, max_new_tokens) if enabled else ([], [])
+    write_jsonl(out/"left_out.jsonl", left_out)
     eval_items, rules = read_jsonl(dev_set), load_policies(policies_file)
     if reason := find_rlhf_skip_reason(enabled, prompt_rows, num_prompts, reward_folder):
         return pass_model_on("rlhf", base, out, reason, RLHF_TABLES)

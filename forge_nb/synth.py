@@ -19,6 +19,7 @@ from pathlib import Path
 from .core.project import (Invalid, atomic, hash_text, log, make_checkpoint_folder, read_jsonl, stable_uniform,
                                    write_csv, write_json, write_jsonl)
 from .core.settings import (ColumnPhrasings, ExtractKinds, QuestionKinds, Style, load_settings)
+from .data.masking import join_pii_kinds
 from .data.passages import load_index
 from .data.shingles import find_contamination, index_eval_items
 from .metrics.graders import NO_SOURCE, draw_voice, phrase_value
@@ -59,6 +60,7 @@ class SynthInputs:
     rl_facts: list # facts that reinforcement learning asks about
     held_out_facts: list # facts that only the evaluation set asks about
     unused_facts: list # rows: kind, reason, number of facts that nobody asks about
+    pii_kinds: list = () # kinds of personal data that are masked in tables
 
 # %% ../nbs/20_synth.ipynb #278b2bba
 def load_inputs(
@@ -69,20 +71,20 @@ def load_inputs(
     max_answer_characters: int, # limit of an answer in characters
     held_out_percent: float, # share of facts that no training row asks about
     rl_percent: float, # share of facts that are only asked
-    limit: int # limit of facts of a kind; 0 is all
+    limit: int, # limit of facts of a kind; 0 is all
+    pii_kinds: list = () # kinds of personal data to mask in tables; empty masks nothing
 ) -> SynthInputs: # inputs
     "Read the company's files, and split the facts"
     kinds, style = load_settings(company/"questions.yaml", QuestionKinds), load_settings(company/"style.yaml", Style)
     rules, texts = load_policies(company/"policies.yaml"), read_jsonl(documents)
-    known_facts = load_facts(company/"questions.yaml", kinds, tables, texts, style,
-                             max_answer_characters=max_answer_characters, limit=limit)
+    limits = dict(max_answer_characters=max_answer_characters, limit=limit, pii_kinds=pii_kinds)
+    known_facts = load_facts(company/"questions.yaml", kinds, tables, texts, style, **limits)
     extract_kinds = load_settings(company/"extracts.yaml", ExtractKinds)
     columns = load_settings(company/"columns.yaml", ColumnPhrasings)
     parts = split_facts(known_facts, held_out_percent, rl_percent)
-    unused = list_unused_facts(company/"questions.yaml", kinds, tables, texts, limit=limit,
-                               max_answer_characters=max_answer_characters)
+    unused = list_unused_facts(company/"questions.yaml", kinds, tables, texts, **limits)
     for row in unused: log(f"{row['kind']}: {row['facts']} facts left out, {row['reason']}")
-    return SynthInputs(kinds, rules, style, extract_kinds, columns, texts, known_facts, *parts, unused)
+    return SynthInputs(kinds, rules, style, extract_kinds, columns, texts, known_facts, *parts, unused, pii_kinds)
 
 # %% ../nbs/20_synth.ipynb #86ae4e84
 def collect_columns(
@@ -281,7 +283,8 @@ def ask_columns(
     "Ask any column of rows that no held-out fact is about"
     excluded = {parent for fact in inputs.rl_facts + inputs.held_out_facts for parent in fact["parents"]}
     cells = make_column_questions(tables, inputs.kinds, inputs.column_phrasings.ask, excluded_rows=excluded,
-                                  num_questions=num_column_rows, max_answer_characters=max_answer_characters)
+                                  num_questions=num_column_rows, max_answer_characters=max_answer_characters,
+                                  pii_kinds=inputs.pii_kinds)
     return [cell | dict(id=f"{cell['kind']}:{cell['key']}") for cell in cells]
 
 # %% ../nbs/20_synth.ipynb #4845df8f
@@ -549,13 +552,16 @@ def synth(
     teacher_parallel: int, # number of requests at a time
     teacher_timeout: float, # limit of an answer in seconds
     limit: int, # limit of facts of a kind; 0 is all
+    pii: list, # kinds of personal data to mask in tables
+    pii_patterns: list, # patterns beside them, 'name=regular expression'
     out: Path # folder to write to
 ) -> dict: # metrics
     "Write training rows, preference pairs, questions to practise on, and the evaluation set"
     config = ParaphraseConfig(teacher, teacher_model, teacher_url, teacher_name, teacher_key,
                               temperature=teacher_temperature, parallel=teacher_parallel, timeout=teacher_timeout)
     inputs = load_inputs(company, tables, documents, max_answer_characters=max_answer_characters, limit=limit,
-                         held_out_percent=held_out_percent, rl_percent=rl_percent)
+                         held_out_percent=held_out_percent, rl_percent=rl_percent,
+                         pii_kinds=join_pii_kinds(pii, pii_patterns))
     books = load_books(indices, num_passages, max_passage_characters, groups)
     accepted, rejected, num_paraphrased = propose_rows(
         inputs, config, company/"paraphrases.yaml", phrasings_per_fact=phrasings_per_fact,

@@ -67,7 +67,7 @@ def run(data: Path, out: Path, **changed) -> dict:
 
 def judge(ingested: Path, out: Path, **changed) -> dict:
     "Curate what was ingested with the default parameters, some changed"
-    with stage_folder("curate"): return curate(ingested, ROOT/"company/eval_sets", **PARAMS["curate"] | SHARED | PATTERNS | dict(limit=0) | changed, out=out)
+    with stage_folder("curate"): return curate(ingested, ROOT/"company/eval_sets", **PARAMS["curate"] | SHARED | PATTERNS | dict(limit=0, pii=PARAMS["shared"]["pii"]) | changed, out=out)
 
 
 def digests(folder: Path) -> dict:
@@ -170,14 +170,16 @@ def test_mixture(curated, tmp_path):
 
 def test_assess_tells_what_is_there_and_refuses_too_little(curated, tmp_path):
     here, files, _ = curated
-    metrics = assess(here/"out"/"ingest", **PARAMS["assess"] | SHARED | PATTERNS | dict(min_megabytes=.01, stop_when_skipped=False), out=tmp_path)
+    metrics = assess(here/"out"/"ingest", here/"data"/"facts", **PARAMS["assess"] | SHARED | PATTERNS | dict(min_megabytes=.01, stop_when_skipped=False), out=tmp_path)
     assert metrics["documents"] + metrics["rejects"] == len(files)
     assert metrics["verdict"] == "ready with reservations" and metrics["duplicates"] == 40 and metrics["exact_duplicates"] == 20
     assert metrics["findings"] == {"email": 2, "ip": 2}
+    [reject] = read_csv(tmp_path/"rejects.csv")
+    assert reject["file"] == "docs/scan.txt" and reject["reason"] and reject["count"] == "1"
     for path in tmp_path.rglob("*"): assert b"moreau" not in path.read_bytes()
-    poor = assess(here/"out"/"ingest", **PARAMS["assess"] | SHARED | PATTERNS | dict(min_documents=1000, stop_when_skipped=True), out=tmp_path/"poor")
+    poor = assess(here/"out"/"ingest", here/"data"/"facts", **PARAMS["assess"] | SHARED | PATTERNS | dict(min_documents=1000, stop_when_skipped=True), out=tmp_path/"poor")
     assert poor["verdict"] == "not ready"
-    poor = assess(here/"out"/"ingest", **PARAMS["assess"] | SHARED | PATTERNS | dict(min_documents=1000, stop_when_skipped=False), out=tmp_path/"poor")
+    poor = assess(here/"out"/"ingest", here/"data"/"facts", **PARAMS["assess"] | SHARED | PATTERNS | dict(min_documents=1000, stop_when_skipped=False), out=tmp_path/"poor")
     assert poor["verdict"] == "ready with reservations", "too little text is no reason to stop, unless that is asked for"
 
 
@@ -200,6 +202,19 @@ def test_duplicates_are_those_of_masked_documents_that_passed(tmp_path):
     raw = {r["source"] for r in read_jsonl(tmp_path/"out"/"ingest"/"duplicates.jsonl")}
     dropped = {r["source"]: r["reason"] for r in read_jsonl(tmp_path/"out"/"curate"/"dropped.jsonl")}
     assert raw == {"good.py"} and dropped == {"docs/call 1.md": "near duplicate", "a.py": "generated"}
+
+
+def test_conversations_that_differ_in_numbers_alone_stay(tmp_path):
+    "As documents do; one in other words is still a copy, and a parameter makes all of them one"
+    line = "The crane of hall {0} carries {1} kilograms at its outer end, and not more, for the counterweight was made for that load and the beam was never made stronger; ask the office for hall {0} before you lift."
+    chats = [dict(messages=[dict(role="user", content="How much may the crane carry in the hall where I work today, please?"), dict(role="assistant", content=line.format(n, 900 + 50 * n))]) for n in range(1, 9)]
+    chats.append(json.loads(json.dumps(chats[0]).replace("please?", "if you please?").replace("never made", "not made")))
+    (tmp_path/"data").mkdir()
+    (tmp_path/"data"/"chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats), encoding="utf-8")
+    (tmp_path/"data"/"a.md").write_text("# Cranes\n\n" + "A crane lifts what nobody can carry, from the yard up to the roof.\n" * 3, encoding="utf-8")
+    for dedup_numbers, dropped in ((False, 1), (True, 8)):
+        run(tmp_path/"data", tmp_path/str(dedup_numbers), dedup_numbers=dedup_numbers, dedup_threshold=.6)
+        assert sum(row["kind"] == "chat" for row in read_jsonl(tmp_path/str(dedup_numbers)/"curate"/"dropped.jsonl")) == dropped
 
 
 def test_a_bad_mixture_is_one_sentence(curated, tmp_path):
@@ -385,7 +400,7 @@ def test_documents_that_differ_in_numbers_alone_stay_and_edited_copies_go(compan
 def test_assess_shows_what_each_threshold_would_drop(company_data, tmp_path):
     "Before anything is spent: counts, the least similar examples with the document that would stay, twins in numbers alone; chrome with its outcome"
     here, _, _, _ = company_data
-    assess(here/"out"/"ingest", **PARAMS["assess"] | SHARED | PATTERNS | dict(stop_when_skipped=False), out=tmp_path)
+    assess(here/"out"/"ingest", here/"data"/"facts", **PARAMS["assess"] | SHARED | PATTERNS | dict(stop_when_skipped=False), out=tmp_path)
     rows = {r["threshold"]: r for r in read_csv(tmp_path/"twins.csv")}
     assert list(rows) == ["0.7", "0.75 (set)", "0.8", "0.9", "1 (exact)"]
     counts = [int(r["documents"]) for r in rows.values()]

@@ -6,10 +6,10 @@
 __all__ = ['Text', 'Texts', 'FIELD', 'QuestionKinds', 'UNIT_FORMS', 'CONTEXT_FIELDS', 'ExtractKinds', 'Policies',
            'PoisonFamilies', 'Paraphrases', 'Templates', 'Settings', 'find_model', 'describe_fault', 'validate',
            'load_settings', 'find_fields', 'fill_in', 'refuse_shared', 'QuestionKind', 'ColumnPhrasings', 'ExtractKind',
-           'Policy', 'PoisonFamily', 'Voice', 'Style', 'Case']
+           'Policy', 'PoisonFamily', 'Voice', 'Style', 'Case', 'About', 'AboutFile']
 
 # %% ../../nbs/core/50_settings.ipynb #0a1c5e04
-import difflib, re
+import difflib, re, unicodedata
 from functools import cached_property
 from pathlib import Path
 from string import Formatter
@@ -74,7 +74,8 @@ def load_settings(
     place = display_path(path)
     if not path.exists(): raise Invalid(
         f"{place} is missing; `git checkout -- {place}` brings the default company's back, and `{{}}` in it is nothing")
-    return validate(model, parse_yaml(read_text(path), place) or {}, place)
+    text = unicodedata.normalize("NFC", read_text(path))  # as headers of tables are, so that names agree
+    return validate(model, parse_yaml(text, place) or {}, place)
 
 # %% ../../nbs/core/50_settings.ipynb #6f2f444e
 Text = Annotated[str, Field(min_length=1)]
@@ -302,3 +303,19 @@ class Case(Settings):
     engineers: int = Field(1, ge=0) # number of people who can train a model and look after it
     budget: float = Field(0., ge=0) # money that building and a month of questions may cost; 0 is no limit
     form_matters: bool = True # whether answers must keep form and rules, or a passage with its source will do
+
+# %% ../../nbs/core/50_settings.ipynb #50f00002
+class About(Settings):
+    "What only people can say about a model"
+    name: str # name of the model
+    licence: str # licence of the model, as apache-2.0
+    language: str # language of the model, as en
+    purpose: str # purpose, in a sentence or two
+    data: str # origin of the data, and what is known about rights and persons in it
+    intended_use: str # uses that it is meant for
+    limits: str # limits, and uses that it is not meant for
+
+# %% ../../nbs/core/50_settings.ipynb #50f00003
+class AboutFile(Settings):
+    "Content of company/card.yaml"
+    about: About # words about the model

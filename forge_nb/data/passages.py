@@ -8,10 +8,10 @@ __all__ = ['STEMMERS', 'VOWEL_SIGNS', 'UNSPACED', 'TOKEN', 'ASCII_TOKEN', 'UNSPA
            'NAME_WORD', 'QUESTION_WORDS', 'TITLE_BONUS', 'MAX_TITLE', 'RANK_OFFSET', 'FUSED_CANDIDATES', 'split_name',
            'split_token', 'make_analyzer', 'hash_analyzer', 'find_section_starts', 'cut_text', 'join_pieces',
            'make_passage', 'split_document', 'format_row', 'read_groups', 'find_groups', 'intersect_groups',
-           'read_table_passages', 'make_document_passages', 'choose_language', 'Index', 'make_matrix', 'build_index',
-           'split_title', 'Readable', 'restrict', 'list_stopwords', 'list_query_terms', 'find_term_ids', 'weigh_titles',
-           'rank_scores', 'check_query', 'embed_batch', 'embed_texts', 'fuse_rankings', 'rank_passages', 'search',
-           'describe_versions', 'save_index', 'check_manifest', 'load_index']
+           'read_masked_table', 'read_table_passages', 'make_document_passages', 'choose_language', 'Index',
+           'make_matrix', 'build_index', 'split_title', 'Readable', 'restrict', 'list_stopwords', 'list_query_terms',
+           'find_term_ids', 'weigh_titles', 'rank_scores', 'check_query', 'embed_batch', 'embed_texts', 'fuse_rankings',
+           'rank_passages', 'search', 'describe_versions', 'save_index', 'check_manifest', 'load_index']
 
 # %% ../../nbs/data/90_passages.ipynb #7061dd20
 import json, math, re, unicodedata
@@ -28,6 +28,7 @@ from ..core.project import (Invalid, NotFound, atomic, display_path, hash_file, 
                                    read_json, write_json, write_jsonl)
 from ..core.settings import Texts, load_settings
 from .fact_tables import list_fact_tables, read_fact_table
+from .masking import mask_facts
 
 # %% ../../nbs/data/90_passages.ipynb #ff764c54
 STEMMERS = dict(
@@ -232,19 +233,32 @@ def intersect_groups(
 # %% ../../nbs/data/90_passages.ipynb #85849d3f
 PROVENANCE = ("document", "verified")  # columns of tables of facts that say where a row is from
 
+# %% ../../nbs/data/90_passages.ipynb #90f00001
+def read_masked_table(
+    path: Path, # a table of facts
+    pii_kinds: list # kinds of personal data to mask; empty masks nothing
+) -> list: # rows
+    "Read a table of facts without personal data, its headers in the Unicode form of company/"
+    rows = read_fact_table(path)
+    names = {name: unicodedata.normalize("NFC", name) for name in (rows[0] if rows else ())}
+    if len(set(names.values())) < len(names): raise Invalid(
+        f"{path.name}: two columns have names that look alike (in two Unicode forms); give one of them another name")
+    return mask_facts([{names[name]: text for name, text in row.items()} for row in rows], pii_kinds)
+
 # %% ../../nbs/data/90_passages.ipynb #b2daef39
 def read_table_passages(
     tables: Path, # folder with CSV files
     key_columns: dict, # file name → columns that name a row
     patterns: dict, # folder or pattern → names of groups
-    language: str # ISO 639 code
+    language: str, # ISO 639 code
+    pii_kinds: list = () # kinds of personal data to mask in tables; empty masks nothing
 ) -> list: # passages, one a row
     "Read every row of every table as a passage"
     passages = {}
     for path in list_fact_tables(tables):
         source = f"{tables.name}/{path.name}"
         table_groups = find_groups(source, patterns)
-        for line, row in enumerate(read_fact_table(path), 2):
+        for line, row in enumerate(read_masked_table(path, pii_kinds), 2):
             keys = [row[column] for column in key_columns.get(path.name, []) if row.get(column)]
             pages = [name for name in (row.get("document") or "").split(";") if name]
             groups = intersect_groups(table_groups, *(find_groups(page, patterns) for page in pages))

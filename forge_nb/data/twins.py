@@ -25,12 +25,14 @@ FIELD_VALUE = re.compile(r"(?m)^([^\S\n]*[^\s:|][^:|\n]{0,40}:)[^\S\n]+\S.{0,60}
 # %% ../../nbs/data/87_twins.ipynb #ee0e3e39
 def differ_in_numbers(
     text: str, # a document
-    other: str # another document
+    other: str, # another document
+    has_fields: bool = True # whether short values behind a name may differ, too
 ) -> bool: # whether numbers differ, and nothing else but short values of fields
     "Tell whether two documents differ in numbers alone"
     numbers, other_numbers = (NUMBER.findall(t) for t in (text, other))
     if numbers == other_numbers: return False
-    form, other_form = (FIELD_VALUE.sub(r"\1", NUMBER.sub("0", t)) for t in (text, other))
+    forms = [NUMBER.sub("0", t) for t in (text, other)]
+    form, other_form = (FIELD_VALUE.sub(r"\1", form) for form in forms) if has_fields else forms
     return form == other_form
 
 # %% ../../nbs/data/87_twins.ipynb #5ad9ead5
@@ -54,9 +56,13 @@ def find_number_twins(
     duplicate_of: dict # id of a near duplicate → id of the document that stays
 ) -> dict: # the entries whose documents differ in numbers alone
     "Find the near duplicates that differ from what they repeat in numbers alone"
-    texts = read_document_texts(shards, {*duplicate_of, *duplicate_of.values()}, ("docs",))
-    is_twin = lambda one, other: one in texts and other in texts and differ_in_numbers(texts[one], texts[other])
-    return {one: other for one, other in duplicate_of.items() if is_twin(one, other)}
+    wanted, twins = {*duplicate_of, *duplicate_of.values()}, set()
+    for kind, has_fields in (("docs", True), ("chat", False)):  # `user: Yes.` is a turn, no field with a value
+        texts = read_document_texts(shards, wanted, (kind,))
+        is_twin = lambda one, other: one in texts and other in texts and differ_in_numbers(
+            texts[one], texts[other], has_fields)
+        twins |= {one for one, other in duplicate_of.items() if is_twin(one, other)}
+    return {one: other for one, other in duplicate_of.items() if one in twins}
 
 # %% ../../nbs/data/87_twins.ipynb #df846460
 def drop_duplicates(

@@ -14,7 +14,8 @@ from collections import Counter, defaultdict
 from difflib import SequenceMatcher
 from pathlib import Path
 
-from ..data.fact_tables import list_fact_tables, read_fact_table
+from ..data.fact_tables import list_fact_tables
+from ..data.passages import read_masked_table
 from ..core.settings import Style
 from ..data.passages import PROVENANCE
 from .suites import list_slices, make_score_row, score_answers
@@ -98,12 +99,14 @@ def guess_values(
 # %% ../../nbs/evals/25_arms.ipynb #b25a0017
 def read_tables(
     folder: Path, # folder with CSV files
-    key_columns: dict # file name → columns that name a row
+    key_columns: dict, # file name → columns that name a row
+    pii_kinds: list = () # kinds of personal data to mask in tables; empty masks nothing
 ) -> dict: # file name → (key columns, rows)
     "Read the tables whose rows can be named"
     tables = {}
     for path in list_fact_tables(folder):
-        if rows := read_fact_table(path): tables[path.name] = key_columns.get(path.name, list(rows[0])[:1]), rows
+        if rows := read_masked_table(path, pii_kinds):
+            tables[path.name] = key_columns.get(path.name, list(rows[0])[:1]), rows
     return tables
 
 # %% ../../nbs/evals/25_arms.ipynb #b25a0019

@@ -27,7 +27,7 @@ from ..core.settings import ColumnPhrasings, QuestionKind, QuestionKinds, fill_i
 from ..data.documents import format_reject
 from ..data.fact_tables import list_fact_tables, read_fact_table
 from ..data.passages import PROVENANCE
-from ..data.masking import PRIVATE_COLUMN
+from ..data.masking import is_private, list_pii_kinds
 from ..data.pii import find_pii
 from ..data.readers import READERS, get_reader, list_sources, read_documents
 from ..data.tables import value_to_text
@@ -167,7 +167,9 @@ def find_private_columns(
     "Find the columns that hold what is private"
     private = {}
     for column in table.columns:
-        if PRIVATE_COLUMN.fullmatch(column): private[column] = "is private by its name"; continue
+        if any(is_private(column, cell) for cell in table.cells(column)):
+            private[column] = "is private by its name"
+            continue
         text = "\n".join(f"{column}: {cell}" for cell in table.cells(column) if cell)
         found = Counter(kind for _, _, kind in find_pii(text, tuple(pii_kinds)))
         told = ", ".join(f"{kind} {count}×" for kind, count in sorted(found.items()))
@@ -591,7 +593,7 @@ def draft(
     "Draft company/questions.yaml from the tables that there are"
     params, company, data = all_params(root), root/"company", root/"data"
     phrasings = load_settings(company/"columns.yaml", ColumnPhrasings)
-    limits = dict(pii_kinds=params["curate"]["pii"], max_answer_characters=params["synth"]["max_answer_characters"])
+    limits = dict(pii_kinds=list_pii_kinds(params), max_answer_characters=params["synth"]["max_answer_characters"])
     exclude = params["ingest"]["exclude"]
     others, unreadable = read_data_tables(data, [*exclude, "facts/*"])
     copied, uncopied, done = copy_tables(others, data/"facts", limits, copy)

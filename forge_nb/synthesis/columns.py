@@ -11,8 +11,9 @@ from collections import defaultdict
 from pathlib import Path
 
 from ..core.project import stable_uniform
-from ..data.fact_tables import list_fact_tables, read_fact_table
-from ..data.passages import PROVENANCE
+from ..data.fact_tables import list_fact_tables
+from ..data.masking import Masked
+from ..data.passages import PROVENANCE, read_masked_table
 from .rows import balance_kinds
 
 # %% ../../nbs/synthesis/45_columns.ipynb #45c00011
@@ -38,9 +39,10 @@ def list_cells(
     cells, excluded_keys = defaultdict(list), set()
     for line, row in enumerate(rows, 2):
         key, parent = format_key(row, key_columns), f"{table}:{line}"
-        if parent in excluded_rows: excluded_keys.add(key)
+        is_hidden = any(isinstance(row[name], Masked) for name in key_columns)
+        if parent in excluded_rows or is_hidden: excluded_keys.add(key)
         for column, answer in row.items():
-            if column in PROVENANCE or column in key_columns: continue
+            if column in PROVENANCE or column in key_columns or isinstance(answer, Masked): continue
             cell = dict(kind=f"{table}/{column}", table=table, row=parent, column=column, key=key)
             cells[key, column].append(cell | dict(answer=answer.strip("`")))
     is_short = lambda answer: 0 < len(answer) <= max_answer_characters and not re.search(r"[`\n]", answer)
@@ -65,13 +67,14 @@ def make_column_questions(
     *,
     excluded_rows: set, # rows that no question may be about, as `parts.csv:3`
     num_questions: int, # number of questions, at most
-    max_answer_characters: int = 40 # characters of an answer, at most
+    max_answer_characters: int = 40, # characters of an answer, at most
+    pii_kinds: list = () # kinds of personal data to mask in tables; empty masks nothing
 ) -> list: # dicts: kind, table, row, column, key, answer, question, phrasing
     "Ask for columns of rows, the columns of all tables in turn"
     key_columns = {kind.table: kind.key for kind in reversed(kinds.values())}
     cells = []
     for path in list_fact_tables(tables):
-        rows = read_fact_table(path)
+        rows = read_masked_table(path, pii_kinds)
         if not rows: continue
         keys = key_columns.get(path.name) or [next(iter(rows[0]))]
         cells += list_cells(path.name, rows, keys, excluded_rows=excluded_rows,

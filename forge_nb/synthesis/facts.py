@@ -14,7 +14,9 @@ from pathlib import Path
 
 from ..core.project import Invalid, log, stable_uniform
 from ..core.settings import QuestionKind, Style, fill_in
-from ..data.fact_tables import list_fact_tables, read_fact_table
+from ..data.fact_tables import list_fact_tables
+from ..data.masking import Masked
+from ..data.passages import read_masked_table
 from ..metrics.graders import NO_SOURCE, format_answer
 
 # %% ../../nbs/synthesis/30_facts.ipynb #de2fe7f8
@@ -94,7 +96,9 @@ def select_facts(
         by_id.setdefault(fact["id"], []).append(fact)
     usable = []
     for same in by_id.values():
+        is_masked = any(isinstance(fact["fill"][name], Masked) for fact in same for name in (*kind.key, kind.answer))
         reason = judge_answers({fact["answer"] for fact in same}, max_answer_characters)
+        if is_masked: reason = "personal data in the key or the answer"
         if reason: unused[reason] += 1
         else: usable.append(same[0])
     return sorted(usable, key=lambda fact: stable_uniform(fact["id"])), unused
@@ -139,11 +143,12 @@ def read_kind_rows(
     name: str, # name of the kind
     kind: QuestionKind, # kind of question
     tables: Path, # data/facts
-    documents: list # documents of the training split
+    documents: list, # documents of the training split
+    pii_kinds: list = () # kinds of personal data to mask in tables; empty masks nothing
 ) -> list: # rows
     "Read the rows that a kind of question asks about"
     if kind.table == "headings": return extract_section_titles(documents)
-    if (path := tables/kind.table).exists(): return read_fact_table(path)
+    if (path := tables/kind.table).exists(): return read_masked_table(path, pii_kinds)
     there = [path.name for path in list_fact_tables(tables)]
     if close := difflib.get_close_matches(kind.table, there, 1, .9): raise Invalid(
         f"{questions.name}: `{name}.table` is {kind.table}, but {path} does not exist; "
@@ -159,12 +164,13 @@ def load_facts(
     style: Style, # house style
     *,
     max_answer_characters: int, # limit of an answer in characters
-    limit: int # limit of facts of a kind; 0 is all
+    limit: int, # limit of facts of a kind; 0 is all
+    pii_kinds: list = () # kinds of personal data to mask in tables; empty masks nothing
 ) -> list: # facts
     "Read the facts of all kinds"
     known_facts = []
     for name, kind in kinds.items():
-        rows = read_kind_rows(questions, name, kind, tables, documents)
+        rows = read_kind_rows(questions, name, kind, tables, documents, pii_kinds)
         limits = dict(max_answer_characters=max_answer_characters, limit=limit)
         if rows: known_facts += extract_facts(name, kind, rows, style, **limits)
         else: log(f"{kind.table} has no rows: no questions of the kind {name}")  # its document was erased
@@ -178,12 +184,13 @@ def list_unused_facts(
     documents: list, # documents of the training split
     *,
     max_answer_characters: int, # limit of an answer in characters
-    limit: int # limit of facts of a kind; 0 is all
+    limit: int, # limit of facts of a kind; 0 is all
+    pii_kinds: list = () # kinds of personal data to mask in tables; empty masks nothing
 ) -> list: # rows: kind, reason, facts
     "List how many facts of each kind nobody asks about, and why"
     unused = []
     for name, kind in kinds.items():
-        rows = read_kind_rows(questions, name, kind, tables, documents)
+        rows = read_kind_rows(questions, name, kind, tables, documents, pii_kinds)
         facts, reasons = select_facts(name, kind, rows, max_answer_characters)
         limits = [n for n in (limit, kind.facts) if n]
         if limits and len(facts) > min(limits): reasons[f"beyond the limit of {min(limits)}"] = len(facts) - min(limits)

@@ -52,7 +52,7 @@ def start_own_row(
 ) -> dict: # id, kind, fact, parents, generator and what else names a row's origin
     "Name where a row comes from"
     fact = f"own:{hash_prompt(row['record'])}"
-    origin = dict(id=f"own:{row['source']}", kind="own", fact=fact, parents=[row["source"]])
+    origin = dict(id=f"own:{row['source']}", kind="own", fact=fact, parents=row.get("parents", [row["source"]]))
     return origin | dict(generator="data", seed=seed, verified="", verdict="")
 
 # %% ../../nbs/synthesis/70_own_rows.ipynb #70a0000d
@@ -89,7 +89,7 @@ def pair_judged_answers(
         for one, other in zip(liked, disliked):
             better, worse = one["record"], other["record"]["completion"]
             record = dict(prompt=better["prompt"], chosen=better["completion"], rejected=worse)
-            pairs.append(one | dict(kind="pairs", record=record))
+            pairs.append(one | dict(kind="pairs", record=record, parents=[one["source"], other["source"]]))
         n = min(len(liked), len(disliked))
         left_over += liked[n:] + disliked[n:]
     return pairs, left_over

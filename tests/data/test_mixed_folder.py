@@ -10,7 +10,7 @@ from sheets import open_document, sheet_file, zipped
 from test_formats import p, r, word_file
 from test_readers import a_pdf, encrypted
 
-from forge_nb.core.project import read_jsonl
+from forge_nb.core.project import read_csv, read_jsonl
 from forge_nb.data.masking import mask_source
 from forge_nb.data.passages import load_index, search
 from forge_nb.data.pii import DEFAULT_PII_KINDS
@@ -103,8 +103,26 @@ class Mixed:
 
     def address(self, place: str) -> str:
         "A mail address that is planted in a place"
-        self.private[place] = address = f"fitter{len(self.private)}.{self.word()}@pumps-and-valves.eu"
+        address = f"fitter{len(self.private)}.{self.word()}@pumps-and-valves.eu"
+        self.private[place] = address.partition("@")[0]  # what is looked for
         return address
+
+    def phone(self, place: str) -> str:
+        "A telephone number that is planted in a place"
+        self.private[place] = number = f"+49 30 9018{2000 + len(self.private)}"
+        return number
+
+    def card(self, place: str) -> str:
+        "A number of a payment card that is planted in a place"
+        digits = f"453914880343{len(self.private):03}"
+        total = sum(sum(divmod(int(c) * (2 - n % 2), 10)) for n, c in enumerate(digits))
+        self.private[place] = number = f"{digits}{-total % 10}"
+        return number
+
+    def secret(self, place: str) -> str:
+        "A word that only the name of its column makes private"
+        self.private[place] = word = f"{self.word()}sesame"
+        return word
 
     def add(self, name: str, raw: bytes, marker: str = "", num_items: int = 1):
         "Write a file, and note what it holds"
@@ -128,7 +146,8 @@ class Mixed:
             "src/{}.py": (18, lambda text: "".join(f"def step_{n}(x):\n    # {line}\n    return x + {n}\n\n" for n, line in enumerate(paragraphs(text))).encode())}
         for pattern, (count, write) in formats.items():
             for n in range(count): self.add(pattern.format(n), write(self.text(marker := self.word())), marker)
-        text = lambda place: f"{self.text(self.word())}\nWrite to {self.address(place)} before you open it.\n"
+        def text(place): return (f"{self.text(self.word())}\nWrite to {self.address(place)} before you open it, or call {self.phone(f'phone in {place}')}.\n"
+                                 f"Pay with {self.card(f'card in {place}')} at the gate.\n")
         self.add("private/text.md", text("text").encode())
         self.add("private/page.html", wiki(f"<p>{text('page')}</p>"))
         self.add("private/word.docx", word_file(p(r(text("word")))))
@@ -158,7 +177,27 @@ class Mixed:
         for pattern, (count, write) in formats.items():
             for n in range(count): self.add(pattern.format(n), write(rows(marker := self.word())), marker, 5)
         self.add("private/cells.csv", text(rows(self.word(), self.address("cell")), ";").encode(), num_items=5)
+        logins = [["machine", "userPassword", "Date of Birth"], *([f"{self.rng.choice(WORDS)} {self.word()}", self.secret(f"column {n}"), self.secret(f"birth {n}")] for n in range(5))]
+        self.add("private/logins.csv", text(logins, ";").encode(), num_items=5)
+        self.add("private/people.sqlite", self.people(), num_items=5)
+        crew = [["name", "hall", "mail", "phone", "card", "passwordHash", "note"]]
+        for n in range(9): crew.append([f"{self.rng.choice(WORDS)} {self.word()}", f"{n + 3}", self.address(f"fact {n}"), self.phone(f"fact phone {n}"), self.card(f"fact card {n}"), self.secret(f"fact column {n}"), f"{self.rng.choice(VERBS)} it, ask {self.address(f'fact note {n}')}" if n == 4 else f"{self.rng.choice(VERBS)} it"])
+        crew.append([self.address("fact key"), "21", "", "", "", "", "oil it"])
+        path = self.folder/"facts"/"crew.csv"
+        path.parent.mkdir()
+        path.write_text(text(crew, ";"), encoding="utf-8")
         self.add("private/keys.jsonl", lines([{**row, self.address("key"): "yes"} if n == 1 else {**row, "other": "no"} for n, row in enumerate(records(rows(self.word())))]), num_items=5)
+
+    def people(self) -> bytes:
+        "A SQLite file of a table whose key is a mail address"
+        path = self.folder/"people.sqlite"
+        with sqlite3.connect(path) as connection:
+            connection.execute("create table people (mail text primary key, hall text, phone text)")
+            connection.executemany("insert into people values (?, ?, ?)", [(self.address(f"database key {n}"), f"hall {n} of the {self.word()}", self.phone(f"database cell {n}")) for n in range(5)])
+        connection.close()
+        raw = path.read_bytes()
+        path.unlink()
+        return raw
 
     def make_rows(self):
         "Conversations, pairs and prompts"
@@ -194,11 +233,15 @@ class Company:
         self.given = self.copy(f"python -m forge_nb.data.own_data {self.mixed.folder} && python -m forge_nb.data.versions && python -m forge_nb.ops.check data")
         self.copy("python -m forge_nb.core.runner profile tiny && sed -i 's/^  limit: [1-9][0-9]*/  limit: 0/' params.yaml")
         self.drafted, self.checked = self.copy(f"{FORGE} draft --copy"), ask(self.copy, "check")
-        self.copy("dvc repro retrieval")
+        self.copy("dvc repro synth")
 
     def read(self, name: str) -> list:
         "Rows of a JSONL file of artifacts/"
         return read_jsonl(self.copy.root/"artifacts"/name)
+
+    def read_json(self, name: str) -> dict:
+        "Values of a JSON file of artifacts/"
+        return json.loads((self.copy.root/"artifacts"/name).read_text(encoding="utf-8"))
 
     def kept(self, *folders: str) -> list:
         "Documents, or rows to train on, that curate kept"
@@ -249,10 +292,20 @@ def read_everything(root: Path, *folders: str):
 
 
 def test_no_planted_value_comes_downstream(company):
-    "What was planted in text, cells, keys, names, headers and rows stands in nothing that curate and retrieval wrote, and in no report"
-    names = {place: address.partition("@")[0] for place, address in company.mixed.private.items()}
-    seen = [(place, path) for path, text in read_everything(company.copy.root, "artifacts/curate", "artifacts/retrieval", "artifacts/assess", "reports") for place, name in names.items() if name in text]
-    assert seen == [] and len(names) >= 12
+    "What was planted in text, cells, keys, names, headers, rows and tables of facts stands in nothing that curate, retrieval and synth wrote, and in no report"
+    names = company.mixed.private
+    seen = [(place, path) for path, text in read_everything(company.copy.root, "artifacts/curate", "artifacts/retrieval", "artifacts/synth", "artifacts/assess", "reports") for place, name in names.items() if name in text]
+    assert seen == [] and len(names) >= 80
+
+
+def test_rows_of_facts_are_asked_about_and_found_without_what_is_private(company):
+    "The hall of a fitter is a question; no column, key or cell with a tag for an answer is"
+    rows = company.read("synth/rows/sft.jsonl")
+    asked = {parent for row in rows for parent in row["parents"] if parent.startswith("crew.csv:")}
+    assert asked and "crew.csv:11" not in asked, "the row whose name is masked"
+    assert not [row["messages"][-1]["content"] for row in rows if row["generator"] == "company/columns.yaml" and any(f"`[{tag}]" in row["messages"][-1]["content"] for tag in ("email", "phone", "card", "passwordhash"))]
+    rejects = {row["file"] for row in read_csv(company.copy.root/"artifacts"/"assess"/"rejects.csv")}
+    assert rejects == {row["source"] for row in company.read("ingest/rejects.jsonl")}
 
 
 def test_rows_to_train_on_are_no_documents(company):
@@ -267,7 +320,9 @@ def test_check_tells_before_anything_is_spent_what_is_trained_from_what(company)
     "The closing table counts what lies in the folder"
     table = {row["material"]: row for row in company.checked["material"]}
     assert table["conversations"]["items"] == 60 + len(WORDS) and table["preference pairs"]["items"] == 40 and table["judged answers"]["items"] == 20
-    assert table["rows of tables"]["files"] == 43 and table["documents"]["files"] >= 200 and "sft" in table["conversations"]["used_by"]
+    assert table["rows of tables"]["files"] == 45 and table["documents"]["files"] >= 200 and "sft" in table["conversations"]["used_by"]
+    private = {"facts/crew.csv: passwordHash", "private/logins.csv: userPassword", "private/logins.csv: Date of Birth"}
+    assert {*company.checked["private_columns"]} == private and {*company.read_json("assess/metrics.json")["private_columns"]} == private
     assert {line.partition(":")[0].partition(",")[0] for line in company.checked["unreadable"]} <= set(company.mixed.junk)
 
 
@@ -278,7 +333,7 @@ def test_the_whole_chain_makes_a_model_of_it(company):
     artifacts = company.copy.root/"artifacts"
     metrics = {row["metric"] for row in company.read("evaluate/scores.jsonl")}
     assert {"own_bpb", "own_margin"} <= metrics
-    names = {place: address.partition("@")[0] for place, address in company.mixed.private.items()}
+    names = company.mixed.private
     folders = [f"artifacts/{folder.name}" for folder in artifacts.iterdir() if folder.name != "ingest"]
     assert [(place, path) for path, text in read_everything(company.copy.root, *folders, "reports", "receipts") for place, name in names.items() if name in text] == []
     from safetensors.torch import load_file

@@ -4,6 +4,7 @@ import json, shutil
 import pytest
 
 from forge_nb.core.project import ROOT, Invalid
+from forge_nb.core.project import load_params
 from forge_nb.ops.check import check, check_company, format_check, require_company
 
 
@@ -86,7 +87,7 @@ def test_stages_that_will_have_nothing_to_do_are_named(project):
     (project/"data"/"pairs.jsonl").write_text(json.dumps(dict(prompt="a", chosen="b", rejected="c")) + "\n", encoding="utf-8")
     (project/"data"/"~$lock.docx").write_bytes(b"x")
     text = "\n".join(check(project).left_out)
-    for words in ("pretrain: no document", "sft: no conversation", "rlhf: no prompt", "what programs leave behind"): assert words in text, words
+    for words in ("pretrain: no document", "sft: no conversation", "rlhf, rl: no prompt", "what programs leave behind"): assert words in text, words
     assert "dpo" not in text
 
 
@@ -97,3 +98,94 @@ def test_an_exam_that_nobody_can_judge_is_named_before_anything_is_spent(project
     problems = {problem.file: problem.problem for problem in check_company(project/"company", project/"data"/"facts", 40).problems}
     assert set(problems) == {"company/eval_sets/quiz.jsonl", "company/eval_sets/faq.md", "company/eval_review.csv"}
     assert "quiz.jsonl#1: 'Which oil does it take?' has no right answer" in problems["company/eval_sets/quiz.jsonl"] and "row 2: `verdict` is 'maybe'" in problems["company/eval_review.csv"]
+
+
+def test_every_company_file_is_read_however_many_are_wrong(project):
+    "The grammar of paraphrases and the card are no exception, and neither hides the other"
+    company = project/"company"
+    replace(company/"style.yaml", "\nhouse:", "\nhause:")
+    replace(company/"card.yaml", "  licence: ", "  license: ")
+    (company/"paraphrases.yaml").write_text("everywhere:\n  question: [1, 2]\n", encoding="utf-8")
+    named = {problem.file for problem in check_company(company, project/"data"/"facts", 40).problems}
+    assert named == {"company/style.yaml", "company/card.yaml", "company/paraphrases.yaml"}
+    (company/"questions.yaml").write_text("a: [", encoding="utf-8")
+    named = {problem.file for problem in check_company(company, project/"data"/"facts", 40).problems}
+    assert named == {"company/style.yaml", "company/card.yaml", "company/paraphrases.yaml", "company/questions.yaml"}
+    for name in ("case.yaml", "rules.yaml", "poison.yaml", "columns.yaml", "extracts.yaml", "templates.yaml", "policies.yaml"):
+        (company/name).write_text("nosuch: [", encoding="utf-8")
+    assert len(check_company(company, project/"data"/"facts", 40).problems) == 11
+
+
+TORN = {"torn.jsonl": '{"question": "Who drives?", "answer": "Kim"}\n{"question": ', "torn.csv": "question,answer\nWho?,Kim,Lee,Max\n", "torn.json": '[{"question": "Who"', "torn.parquet": "PAR1 torn"}
+
+
+@pytest.mark.parametrize("name", TORN)
+def test_a_torn_evaluation_set_is_a_problem_with_its_remedy(project, name):
+    (project/"company"/"eval_sets"/name).write_text(TORN[name], encoding="utf-8")
+    [problem] = check(project).problems
+    assert problem.file == f"company/eval_sets/{name}" and "mend or delete it" in problem.problem
+    with pytest.raises(Invalid, match="cannot be kept out of training"): require_company(project)
+
+
+@pytest.mark.parametrize("name", ["stock.sqlite", "stock.db", "list.json", "list.csv.gz", "notes.txt", "old/parts.csv", "scan.pdf"])
+def test_a_file_among_the_facts_that_nobody_reads_is_named(project, name):
+    path = project/"data"/"facts"/name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"SQLite format 3\0")
+    assert [line for line in check(project).left_out if line.startswith(f"data/facts/{name}: nobody reads it")]
+
+
+def test_what_is_private_in_tables_of_facts_is_listed(project):
+    facts = project/"data"/"facts"
+    (facts/"staff.csv").write_text("name,userPassword,Date of Birth,pin\nKim,hunter2,2 May,GND\n", encoding="utf-8")
+    answer = check(project)
+    assert answer.private_columns == ["facts/staff.csv: Date of Birth", "facts/staff.csv: userPassword"]
+    (facts/"mail of kim@acme-tools.org.csv").write_text("name,size\na,1\n", encoding="utf-8")
+    (facts/"Gro\u0308\u00dfe.csv").write_text("name,size\na,1\n", encoding="utf-8")
+    told = {problem.file: problem.problem for problem in check(project).problems}
+    assert "holds personal data" in told["data/facts/mail of kim@acme-tools.org.csv"] and "NFD" in told["data/facts/Gro\u0308\u00dfe.csv"]
+
+
+def test_a_table_is_found_however_its_name_is_typed_in_company(project):
+    "questions.yaml with accents apart names the same table and the same column as one without"
+    import unicodedata
+    (project/"data"/"facts"/"Gr\u00f6\u00dfe.csv").write_text("name,H\u00f6he\n" + "".join(f"bolt {n},{n} mm\n" for n in range(9)), encoding="utf-8")
+    text = "size:\n  table: Gr\u00f6\u00dfe.csv\n  key: [name]\n  answer: H\u00f6he\n  ask: ['How high is {name}?']\n  ask_held_out: ['{name}: H\u00f6he?']\n  state: '{name} is {answer} high.'\n"
+    (project/"company"/"paraphrases.yaml").write_text("{}\n", encoding="utf-8")
+    for form in ("NFC", "NFD"):
+        (project/"company"/"questions.yaml").write_text(unicodedata.normalize(form, text), encoding="utf-8")
+        found = check_company(project/"company", project/"data"/"facts", 40)
+        assert "size" in found.columns, (form, found.problems)
+
+
+def test_words_of_the_default_company_are_told_where_the_data_are_others(project):
+    assert not check(project).notes
+    shutil.rmtree(project/"data"/"facts")
+    (project/"data"/"facts").mkdir()
+    (project/"data"/"facts"/"machines.csv").write_text("machine,pressure\nPress 3,5 bar\n", encoding="utf-8")
+    [note] = check(project).notes
+    assert note.startswith("company/card.yaml: `name`, `data` still speak of the default company") and note in format_check(check(project))
+    (project/"company"/"card.yaml").write_text("about: {name: bolts, licence: mit, language: en, purpose: a, data: b, intended_use: c, limits: d}\n", encoding="utf-8")
+    assert not check(project).notes
+
+
+@pytest.mark.parametrize("changed, used, noted", [({}, "nothing: `rlhf.enabled` and `rl.enabled` false", True), (dict(rl=True), "rl", False), (dict(rlhf=True), "rlhf", False), (dict(rlhf=True, rl=True), "rlhf, rl", False)])
+def test_prompts_that_no_stage_uses_are_told(project, changed, used, noted):
+    (project/"data"/"asked.jsonl").write_text("".join(json.dumps(dict(prompt=f"Write a note about pump {n}.")) + "\n" for n in range(9)), encoding="utf-8")
+    params = load_params(project/"params.yaml")
+    for name, value in changed.items(): params[name]["enabled"] = value
+    (project/"params.yaml").write_text(json.dumps(params), encoding="utf-8")
+    answer = check(project)
+    [row] = [m for m in answer.material if m.material == "prompts"]
+    assert row.used_by == used and noted == any(note.startswith("prompts: 9 rows") for note in answer.notes)
+
+
+@pytest.mark.parametrize("method, noted", [("dpo", True), ("online", True), ("kto", False)])
+def test_judged_answers_without_a_counterpart_are_counted(project, method, noted):
+    rows = [dict(prompt=f"Is valve {n} open?", completion="Yes.", label=True) for n in range(7)] + [dict(prompt="Is valve 3 open?", completion="No.", label=False)]
+    (project/"data"/"judged.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    params = load_params(project/"params.yaml")
+    params["dpo"]["method"] = method
+    (project/"params.yaml").write_text(json.dumps(params), encoding="utf-8")
+    notes = [note for note in check(project).notes if "judged answers: 6 have no counterpart" in note]
+    assert bool(notes) == noted and all("`dpo.method: kto`" in note for note in notes)

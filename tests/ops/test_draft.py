@@ -286,3 +286,15 @@ def test_copies_are_recorded(bare, tmp_path):
     assert "facts/devices.csv" in (copy.root/"data"/"SHA256SUMS").read_text(encoding="utf-8") and "up to date" in copy("dvc status data.dvc")
     after = hash_files(copy.root/"data"/"facts")
     assert {name: after[name] for name in before} == before and set(after) - set(before) == {"devices.csv"}
+
+
+@pytest.mark.parametrize("pattern, column", [("badge=Z-[0-9]{4}", "badge"), ("machine=M[0-9]{3}X", "machine")])
+def test_patterns_of_the_company_are_private_too(project, pattern, column):
+    "What `shared.pii_patterns` finds is no key, no answer and in no copy"
+    params = load_params(ROOT/"params.yaml")
+    params["shared"]["pii_patterns"] = [pattern]
+    (project/"params.yaml").write_text(json.dumps(params), encoding="utf-8")
+    write_csv(project/"data"/"rooms.csv", [dict(name=f"room {n}", badge=f"Z-{4000 + n}", machine=f"M{100 + n}X", floor=f"{n % 5}A") for n in range(20)])
+    draft(project, copy=True)
+    assert column not in read_fact_table(project/"data"/"facts"/"rooms.csv")[0] and "floor" in read_fact_table(project/"data"/"facts"/"rooms.csv")[0]
+    assert not [kind for kind in load_settings(project/"company"/"questions.yaml", QuestionKinds).values() if column in (kind.answer, *kind.key)]

@@ -36,7 +36,7 @@ def project(tmp_path) -> Path:
     (data/"Maria Meier CV.md").write_text("# Work\n\n" + "She mended every pump of the southern works, from the cellar up to the roof.\n" * 3, encoding="utf-8")
     (data/"facts").mkdir()
     (data/"facts"/"parts.csv").write_text("name;shelf\nbolt M3;4\nnut of Ann Lee;7\nwasher;9\n", encoding="utf-8")
-    (tmp_path/"params.yaml").write_text("shared: {dedup_threshold: 0.75, pii_patterns: []}\ncurate: {pii: [email, phone, ip, iban, card, key]}\n", encoding="utf-8")
+    (tmp_path/"params.yaml").write_text("shared: {dedup_threshold: 0.75, pii: [email, phone, ip, iban, card, key], pii_patterns: []}\n", encoding="utf-8")
     (tmp_path/"dvc.yaml").write_text(PIPELINE, encoding="utf-8")
     for name in ("pretrain", "sft"):
         (tmp_path/"artifacts"/name/"model").mkdir(parents=True)
