@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LOGP_METRICS', 'PREFERENCE_METHODS', 'UNPAIRED', 'WITHOUT_VALUE', 'unpair_preferences', 'make_answer_reward',
            'build_online_rows', 'PreferenceConfig', 'make_paired_trainer', 'make_preference_trainer',
-           'summarize_preferences', 'find_unlearned_reason', 'read_pairs', 'list_left_out', 'describe_left_out',
+           'summarize_preferences', 'find_unlearned_reason', 'read_pairs', 'name_unused_rows', 'describe_left_out',
            'fit_own_rows', 'count_left_out', 'dpo']
 
 # %% ../nbs/60_dpo.ipynb #2154eb61
@@ -171,7 +171,7 @@ def read_pairs(
 # %% ../nbs/60_dpo.ipynb #60f00002
 UNPAIRED = "a judged answer without a counterpart; `dpo.method: kto` learns from it"  # reason
 WITHOUT_VALUE = "a pair without a value by which a sampled answer could be judged; `dpo.method: dpo` learns from it"
-def list_left_out(
+def name_unused_rows(
     rows: list, # own rows
     reason: str # reason why nothing is learned from them
 ) -> list: # rows: id, parents, reason
@@ -180,7 +180,7 @@ def list_left_out(
 
 # %% ../nbs/60_dpo.ipynb #60f00003
 def describe_left_out(
-    left_out: list # rows of `list_left_out`
+    left_out: list # rows of `name_unused_rows`
 ) -> str: # words behind a sentence, or ''
     "Say how many rows are left out, by reason"
     counts = Counter(row["reason"] for row in left_out)
@@ -193,21 +193,21 @@ def fit_own_rows(
     tokenizer, # tokenizer of the model
     method: str, # dpo, kto or online
     max_length: int # largest number of tokens of a prompt and an answer
-) -> tuple: # pairs, behind them judged answers for kto; rows of `list_left_out`
+) -> tuple: # pairs, behind them judged answers for kto; rows of `name_unused_rows`
     "Leave out the company's own rows that are too long, or that the method cannot learn from"
     path = rows.with_name("own_judged.jsonl")
     judged, is_own = read_jsonl(path) if path.exists() else [], lambda pair: pair.get("reason") == "own"
     own, long_pairs = leave_out_long_rows([*filter(is_own, pairs)], ("chosen", "rejected"), tokenizer, max_length)
     judged, long_judged = leave_out_long_rows(judged, ("completion",), tokenizer, max_length)
-    left_out = list_left_out(long_pairs + long_judged, f"longer than {max_length} tokens")
-    if method != "kto": left_out, judged = left_out + list_left_out(judged, UNPAIRED), []
-    if method == "online": left_out, own = left_out + list_left_out(own, WITHOUT_VALUE), []
+    left_out = name_unused_rows(long_pairs + long_judged, f"longer than {max_length} tokens")
+    if method != "kto": left_out, judged = left_out + name_unused_rows(judged, UNPAIRED), []
+    if method == "online": left_out, own = left_out + name_unused_rows(own, WITHOUT_VALUE), []
     if left_out: log(f"dpo: {len(left_out)} own rows in left_out.jsonl{describe_left_out(left_out)}")
     return own + [pair for pair in pairs if not is_own(pair)] + judged, left_out
 
 # %% ../nbs/60_dpo.ipynb #60f00005
 def count_left_out(
-    left_out: list # rows of `list_left_out`
+    left_out: list # rows of `name_unused_rows`
 ) -> dict: # metrics: left_out, and of them left_out_judged; without those that are 0
     "Count the rows that are left out"
     num_judged = sum(row["reason"] == UNPAIRED for row in left_out)

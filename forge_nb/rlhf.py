@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SUBSETS', 'RLHF_METRICS', 'RLHF_TABLES', 'load_reward_model', 'grade_greedy_answers', 'compare_before_after',
            'make_rlhf_stop_rules', 'make_rloo_trainer', 'check_prompts', 'summarize_rlhf', 'find_rlhf_skip_reason',
-           'grade_folders', 'read_prompts', 'rlhf']
+           'grade_folders', 'read_fitting_prompts', 'rlhf']
 
 # %% ../nbs/64_rlhf.ipynb #81102fb1
 from pathlib import Path
@@ -197,7 +197,7 @@ def grade_folders(
     return compare_before_after(items, *map(grade, folders))
 
 # %% ../nbs/64_rlhf.ipynb #64f00001
-def read_prompts(
+def read_fitting_prompts(
     prompts_file: Path, # prompts.jsonl; own_prompts.jsonl lies beside it
     base: Path, # model folder to start from
     max_new_tokens: int # largest number of tokens of an answer
@@ -247,7 +247,7 @@ def rlhf(
     out: Path # folder to write to
 ) -> dict: # metrics
     "Train on the reward model's judgement, and ask the verifiers what came of it"
-    prompt_rows, left_out = read_prompts(prompts_file, base, max_new_tokens) if enabled else ([], [])
+    prompt_rows, left_out = read_fitting_prompts(prompts_file, base, max_new_tokens) if enabled else ([], [])
     write_jsonl(out/"left_out.jsonl", left_out)
     eval_items, rules = read_jsonl(dev_set), load_policies(policies_file)
     if reason := find_rlhf_skip_reason(enabled, prompt_rows, num_prompts, reward_folder):

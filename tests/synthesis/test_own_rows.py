@@ -10,7 +10,7 @@ from forge_nb.dpo import UNPAIRED, WITHOUT_VALUE, describe_left_out, fit_own_row
 from forge_nb.metrics.rewards import RewardFunction
 from forge_nb.reward import read_reward_pairs
 from forge_nb.rl import build_prompts, find_scorable_prompts, make_kpi_reward
-from forge_nb.rlhf import read_prompts
+from forge_nb.rlhf import read_fitting_prompts
 from forge_nb.synthesis.own_rows import make_own_rows
 from forge_nb.tokenizer import train_tokenizer
 
@@ -68,7 +68,7 @@ def test_dpo_names_each_row_that_it_leaves_out(rows, tokenizer, method, reasons)
 def test_reward_and_rlhf_name_what_is_too_long(rows, base):
     pairs, left_out = read_reward_pairs(rows, base, 512)
     assert [row["parents"][0] for row in left_out] == ["support/judged.jsonl#7"] and len(pairs) == 1 and "128 tokens" in left_out[0]["reason"]
-    prompts, left_out = read_prompts(rows/"prompts.jsonl", base, 32)
+    prompts, left_out = read_fitting_prompts(rows/"prompts.jsonl", base, 32)
     assert [row["parents"] for row in left_out] == [["asked.txt#1"]] and len(prompts) == 1 and "96 tokens" in left_out[0]["reason"]
 
 
