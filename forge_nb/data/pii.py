@@ -685,7 +685,7 @@ def score_mail(
 def compute_precision_recall(
     part: str, # of the labels
     kind: str, # kind of PII_KINDS, or 'all'
-    counts: dict # labelled, covered, found and right → how many; mails without a label, and those harmed, beside them
+    counts: dict # labelled, covered, found and right → how many; beside them mails without a label, and those harmed
 ) -> dict: # a row: part, kind, the counts, recall and precision; '' where there is nothing to divide by
     "Compute recall and precision from counts"
     def share(a, b): return round(counts[a] / counts[b], 4) if counts[b] else ""
@@ -747,7 +747,8 @@ def main():
     write_csv(ROOT/"results"/"pii.csv", rows)
     for r in rows:
         recall, precision = f"{r['recall']} of {r['labelled']}", f"{r['precision']} of {r['found']}"
-        print(f"{r['part']:6} {r['kind']:6} recall {recall}, precision {precision}, {r['harmed']} of {r['clean']} harmed")
+        harmed = f"{r['harmed']} of {r['clean']} harmed"
+        print(f"{r['part']:6} {r['kind']:6} recall {recall}, precision {precision}, {harmed}")
 
 # %% ../../nbs/data/70_pii.ipynb #10c32b20
 if __name__ == "__main__" and "__file__" in globals(): run_cli(main)
