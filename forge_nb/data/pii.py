@@ -685,7 +685,7 @@ def score_mail(
 def compute_precision_recall(
     part: str, # of the labels
     kind: str, # kind of PII_KINDS, or 'all'
-    counts: dict # labelled, covered, found and right → how many; mails without a label, and those harmed, beside them
+    counts: dict # labelled, covered, found and right → how many; beside them mails without a label, and those harmed
 ) -> dict: # a row: part, kind, the counts, recall and precision; '' where there is nothing to divide by
     "Compute recall and precision from counts"
     def share(a, b): return round(counts[a] / counts[b], 4) if counts[b] else ""
