@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CARD_METRICS', 'CARD_HEAD', 'CARD_DATA', 'CARD_RESULTS', 'CARD_USE', 'list_makers', 'find_skipped', 'list_parameters',
            'describe_masking', 'describe_comparison', 'read_means', 'make_result_rows', 'describe_waivers',
-           'describe_gate', 'make_verdict_rows', 'render_front_matter', 'collect_card_values', 'card']
+           'describe_gate_verdict', 'make_verdict_rows', 'render_front_matter', 'collect_card_values', 'card']
 
 # %% ../nbs/95_card.ipynb #31b21328
 from pathlib import Path
@@ -135,7 +135,7 @@ def describe_waivers(
         for past in verdict.get("earlier_waivers", [])]
 
 # %% ../nbs/95_card.ipynb #95c00012
-def describe_gate(
+def describe_gate_verdict(
     verdict: dict, # verdict.json of `gate`
     mark: str # mark of its source
 ) -> str: # Markdown
@@ -329,7 +329,7 @@ def card(
     text = render(
         CARD_HEAD + CARD_DATA + CARD_RESULTS + CARD_USE, "card template", citations, about=about, **values,
         personal_data=lambda: describe_masking(masked, params, values["metric"]),
-        verdict=lambda: describe_gate(verdict, citations.add_source("artifacts/gate/verdict.json: verdict")),
+        verdict=lambda: describe_gate_verdict(verdict, citations.add_source("artifacts/gate/verdict.json: verdict")),
         slices=lambda: format_table(make_verdict_rows(verdict, citations)),
         results=lambda: format_table(make_result_rows(evaluation, released, citations, max_rows)),
         all_results="artifacts/evaluate/effects.csv and intervals.csv, report reports/evaluate.ipynb",

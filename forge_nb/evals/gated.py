@@ -188,7 +188,8 @@ def leave_out_known(
     scored: list # rows of scores that are there already
 ) -> tuple: # questions, metrics and exam that are left
     "Leave out what a model has answered, and what was measured of it"
-    left = {field: [item for item in items if item["id"] not in known.get(field, ())] for field, items in asked.items()}
+    def is_new(field, item): return item["id"] not in known.get(field, ())
+    left = {field: [item for item in items if is_new(field, item)] for field, items in asked.items()}
     measured = {row["item"] for row in scored if row["metric"] == "bpb"}
     documents = [document for document in exam.documents if document["id"] not in measured]
     done = {"mc_accuracy"} if any(row["metric"] == "mc_accuracy" for row in scored) else set()

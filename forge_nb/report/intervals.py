@@ -105,7 +105,8 @@ def draw_bounds(
     for row in rows.to_dict("records"):
         y, sign = names.index(row["name"]), 1 if is_lower_better(row["metric"]) else -1
         if row["floor"] == row["floor"]: ax.barh(y, sign * row["floor"], .8, color="lightgray", zorder=0)
-        ax.plot([sign * row["max_drop"]] * 2, [y - .4, y + .4], "--", color="black", lw=1)
+        bound = sign * row["max_drop"]
+        ax.vlines(bound, y - .4, y + .4, ls="--", color="black", lw=1)
 
 # %% ../../nbs/report/10_intervals.ipynb #10a00003
 def plot_verdict(
@@ -116,7 +117,8 @@ def plot_verdict(
     if rows.empty: return
     rows["name"], rows["floor"] = rows["slice"] + " · " + rows["metric"], rows["floor"].astype(float)
     is_bits = rows["metric"].isin(IN_BITS)
-    groups = [(unit, part) for unit, part in (("share", rows[~is_bits]), ("bits per byte", rows[is_bits])) if len(part)]
+    groups = [("share", rows[~is_bits]), ("bits per byte", rows[is_bits])]
+    groups = [(unit, part) for unit, part in groups if len(part)]
     fig, axes = make_panels(max(len(part) for _, part in groups) + 1, len(groups), 6.5 * len(groups))
     for ax, (unit, part) in zip(axes, groups):
         names = list(part["name"])

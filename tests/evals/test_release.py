@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from forge_nb.core.project import ROOT, Invalid, read_csv
+from forge_nb.core.project import ROOT, Invalid, NotFound, read_csv, read_json, write_json
 from forge_nb.core.rules import Bounds, Rules, check_rule_names, load_rules
 from forge_nb.core.settings import Style, load_settings
 from forge_nb.evals.suites import list_slices
-from forge_nb.evals.release import TRIVIAL_ARMS, choose_trivial, judge_candidate, sign_waiver
+from forge_nb.evals.release import TRIVIAL_ARMS, choose_trivial, describe_release, judge_candidate, require_pass, seal_verdict, sign_waiver
 from forge_nb.metrics.graders import grade_answer
 from forge_nb.metrics.paired import measure_seed_floor
 
@@ -189,3 +189,54 @@ def test_a_waiver_leaves_the_decisions_as_they_are():
     assert waived["verdict"] == "pass" and waived["waiver"]["waived"] == verdict["because"] and waived["slices"] == verdict["slices"]
     for name, reason in (("", "x"), ("J. Doe", "  ")):
         with pytest.raises(Invalid, match="waiver: `"): sign_waiver(verdict, name, reason)
+
+
+def test_a_slice_that_could_not_see_its_bound_blocks_unless_somebody_decided():
+    "Four hundred questions, a third of which change sides both ways: no loss, and no sight of one of five points"
+    kinds = np.random.default_rng(24).permutation(np.repeat([0, 1, 2, 3], [66, 66, 200, 68]))
+    before, after = ({("tables", "exact_match"): dict(enumerate(np.isin(kinds, keep).astype(float).tolist()))} for keep in ((0, 2), (1, 2)))
+    verdict = judge_candidate(after, before, rules_of("tables"), origin=ORIGIN)
+    [row] = verdict["slices"]
+    assert row["difference"] == 0 and row["smallest_seen"] > .05 and row["items_needed"] > 400
+    assert verdict["verdict"] == "fail" and verdict["because"][0].startswith("tables, exact_match: a loss of 5.0 points would have passed unseen, the smallest that shows is ")
+    assert f"{row['items_needed']} items would show one of 5.0 points" in verdict["because"][0]
+    decided = judge_candidate(after, before, rules_of("tables", without_power="We have no more questions."), origin=ORIGIN)
+    assert decided["verdict"] == "pass" and "Released because: We have no more questions." in decided["slices"][0]["reason"]
+    assert judge_candidate(after, before, rules_of("tables", max_drop=.15), origin=ORIGIN)["verdict"] == "pass", "one of fifteen points it could see"
+    assert f"{row['items_needed']} items would show a loss of 5.0 points in four of five cases" in describe_release(decided)
+
+
+def lost(share) -> dict:
+    "Verdict on a candidate that has lost a share of its answers to documents"
+    scores = {("document", "exact_match"): dict(enumerate([1.] * 500))}
+    after = {("document", "exact_match"): {n: float(n >= 500 * share) for n in range(500)}}
+    return judge_candidate(after, scores, rules_of("document"), origin=ORIGIN | dict(candidate=dict(name="rl", weights_sha256="ab" * 32)))
+
+
+def test_nothing_goes_out_without_a_pass(tmp_path):
+    path = tmp_path/"verdict.json"
+    with pytest.raises(NotFound, match="verdict.json is missing, so nobody has judged the model"): require_pass(path)
+    write_json(path, seal_verdict(lost(0)))
+    assert require_pass(path)["verdict"] == require_pass(path, "ab" * 32)["verdict"] == "pass"
+    with pytest.raises(Invalid, match=r"is about other weights \(abababababab\) than those that are to go out \(cdcdcdcdcdcd\)"): require_pass(path, "cd" * 32)
+    write_json(path, seal_verdict(lost(.2)))
+    with pytest.raises(Invalid, match="does not let the model out: document, exact_match: worse by 20.0 points"): require_pass(path)
+    write_json(path, seal_verdict(sign_waiver(lost(.2), "J. Doe", "Before the audit.")))
+    assert require_pass(path, "ab" * 32)["waiver"]["name"] == "J. Doe"
+
+
+@pytest.mark.parametrize("change", [
+    lambda v: v | dict(verdict="pass"), lambda v: v | dict(because=[]), lambda v: v | dict(waiver=dict(name="J. Doe", reason="x", waived=[])),
+    lambda v: v | dict(slices=[v["slices"][0] | dict(decision="passes")]), lambda v: v | dict(candidate=dict(weights_sha256="cd" * 32)),
+    lambda v: v | dict(note="fine"), lambda v: {k: x for k, x in v.items() if k != "sha256"}, lambda v: [v], lambda v: {}])
+def test_a_verdict_that_somebody_edited_is_noticed(tmp_path, change):
+    path = tmp_path/"verdict.json"
+    write_json(path, seal_verdict(lost(.2)))
+    write_json(path, change(read_json(path)))
+    with pytest.raises(Invalid, match="is not what the gate wrote, by the hash of its own content; `dvc repro --force gate`"): require_pass(path)
+
+
+def test_the_order_of_keys_is_no_edit(tmp_path):
+    path = tmp_path/"verdict.json"
+    write_json(path, dict(reversed(seal_verdict(lost(0)).items())))
+    assert require_pass(path)["verdict"] == "pass"
