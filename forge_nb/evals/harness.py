@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MIN_SHARED', 'BATCH_TOKENS', 'MAX_ROWS', 'HARMLESS', 'MAX_SCORES', 'count_shared', 'group_prompts', 'plan_batches',
            'RoomyLayer', 'pad_left', 'read_tokens', 'read_batch', 'continue_batch', 'writes_plainly', 'attends_fully',
-           'Answer', 'score_continuations', 'score_texts', 'find_end', 'answer_requests', 'ForgeLM', 'run_tasks',
-           'main']
+           'Answer', 'score_continuations', 'score_texts', 'find_end', 'answer_requests', 'ForgeLM', 'continue_texts',
+           'run_tasks', 'main']
 
 # %% ../../nbs/evals/15_harness.ipynb #15a00004
 import math
@@ -42,7 +42,8 @@ def group_prompts(
         if groups:
             shared, members = groups[-1]
             length = count_shared(shared, prompts[n])
-            if length >= MIN_SHARED and length > (len(members) - 1) * (len(shared) - length):
+            cost = (len(members) - 1) * (len(shared) - length)
+            if length >= max(MIN_SHARED, len(prompts[n]) / 2) and length > cost:
                 groups[-1] = shared[:length], [*members, n]
                 continue
         groups.append((prompts[n], [n]))
@@ -61,7 +62,7 @@ def plan_batches(
               for n in range(0, len(members), MAX_ROWS)]
     def longest(piece): return max(lengths[n] for n in piece[1])
     batches, rows = [], 0
-    for piece in sorted(pieces, key=lambda piece: (bool(piece[0]), longest(piece))):
+    for piece in sorted(pieces, key=lambda piece: (len(piece[0]), longest(piece))):
         rows += len(piece[1])
         is_like = batches and bool(batches[-1][0][0]) == bool(piece[0])
         if is_like and rows <= MAX_ROWS and rows * longest(piece) <= max_tokens: batches[-1].append(piece)
@@ -323,6 +324,18 @@ class ForgeLM(HFLM):
         passed_on = dict(given)
         return [passed_on[id(request)] if id(request) in passed_on else
                 self.answers[request.args[0], repr(request.args[1])] for request in requests]
+
+# %% ../../nbs/evals/15_harness.ipynb #15a00033
+def continue_texts(
+    lm: ForgeLM, # model that lm-eval asks
+    prompts: list, # texts, special tokens included
+    max_new_tokens: int # tokens to write for each, at most
+) -> list: # (text, finished) for each prompt
+    "Continue each prompt greedily until the end token or the last token allowed"
+    from lm_eval.api.instance import Instance
+    settings = dict(until=[], do_sample=False, max_gen_toks=max_new_tokens)
+    written = lm.generate_until([Instance("generate_until", {}, (text, settings), n) for n, text in enumerate(prompts)])
+    return [(str(answer), getattr(answer, "finished", True)) for answer in written]
 
 # %% ../../nbs/evals/15_harness.ipynb #15a0002d
 def run_tasks(
