@@ -219,8 +219,9 @@ def make_sample_rows(
             nats = [] if texts else [round(r[0] if isinstance(r, (tuple, list)) else r, 4) for r in replies]
             metrics = {metric: record[metric] for metric in record["metrics"]}
             made.append(dict(
-                checkpoint=checkpoint, task=name, item=record["doc"]["id"], item_sha256=record["doc"].get("item_sha256"),
-                prompt="" if name == "documents" else record["arguments"][0][0], response="".join(texts),
+                checkpoint=checkpoint, task=name, item=record["doc"]["id"],
+                item_sha256=record["doc"].get("item_sha256"), response="".join(texts),
+                prompt="" if name == "documents" else record["arguments"][0][0],
                 finished=is_finished(texts[0]) if texts else None, log_likelihoods=nats, metrics=json.dumps(metrics)))
     return made
 
