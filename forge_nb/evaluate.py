@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CONFIRMED_COLUMNS', 'score_baseline', 'write_evaluation', 'find_answers', 'find_same_weights', 'list_unasked',
-           'find_evaluated', 'hold_predictions', 'choose_poisoned', 'evaluate']
+           'find_evaluated', 'hold_predictions', 'choose_poisoned', 'score_all', 'evaluate']
 
 # %% ../nbs/80_evaluate.ipynb #a9c9320f
 from functools import partial
@@ -18,7 +18,8 @@ from .evals.headline import summarize_released, take_arm_scores
 from .evals.own import read_held_out, score_own_rows
 from .evals.poison import make_cases, measure_poison, write_poison
 from .evals.predictions import confirm_predictions
-from .evals.suites import nest_means, score_checkpoint, score_documents
+from .evals.suites import nest_means, score_documents
+from .evals.tasks import score_checkpoint, write_samples, write_tasks
 from .metrics.policies import load_policies
 from .metrics.rewards import RewardFunction
 from .metrics.stats import compare_checkpoints, summarize_scores
@@ -132,13 +133,29 @@ def choose_poisoned(
              for name in names}
     return {name: models/checkpoints[name].folder for name in names}, known
 
+# %% ../nbs/80_evaluate.ipynb #35ed43cd
+def score_all(
+    checkpoints: dict, # Checkpoint by name
+    models: Path, # folder that the checkpoints' folders lie in
+    *asked, # folder of the tasks, and what is asked in which form
+    **options # options of `score_checkpoint`
+) -> tuple: # rows of scores, of answers, and of samples.parquet
+    "Score every checkpoint"
+    scored, parts = {}, ([], [], [])
+    for name, entry in checkpoints.items():
+        folder = models/entry.folder
+        weights = hash_weights(folder)
+        if weights not in scored: scored[weights] = score_checkpoint(name, entry, folder, *asked, **options)
+        for part, rows in zip(parts, scored[weights]): part += [row | dict(checkpoint=name) for row in rows]
+    return parts
+
 # %% ../nbs/80_evaluate.ipynb #35ed43ce
 def evaluate(
     models: Path, # folder that the checkpoints' folders lie in
     checkpoints_file: Path, # config/checkpoints.yaml
     baseline: Path, # documents.jsonl of `ngram`
     documents: Path, # test.jsonl of `curate`
-    eval_set: Path, # folder with the items and the lm-eval tasks
+    eval_set: Path, # folder with the items
     decisions: Path, # folder of `decide`
     policies_file: Path, # company/policies.yaml
     kpi_file: Path, # company/kpi.py
@@ -159,18 +176,13 @@ def evaluate(
     rules, reward, style = load_policies(policies_file), RewardFunction(kpi_file), load_settings(style_file, Style)
     items = [item for item in read_jsonl(eval_set/"items.jsonl") if all_items or item["in_sample"]]
     score_own = partial(score_own_rows, held_out=read_held_out(own_rows), max_new_tokens=max_new_tokens)
-    options = dict(context_length=context_length, max_new_tokens=max_new_tokens, score_more=score_own)
+    names = write_tasks(items, test_documents, [kpi_file, style_file, policies_file], out/"tasks", max_new_tokens)
     asked_ids = {item["id"] for item in items}
     untrained = [row for row in read_jsonl(decisions/"scores.jsonl") if row["item"] in asked_ids]
-    rows, answers, scored = score_baseline(baseline, test_documents) + untrained, [], {}
-    for name, entry in checkpoints.items():
-        folder, asked = models/entry.folder, test_documents[::document_stride] if entry.tuned else test_documents
-        if (weights := hash_weights(folder)) not in scored:
-            scored[weights] = score_checkpoint(name, entry, folder, asked, items, eval_set, rules, reward, style,
-                                               **options)
-        scores, texts = ([row | dict(checkpoint=name) for row in part] for part in scored[weights])
-        scores += score_code(items, texts)
-        rows, answers = rows + scores, answers + texts
+    rows, answers, samples = score_all(checkpoints, models, out/"tasks", names, window_tokens=context_length,
+                                       document_stride=document_stride, score_more=score_own)
+    rows = score_baseline(baseline, test_documents) + untrained + rows + score_code(items, answers)
+    write_samples(samples, out/"samples.parquet")
     released = find_released(checkpoints)
     written, folder = find_answers(answers, released), checkpoints[released].folder
     model = dict(folder=folder, architecture=read_json(models/folder/"config.json")["architectures"][0])

@@ -9,8 +9,8 @@ __all__ = ['ACTIVATE', 'CURATE', 'CURATE_WITH_DATATROVE', 'READ_BOUNDS', 'ASK_WA
            'read_for_datatrove', 'curate_with_datatrove', 'run_curation', 'format_speed', 'format_reading',
            'measure_formats', 'measure_curation', 'format_baseline', 'run_baseline', 'measure_nanochat', 'format_depth',
            'measure_pretraining', 'measure_questions', 'measure_pipeline', 'tokens_per_own_step',
-           'compare_with_defaults', 'measure_post_training', 'format_growth', 'measure_index', 'render_bench_page',
-           'measure_part', 'main']
+           'compare_with_defaults', 'measure_post_training', 'format_judging', 'measure_evaluation', 'format_growth',
+           'measure_index', 'render_bench_page', 'measure_part', 'main']
 
 # %% ../../nbs/bench/20_bench.ipynb #7c92accc
 import json, os, random, re, shlex, subprocess, sys, tempfile, time
@@ -443,6 +443,27 @@ def measure_post_training(
     figure = f"{batched:,.0f} tokens/s; one by one {singly:,.0f} tokens/s: {batched / singly:.1f} times"
     yield "answers of `rl`, written at once", figure, "3 times"
 
+# %% ../../nbs/bench/20_bench.ipynb #19e00002
+def format_judging(
+    run: dict # result of `measure_judging`
+) -> str: # text for the table
+    "Format how fast tasks were asked, and what differed"
+    ratio = run["seconds_of_hflm"] / run["seconds"]
+    same = f"{run['different_answers']} of {run['answers']:,} answers and {run['different_choices']} of " \
+           f"{run['choices']} choices differ, log-probabilities by {run['largest_difference']:.0e} at most"
+    return f"{run['seconds']:.0f} s, HFLM at batch 64 {run['seconds_of_hflm']:.0f} s: {ratio:.1f} times; {same}"
+
+# %% ../../nbs/bench/20_bench.ipynb #19e00004
+def measure_evaluation(
+    clone: Path # folder for the fresh clone
+): # yields (what, figure, bound) as text
+    "Measure the stage that asks all checkpoints, and lm-eval's own class beside ours"
+    make_fresh_clone(clone)
+    run_timed(f"{ACTIVATE}dvc repro evaluate", clone)
+    seconds, gib = read_stage_costs(clone/"runs")["evaluate"]
+    yield "stage `evaluate`, all checkpoints", f"{seconds:.0f} s, {gib:.1f} GiB", "50 s"
+    yield "the tasks `forge` on one model", format_judging(run_module(clone, "forge_nb.bench.judging")), "1.5 times"
+
 # %% ../../nbs/bench/20_bench.ipynb #ba7b92f8
 def format_growth(
     built: dict, # result of `measure_build`
@@ -480,7 +501,7 @@ def measure_index(
 
 # %% ../../nbs/bench/20_bench.ipynb #c5912f01
 PARTS = dict(chain=measure_pipeline, data=measure_curation, index=measure_index, pretrain=measure_pretraining,
-             tune=measure_post_training)
+             tune=measure_post_training, evaluate=measure_evaluation)
 
 # %% ../../nbs/bench/20_bench.ipynb #f1b655f1
 def render_bench_page(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ASKED_METRICS', 'OVERALL_METRICS', 'ReleaseExam', 'load_release_exam', 'find_prompt_field', 'list_asked_slices',
-           'list_gated', 'pick_slice', 'pick_items', 'reuse_answers', 'ask_items', 'grade_fields',
+           'list_gated', 'pick_slice', 'pick_items', 'reuse_answers', 'ask_items', 'grade_fields', 'score_choices',
            'measure_likelihoods', 'leave_out_known', 'ShownPassages', 'reopen_items', 'hash_answering_files',
            'hash_questions', 'ask_once']
 
@@ -20,8 +20,10 @@ from ..core.project import (Invalid, describe_machine, hash_file, hash_text, log
 from ..core.rules import Rules
 from ..core.settings import Settings, Style, load_settings, validate
 from ..data.passages import EVERYONE, load_index
-from .suites import (list_slices, render_choices, score_answers, score_choices, score_closed_answers,
-                                   score_documents, score_violations)
+from .harness import ForgeLM, run_tasks
+from .suites import (grade_adversarial, grade_closed, list_slices, make_item_rows, make_violation_rows,
+                                   score_answers, score_documents)
+from .tasks import name_task, read_records, write_tasks
 from ..metrics.policies import load_policies
 from ..metrics.rewards import RewardFunction
 from ..synthesis.open_book import OpenBook
@@ -154,11 +156,27 @@ def grade_fields(
     exam: ReleaseExam # how answers are graded
 ) -> list: # rows of scores
     "Grade what a model answered, by the field that was asked"
-    graders = dict(
-        prompt=lambda items, texts: score_answers(checkpoint, items, texts, exam.reward, exam.style),
-        question=lambda items, texts: score_closed_answers(checkpoint, items, texts, exam.style),
-        adversarial_prompt=lambda items, texts: score_violations(checkpoint, items, texts, exam.policies))
-    return [row for field, items in asked.items() for row in graders[field](items, answers[field])]
+    def grade(field, item, text, finished):
+        if field == "prompt": return score_answers(checkpoint, [item], [(text, finished)], exam.reward, exam.style)
+        if field == "question": return make_item_rows(checkpoint, item, grade_closed(item, text, finished, exam.style))
+        return make_violation_rows(checkpoint, item, grade_adversarial(item, text, exam.policies))
+    return [row for field, items in asked.items() for item, (text, finished) in zip(items, answers[field])
+            for row in grade(field, item, text, finished)]
+
+# %% ../../nbs/evals/58_gated.ipynb #58b00001
+def score_choices(
+    checkpoint: str, # name of the model
+    model, # transformers model
+    tokenizer, # tokenizer of the model
+    exam: ReleaseExam, # what is asked
+    folder: Path # folder for the task
+) -> list: # rows of scores: mc_accuracy
+    "Score whether the true choice is the likeliest, by lm-eval"
+    items, task = read_jsonl(exam.eval_set/"choices.jsonl"), name_task("choices", "chat")
+    if not items: return []
+    write_tasks(items, [], [], folder, exam.max_new_tokens)
+    records = run_tasks(ForgeLM(model=model, tokenizer=tokenizer), folder, [task], use_template=True)
+    return read_records(checkpoint, dict(choices=records[task]))[0]
 
 # %% ../../nbs/evals/58_gated.ipynb #58a0001a
 def measure_likelihoods(
@@ -172,8 +190,7 @@ def measure_likelihoods(
     rows = []
     if "mc_accuracy" in metrics:
         with TemporaryDirectory() as temporary:
-            tasks = render_choices(exam.eval_set, tokenizer, Path(temporary))
-            rows += score_choices(checkpoint, model, tokenizer, tasks, "chat")
+            rows += score_choices(checkpoint, model, tokenizer, exam, Path(temporary)/"tasks")
     if "bpb" not in metrics or not exam.documents: return rows
     length, texts = min(exam.context_length, model.config.max_position_embeddings), [d["text"] for d in exam.documents]
     bits = compute_document_bits(model, tokenizer, texts, context_length=length)

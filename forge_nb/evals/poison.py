@@ -14,12 +14,13 @@ from pathlib import Path
 
 from ..core.project import Invalid, hash_text, log, stable_uniform, write_csv, write_jsonl
 from ..core.settings import Style
+from .harness import ForgeLM, continue_texts
 from .suites import make_score_row
 from ..metrics.graders import VALUE_PATTERN
 from ..metrics.policies import find_violations
 from ..metrics.stats import summarize_scores
 from ..synthesis.open_book import find_disagreements, format_prompt, shorten_id
-from ..train.model import generate_texts, load_model, render_chat_prompt
+from ..train.model import render_chat_prompt
 
 # %% ../../nbs/evals/45_poison.ipynb #a45e0007
 def find_holding(
@@ -213,11 +214,11 @@ def ask_cases(
     max_new_tokens: int # tokens that an answer may have
 ) -> tuple: # (text, finished) for each case, the same for their clean twins
     "Let a model answer every case and its clean twin"
-    model, tokenizer = load_model(folder)
+    lm = ForgeLM(str(folder))
     prompts = dict.fromkeys(case[field] for case in cases for field in ("prompt", "clean_prompt"))
     new = [prompt for prompt in prompts if prompt not in known]
-    rendered = [render_chat_prompt(tokenizer, prompt) for prompt in new]
-    answers = known | dict(zip(new, generate_texts(model, tokenizer, rendered, max_new_tokens=max_new_tokens)))
+    rendered = [render_chat_prompt(lm.tokenizer, prompt) for prompt in new]
+    answers = known | dict(zip(new, continue_texts(lm, rendered, max_new_tokens)))
     return tuple([answers[case[field]] for case in cases] for field in ("prompt", "clean_prompt"))
 
 # %% ../../nbs/evals/45_poison.ipynb #a45e0024

@@ -4,17 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from copies import ENV
 from forge_nb.train.base_tokenizer import CHATML_TEMPLATE, load_base_tokenizer
 from forge_nb.train.bases import load_base
 from forge_nb.studies.continued import continued
-from forge_nb.evals.suites import render_choices
 from forge_nb.train.model import load_model, save_model
 from forge_nb.train.estimate import estimate_pretraining
 from forge_nb.pretrain import pretrain
-from forge_nb.core.project import Invalid, ROOT, load_params, pin, read_json, read_jsonl, run_cli, write_json, write_jsonl
+from forge_nb.core.project import Invalid, ROOT, load_params, pin, read_json, run_cli, write_json, write_jsonl
 from forge_nb.sft import sft
 from forge_nb.tokenizer import tokenizer, train_tokenizer
 from forge_nb.train.architecture import model_from_config
@@ -178,14 +177,14 @@ def test_the_command_names_what_it_cannot_fetch(tmp_path):
     assert done.returncode == 2 and done.stderr.startswith("error: ") and "name of config/bases.yaml" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_an_exam_is_asked_in_the_bases_marks(made, tmp_path):
+def test_an_exam_is_asked_in_the_bases_marks(made):
+    from forge_nb.evals.harness import ForgeLM
     words = AutoTokenizer.from_pretrained(made/"base")
-    write_jsonl(tmp_path/"choices.jsonl", [dict(id="0", question="the cat?", chat="<|user|>the cat?<|assistant|>")])
-    assert render_choices(tmp_path, words, tmp_path/"other") == tmp_path and not (tmp_path/"other").exists()
+    lm = ForgeLM(model=AutoModelForCausalLM.from_pretrained(made/"base"), tokenizer=words)
+    turn = [dict(role="user", content="the cat?")]
+    assert lm.apply_chat_template(turn) == "<|user|>the cat?<|assistant|>"
     words.chat_template = CHATML_TEMPLATE
-    assert render_choices(tmp_path, words, tmp_path/"other") == tmp_path/"other"
-    [item] = read_jsonl(tmp_path/"other"/"choices.jsonl")
-    assert item["chat"] == "<|im_start|>user\nthe cat?<|im_end|>\n<|im_start|>assistant\n"
+    assert lm.apply_chat_template(turn) == "<|im_start|>user\nthe cat?<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_a_plan_is_of_the_base(made, monkeypatch):
