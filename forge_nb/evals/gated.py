@@ -255,7 +255,7 @@ def hash_questions(
     documents = [document["text"] for document in exam.documents] if "bpb" in likelihoods else []
     choices = hash_file(exam.eval_set/"choices.jsonl") if "mc_accuracy" in likelihoods else ""
     limits = [exam.context_length, exam.max_new_tokens]
-    code = [hash_file(Path(inspect.getsourcefile(function))) for function in (generate_texts, score_choices)]
+    code = [hash_file(Path(inspect.getsourcefile(function))) for function in (generate_texts, run_tasks, write_tasks)]
     return hash_text(json.dumps([texts, likelihoods, documents, choices, limits, code, describe_machine()]))
 
 # %% ../../nbs/evals/58_gated.ipynb #58a00024
