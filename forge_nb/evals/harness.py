@@ -116,25 +116,27 @@ def read_tokens(
     model, # transformers model
     tokens: torch.Tensor, # (rows, new tokens)
     mask: torch.Tensor, # (rows, tokens in the cache and new ones)
-    cache: Cache, # keys and values so far
+    cache: Cache | None, # keys and values so far; None: nothing was read and nothing will be written
     num_scored: int # positions at the end whose scores are wanted
 ) -> torch.Tensor: # (rows, positions, vocabulary) scores of the token that follows
     "Let a model read on"
     positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1]:]
     return model(input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache,
-                 use_cache=True, logits_to_keep=num_scored).logits
+                 use_cache=cache is not None, logits_to_keep=num_scored).logits
 
 # %% ../../nbs/evals/15_harness.ipynb #15a00013
 def read_batch(
     model, # transformers model
     batch: list, # groups of prompts
     prompts: list, # tokens of every prompt
-    num_scored: int # positions at the end of each prompt whose scores are wanted
+    num_scored: int, # positions at the end of each prompt whose scores are wanted
+    goes_on: bool = True # whether the prompts will be continued
 ) -> tuple: # numbers of the prompts, scores, mask, cache
     "Read a batch of prompts, what they have in common once"
     members = [n for _, group in batch for n in group]
     rests = [prompts[n][len(shared):] for shared, group in batch for n in group]
-    cache = Cache(layers=[RoomyLayer() for _ in range(model.config.num_hidden_layers)])
+    is_kept = goes_on or batch[0][0]
+    cache = Cache(layers=[RoomyLayer() for _ in range(model.config.num_hidden_layers)]) if is_kept else None
     tokens, mask = pad_left(rests, model)
     if batch[0][0]:
         beginnings, shown = pad_left([shared for shared, _ in batch], model)
@@ -207,7 +209,7 @@ def score_continuations(
     max_tokens, found = min(BATCH_TOKENS, MAX_SCORES // model.config.vocab_size), [None] * len(rows)
     for batch in plan_batches(groups, list(map(len, prompts)), max_tokens):
         longest = max(rows[n][1] for _, group in batch for n in group)
-        members, scores, *_ = read_batch(model, batch, prompts, longest)
+        members, scores, *_ = read_batch(model, batch, prompts, longest, goes_on=False)
         for n, row in zip(members, scores.float()):
             tokens, length = rows[n]
             targets, row = torch.tensor(tokens[-length:], device=row.device), row[-length:]
@@ -357,8 +359,6 @@ def run_tasks(
 def main():
     "Run lm-eval's command line, with `forge` among its models"
     from lm_eval.__main__ import cli_evaluate
-
-    from forge_nb.evals.harness import ForgeLM
     register_model("forge")(ForgeLM)
     cli_evaluate()
 

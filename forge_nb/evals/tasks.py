@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ASKED_FIELDS', 'TASK_HEAD', 'WRITTEN', 'CHOSEN', 'TASK_METRICS', 'TASK_KINDS', 'GRADING', 'pack_item',
            'list_question_rows', 'list_choice_rows', 'list_document_rows', 'is_finished', 'TaskGrader', 'name_task',
-           'format_task', 'write_tasks', 'make_record_rows', 'read_records', 'make_sample_rows', 'write_samples',
+           'format_task', 'write_tasks', 'make_record_rows', 'read_results', 'make_sample_rows', 'write_samples',
            'ask_tasks', 'score_checkpoint']
 
 # %% ../../nbs/evals/22_tasks.ipynb #22a00004
@@ -190,7 +190,7 @@ def make_record_rows(
     return [row | hashed for row in rows]
 
 # %% ../../nbs/evals/22_tasks.ipynb #22a0001a
-def read_records(
+def read_results(
     checkpoint: str, # checkpoint that was asked
     records: dict # name of what was asked → lm-eval's records
 ) -> tuple: # rows of scores, rows of answers
@@ -270,6 +270,6 @@ def score_checkpoint(
     lm = ForgeLM(str(folder), window_tokens=window_tokens)
     log(f"{checkpoint}: {', '.join(names['chat' if entry.tuned else 'plain'])}")
     records = ask_tasks(lm, entry, tasks, names, document_stride if entry.tuned else 1)
-    rows, answers = read_records(checkpoint, records)
+    rows, answers = read_results(checkpoint, records)
     if score_more: rows += score_more(checkpoint, lm.model, lm.tokenizer)
     return rows, answers, make_sample_rows(checkpoint, records)

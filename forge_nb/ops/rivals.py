@@ -19,7 +19,7 @@ from ..core.project import Invalid, NotFound, read_jsonl, write_csv
 from ..core.settings import Settings, load_settings
 from ..evals.checkpoints import find_released, load_checkpoints
 from ..evals.harness import Answer, ForgeLM, run_tasks
-from ..evals.tasks import name_task, read_records
+from ..evals.tasks import name_task, read_results
 from ..metrics.paired import compare_paired
 from .gguf import MAX_CONTEXT, generate_answer, start_llama
 from ..synthesis.endpoint import locate_answer, open_client, post_completion
@@ -158,7 +158,7 @@ def sit_exam(
         start, before = time.monotonic(), dict(used)
         records = run_tasks(lm, tasks, [task], use_template=in_template)[task]
         spent = {name: used[name] - before[name] for name in used} or dict(seconds=time.monotonic() - start)
-        rows, _ = read_records("rival", {book: records})
+        rows, _ = read_results("rival", {book: records})
         values = {row["item"]: row["value"] for row in rows if (row["metric"], row["slice"]) == (metric, "all")}
         sat[book] = dict(values=values, asked=len(records)) | spent
     return sat

@@ -10,7 +10,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from forge_nb.core.project import Invalid, ROOT, read_csv, write_jsonl
 from forge_nb.evals.checkpoints import Checkpoint
 from forge_nb.evals.harness import ForgeLM, continue_texts
-from forge_nb.evals.tasks import ask_tasks, read_records, write_tasks
+from forge_nb.evals.tasks import ask_tasks, read_results, write_tasks
 from forge_nb.ops.gguf import write_gguf
 from forge_nb.ops.rivals import compare_rivals, format_rivals
 from forge_nb.tokenizer import train_tokenizer
@@ -50,7 +50,7 @@ def project(tmp_path_factory):
     company = [ROOT/"company"/name for name in ("kpi.py", "style.yaml", "policies.yaml")]
     names = write_tasks(ITEMS, [], company, root/"artifacts"/"evaluate"/"tasks", 12)
     lm = ForgeLM(str(root/"artifacts"/"rl"/"model"))
-    rows, _ = read_records("rl", ask_tasks(lm, Checkpoint(folder="rl/model"), root/"artifacts"/"evaluate"/"tasks", names))
+    rows, _ = read_results("rl", ask_tasks(lm, Checkpoint(folder="rl/model"), root/"artifacts"/"evaluate"/"tasks", names))
     write_jsonl(root/"artifacts"/"evaluate"/"scores.jsonl", rows)
     return root
 
