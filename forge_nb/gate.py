@@ -119,7 +119,7 @@ def measure_candidate(
     "Measure what the rules bound, but for the seconds"
     values = [VALUE_PATTERN.findall(text) for text, _ in answers]
     declined = [bool(found) and found[0] == style.unknown_answer
-                for item, found in zip(items, values) if item["part"] != "absent"]
+                for item, found in zip(items, values) if item["part"] != "absent" and not item.get("out_of_domain")]
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     measured = dict(characters=[len(text) for text, _ in answers], decline_rate=declined,
                     format_rate=list(scores.get(("all", "format_rate"), {}).values()))

@@ -23,7 +23,7 @@ from ..data.passages import EVERYONE, load_index
 from .harness import ForgeLM, run_tasks
 from .suites import (grade_adversarial, grade_closed, list_slices, make_item_rows, make_violation_rows,
                                    score_answers, score_documents)
-from .tasks import name_task, read_records, write_tasks
+from .tasks import name_task, read_results, write_tasks
 from ..metrics.policies import load_policies
 from ..metrics.rewards import RewardFunction
 from ..synthesis.open_book import OpenBook
@@ -176,7 +176,7 @@ def score_choices(
     if not items: return []
     write_tasks(items, [], [], folder, exam.max_new_tokens)
     records = run_tasks(ForgeLM(model=model, tokenizer=tokenizer), folder, [task], use_template=True)
-    return read_records(checkpoint, dict(choices=records[task]))[0]
+    return read_results(checkpoint, dict(choices=records[task]))[0]
 
 # %% ../../nbs/evals/58_gated.ipynb #58a0001a
 def measure_likelihoods(

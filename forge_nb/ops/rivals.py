@@ -21,7 +21,8 @@ from ..evals.checkpoints import find_released, load_checkpoints
 from ..evals.harness import Answer, ForgeLM, run_tasks
 from ..evals.tasks import name_task, read_results
 from ..metrics.paired import compare_paired
-from .gguf import MAX_CONTEXT, generate_answer, start_llama
+from ..evals.llama import MAX_CONTEXT, start_llama
+from .gguf import generate_answer
 from ..synthesis.endpoint import locate_answer, open_client, post_completion
 
 # %% ../../nbs/ops/58_rivals.ipynb #58c00007
