@@ -44,7 +44,7 @@ def test_models_load_with_plain_transformers_and_hold_no_pickle(tiny):
     said = tiny(f'python -c "import sys; {code}" ' + " ".join(f"artifacts/{name}/model" for name in names))
     assert said.count("<|user|>x<|assistant|>") == len(names)
     files = [p.name for p in (tiny.root/"artifacts").rglob("*") if p.is_file()]
-    assert "model.safetensors" in files and not [f for f in files if Path(f).suffix not in (".safetensors", ".npy", ".json", ".jsonl", ".jinja", ".csv", ".yaml", ".md", ".parquet", "")]
+    assert "model.safetensors" in files and not [f for f in files if Path(f).name != "grading.py" and Path(f).suffix not in (".safetensors", ".npy", ".json", ".jsonl", ".jinja", ".csv", ".yaml", ".md", ".parquet", "")]
     for path in (tiny.root/"artifacts").rglob("*.npy"): np.load(path, allow_pickle=False)
 
 
@@ -81,7 +81,7 @@ def test_evaluation_is_held_out(tiny):
 
 def test_prose_reruns_tangle_alone(tiny):
     before = (tiny.root/"dvc.lock").read_text(encoding="utf-8")
-    swap(tiny.root/"nbs/50_sft.ipynb", "It costs a minute or two.", "It costs two minutes, or three.")
+    swap(tiny.root/"nbs/50_sft.ipynb", "What it costs, bits per byte", "What that costs, bits per byte")
     said = tiny("dvc repro")
     assert tiny.executed(said) == ["tangle"]
     swap(tiny.root/"nbs/50_sft.ipynb", "Either is reported with", "Either one is reported with")
