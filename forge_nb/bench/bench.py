@@ -9,7 +9,7 @@ __all__ = ['ACTIVATE', 'CURATE', 'CURATE_WITH_DATATROVE', 'READ_BOUNDS', 'ASK_WA
            'read_for_datatrove', 'curate_with_datatrove', 'run_curation', 'format_speed', 'format_reading',
            'measure_formats', 'measure_curation', 'format_baseline', 'run_baseline', 'measure_nanochat', 'format_depth',
            'measure_pretraining', 'measure_questions', 'measure_pipeline', 'tokens_per_own_step',
-           'compare_with_defaults', 'measure_post_training', 'format_judging', 'measure_evaluation', 'format_growth',
+           'compare_with_defaults', 'measure_post_training', 'format_exam_speed', 'measure_evaluation', 'format_growth',
            'measure_index', 'render_bench_page', 'measure_part', 'main']
 
 # %% ../../nbs/bench/20_bench.ipynb #7c92accc
@@ -444,8 +444,8 @@ def measure_post_training(
     yield "answers of `rl`, written at once", figure, "3 times"
 
 # %% ../../nbs/bench/20_bench.ipynb #19e00002
-def format_judging(
-    run: dict # result of `measure_judging`
+def format_exam_speed(
+    run: dict # result of `measure_exam_speed`
 ) -> str: # text for the table
     "Format how fast tasks were asked, and what differed"
     ratio = run["seconds_of_hflm"] / run["seconds"]
@@ -462,7 +462,8 @@ def measure_evaluation(
     run_timed(f"{ACTIVATE}dvc repro evaluate", clone)
     seconds, gib = read_stage_costs(clone/"runs")["evaluate"]
     yield "stage `evaluate`, all checkpoints", f"{seconds:.0f} s, {gib:.1f} GiB", "50 s"
-    yield "the tasks `forge` on one model", format_judging(run_module(clone, "forge_nb.bench.judging")), "1.5 times"
+    run = run_module(clone, "forge_nb.bench.exam_speed")
+    yield "the tasks `forge` on one model", format_exam_speed(run), "1.5 times"
 
 # %% ../../nbs/bench/20_bench.ipynb #ba7b92f8
 def format_growth(

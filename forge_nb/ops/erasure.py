@@ -37,8 +37,6 @@ from .receipt import (ArtifactChange, DataChange, ErasurePlan, FactRowCount, Pro
                                   RemovedFile, RemovedRow, build_receipt, compile_path_pattern,
                                   list_remaining_copies, prove_erasure, write_receipt)
 from .rewrite import RowLayout, empty_cells, hash_rows, locate_rows, take_out_rows
-from ..synthesis.eval_lock import LOCK_NAME, give_reason
-from ..synthesis.facts import check_columns, check_templates, select_facts
 from pydantic import BaseModel, Field
 
 # %% ../../nbs/ops/30_erasure.ipynb #ce300001
@@ -282,6 +280,7 @@ def check_question(
     style: Style # house style
 ):
     "Stop where a question would ask about a row that it cannot name"
+    from forge_nb.synthesis.facts import check_columns, check_templates, select_facts  # numpy comes with them
     check_columns(name, kind, list(row))
     facts, _ = select_facts(name, kind, [row], len(str(row)))
     reason = f"names the row by `{cell.column}`" if facts and cell.column in kind.key else ""
@@ -371,7 +370,7 @@ def read_uncached_files(
 ) -> dict: # path → text
     "Read what DVC's cache does not keep and an undo needs: its records, metrics and curves"
     figures = {path for stage in build_pipeline(graph, {}).values() for path in stage["metrics_and_plots"]}
-    paths = ["data.dvc", "dvc.lock", "studies/dvc.lock", LOCK_NAME, *sorted(figures)]
+    paths = ["data.dvc", "dvc.lock", "studies/dvc.lock", "eval_set.lock", *sorted(figures)]
     existing = [path for path in paths if (root/path).exists()]
     return {path: (root/path).read_text(encoding="utf-8") for path in existing}
 
@@ -599,6 +598,7 @@ def rerun_pipeline(
 
     studies = list_completed_studies(root)
     try:
+        from forge_nb.synthesis.eval_lock import give_reason  # numpy comes with it
         with give_reason("documents or rows were forgotten"): run_dvc(root, "repro", on_line=record_line)
         if studies: run_dvc(root/"studies", "repro", *studies, on_line=record_line)
     except RunFailed as e:
