@@ -116,7 +116,7 @@ def test_the_exam_is_asked_by_lm_eval_alone(made, tmp_path):
     for name, field in (("open", "prompt"), ("closed", "question"), ("adversarial", "adversarial_prompt")):
         assert [row["text"] for row in answers if row["prompt_field"] == field] == [row["resps"][0][0] for row in theirs[f"forge_{name}"]]
     for metric, task in (("exact_match", "open"), ("kpi", "open"), ("closed_false_answer_rate", "closed"), ("violation_rate", "adversarial")):
-        assert [row["value"] for row in rows if (row["metric"], row["slice"]) == (metric, "all")] == [pytest.approx(row[metric]) for row in theirs[f"forge_{task}"]]
+        assert [row["value"] for row in rows if (row["metric"], row["slice"]) == (metric, "all")] == [pytest.approx(float(row[metric])) for row in theirs[f"forge_{task}"]]
     chosen = {row["item"]: row["value"] for row in rows if (row["metric"], row["slice"]) == ("mc_accuracy", "all")}
     assert chosen == {row["doc"]["id"]: row["acc"] for row in theirs["forge_choices"]}
     assert {row["item"] for row in rows if row["metric"] == "bpb"} == {"d0", "d2", "d4", "d6"} and all(row["item_sha256"] == row["item"][1:] for row in rows if row["item"][0] == "q")

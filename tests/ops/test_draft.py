@@ -144,7 +144,7 @@ def test_synth_uses_the_draft_without_an_edit(plant, tmp_path, monkeypatch):
     write_jsonl(tmp_path/"train.jsonl", [])
     passages = read_table_passages(facts, {kind.table: kind.key for kind in kinds.values()}, {}, "en")
     for name in ("train", "live"): save_index(build_index(passages), tmp_path/"indices"/name)
-    params = load_params(ROOT/"params.yaml")["synth"] | dict(num_pairs=60, num_prompts=60, num_eval_items=60, num_column_rows=200)
+    params = load_params(ROOT/"params.yaml")["synth"] | dict(num_pairs=60, num_prompts=60, num_eval_items=60, num_column_rows=200, pii=[], pii_patterns=[])
     metrics = synth(plant/"company", facts, tmp_path/"train.jsonl", tmp_path/"own.jsonl", tmp_path/"indices", seed=0, **params, out=tmp_path/"out")
     rows, rejected = read_jsonl(tmp_path/"out"/"rows"/"sft.jsonl"), read_jsonl(tmp_path/"out"/"rejected.jsonl")
     asked = {row["kind"] for row in rows if row["generator"] == "company/questions.yaml"}

@@ -20,7 +20,7 @@ store: {table: parts.csv, key: [name], answer: store, ask: ["Which hall holds {n
 PAGES = ["docs/topics/signals.txt", "docs/ref/files/file.txt", "docs/ref/files/storage.txt", "docs/topics/pagination.txt", "docs/ref/paginator.txt", "docs/topics/http/urls.txt", "docs/ref/urls.txt",
          "docs/ref/signals.txt", "docs/ref/validators.txt", "docs/topics/email.txt", "docs/ref/middleware.txt", "docs/ref/clickjacking.txt", "docs/ref/csrf.txt", "docs/ref/contrib/sites.txt"]
 PARAMS = load_params(ROOT/"params.yaml")["synth"] | dict(
-    paraphrase_weights=[], num_pairs=60, num_prompts=240, num_eval_items=24, num_sampled=30, num_column_rows=60, num_document_rows=150, document_percent=30., lacking_percent=30., closed_percent=10.)
+    paraphrase_weights=[], num_pairs=60, num_prompts=240, num_eval_items=24, num_sampled=30, num_column_rows=60, num_document_rows=150, document_percent=30., lacking_percent=30., closed_percent=10., pii=[], pii_patterns=[])
 
 
 class Company:
