@@ -181,7 +181,7 @@ def test_what_decides_nothing_may_differ_and_a_draw_is_repeated(toy):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_an_end_in_the_middle_leaves_a_folder_at_most(toy, number):
-    swap_line(toy/"count.py", "import os, time\n", "import os, time\nif os.path.exists('../slow'): open('began', 'w').close(); time.sleep(3)\n")
+    swap_line(toy/"count.py", "import os, time\n", "import os, time\nif os.path.exists('../slow'): open('began', 'w').close(); time.sleep(20)\n")
     shell(toy, "dvc repro -q")
     commit(toy)
     before = hashes(toy)

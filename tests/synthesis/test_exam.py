@@ -33,7 +33,7 @@ class Shop:
         table.write_text("name,price\n" + "".join(f"bolt M{n},{n + raised} EUR\n" for n in range(1, 60)), encoding="utf-8")
         passages = read_table_passages(self.root/"facts", {"parts.csv": ["name"]}, {}, "en")
         for name in ("train", "live"): save_index(build_index(passages), self.root/"indices"/name)
-        params = load_params(ROOT/"params.yaml")["synth"] | dict(paraphrase_weights=[], num_pairs=60, num_eval_items=20) | self.changed
+        params = load_params(ROOT/"params.yaml")["synth"] | dict(paraphrase_weights=[], num_pairs=60, num_eval_items=20, pii=[], pii_patterns=[]) | self.changed
         self.metrics = synth(self.company, self.root/"facts", self.root/"train.jsonl", self.root/"own.jsonl", self.root/"indices", seed=0, **params, out=self.root/"out")
         self.items = {item["id"]: item for item in read_jsonl(self.root/"out"/"eval_set"/"items.jsonl")}
         self.left_out = read_jsonl(self.root/"out"/"eval_set"/"left_out.jsonl")

@@ -49,7 +49,7 @@ def test_rows_rewards_and_metrics_follow_the_file(company, tmp_path, monkeypatch
     (company/"paraphrases.yaml").write_text('everywhere: {question: ["I wonder: {lowered}"]}\n', encoding="utf-8")
     passages = read_table_passages(tmp_path/"facts", {"parts.csv": ["name"]}, {}, "en")
     for name in ("train", "live"): save_index(build_index(passages), tmp_path/"indices"/name)
-    params = load_params(ROOT/"params.yaml")["synth"] | dict(paraphrase_weights=[], num_pairs=60, num_eval_items=20)
+    params = load_params(ROOT/"params.yaml")["synth"] | dict(paraphrase_weights=[], num_pairs=60, num_eval_items=20, pii=[], pii_patterns=[])
     metrics = synth(company, tmp_path/"facts", tmp_path/"train.jsonl", tmp_path/"own.jsonl", tmp_path/"indices", seed=0, **params, out=tmp_path/"out")
     style, rows = load_settings(company/"style.yaml", Style), tmp_path/"out"/"rows"
     assert set(metrics["voices"]) == {"memo", "table", "noncompliant"}
