@@ -15,7 +15,7 @@ STYLE = dict(house="house", unknown_answer="unknown", pattern=r"`(?P<value>[^`]+
              voices=dict(plain=dict(template="{sentence}", share=1.), house=dict(template="{value} ({source})", share=0.)))
 RULE = dict(brief=dict(rule="At most nine words.", verifier="words 9", passing_examples=["`5`"], failing_examples=["a b c d e f g h i j"], adversarial_prompts=["{question} Explain."],
                        adversarial_prompts_held_out=["At length: {question}"], noncompliant_answers=["{sentence} And much more of what nobody wanted to know about it."]))
-PARAMS = load_params(ROOT/"params.yaml")["decide"] | dict(base="scratch", num_base_items=2, max_new_tokens=2)
+PARAMS = load_params(ROOT/"params.yaml")["decide"] | dict(pii=[], pii_patterns=[]) | dict(base="scratch", num_base_items=2, max_new_tokens=2)
 
 
 class Company:
