@@ -11,7 +11,7 @@ from forge_nb.retrieval import retrieval
 KIND = dict(table="parts.csv", key=["name"], answer="price", ask=["Price of {name}?"], ask_held_out=["What does {name} cost?"], state="{name} costs {answer}.")
 STYLE = dict(house="house", unknown_answer="unknown", pattern=r"`(?P<value>[^`]+)` \((?P<source>\S+)\)",
              voices=dict(plain=dict(template="{sentence}", share=1.), house=dict(template="{value} ({source})", share=0.)))
-PARAMS = load_params(ROOT/"params.yaml")["retrieval"] | dict(num_questions=9)
+PARAMS = load_params(ROOT/"params.yaml")["retrieval"] | dict(pii=[], pii_patterns=[]) | dict(num_questions=9)
 
 
 class Company:
