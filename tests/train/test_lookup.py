@@ -7,7 +7,7 @@ import torch
 from forge_nb.core.project import Invalid, pin
 from forge_nb.tokenizer import train_tokenizer
 from forge_nb.train.architecture import PretrainConfig, build_model, count_parameters, derive_config
-from forge_nb.train.lookup import measure_copying
+from forge_nb.train.lookup import init_lookup, measure_copying
 from forge_nb.train.model import load_model, save_model
 
 WORDS = train_tokenizer([" ".join(f"word{n}" for n in range(400))], 700)
@@ -29,8 +29,11 @@ def test_the_same_seed_gives_the_same_bits():
 
 @pytest.mark.parametrize("given", [dict(), dict(depth=2), dict(depth=5), dict(num_experts=4), dict(num_experts=4, shared_expert=True), dict(context_length=1024)], ids=str)
 def test_an_untrained_model_copies(given):
-    "Proves: whatever the blocks are, and at each depth, a quarter of a repeated random sequence and more is predicted, and nothing of it with the usual start"
+    "Proves: whatever the blocks are, and at each depth, half of a repeated random sequence is predicted by a sharp circuit, a quarter by the default's, and nothing of it with the usual start"
     assert measure_copying(build(**given), SPANS) > .25
+    sharp = build(**given | dict(lookup_heads=0))
+    init_lookup(sharp, given.get("context_length", 256), sharpness=2.)
+    assert measure_copying(sharp, SPANS) > .5
     assert measure_copying(build(**given | dict(lookup_heads=0)), SPANS) < .05
 
 
