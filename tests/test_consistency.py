@@ -180,6 +180,13 @@ def test_pipeline_outputs_are_tidy():
         if name != "tangle": assert f"{folder}reports/{name}.ipynb" in outs and f"{folder}artifacts/{name}/metrics.json" in small
 
 
+def test_git_keeps_what_the_cache_does_not():
+    "A figure that is in neither is gone in the next clone, where its stage would run again"
+    small = [path_of(o) for stage in DVC.values() for key in ("metrics", "plots") for o in stage.get(key, []) if isinstance(o, dict) and o[path_of(o)].get("cache") is False]
+    ignored = subprocess.run(["git", "check-ignore", "--no-index", *small], cwd=ROOT, capture_output=True, text=True).stdout
+    assert len(small) > 50 and not ignored, f".gitignore: {ignored}"
+
+
 def test_lock_pins_everything():
     lines = [line for line in (ROOT/"requirements.lock").read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines), [x for x in lines if "==" not in x]

@@ -205,7 +205,7 @@ def test_compiled_code_of_the_same_second_and_size_is_not_believed(mend):
     ("a syntax error in a run cell", "sft", "pin(seed, threads)", "pin(seed, threads", ["nbs/50_sft.ipynb, cell ", "was never closed"]),
     ("a notebook command in an exported cell", "sft", "#| export\ndef sft(", "#| export\n!ls\ndef sft(", ["nbs/50_sft.ipynb, cell ", "line 2: `!ls` is a notebook command"]),
     ("conflict marks in a cell", "sft", "#| export\ndef sft(", "#| export\n<<<<<<< local\ndef sft(", ["nbs/50_sft.ipynb, cell ", "conflict marks"]),
-    ("conflict marks in prose", "sft", "What it costs", "<<<<<<< local\nWhat it costs", ["nbs/50_sft.ipynb, cell 2", "conflict marks"]),
+    ("conflict marks in prose", "sft", "It is the longest", "<<<<<<< local\nIt is the longest", ["nbs/50_sft.ipynb, cell 2", "conflict marks"]),
     ("an import relative to a notebook", "sft", "#| export\ndef sft(", "#| export\nfrom .pii import find\ndef sft(", ["cannot import relative"]),
     ("a command of the kernel above the directive", "sft", "#| export\ndef sft(", "%%time\n#| export\ndef sft(", ["nbs/50_sft.ipynb, cell ", "is a notebook command"]),
     ("an export into another module", "sft", "#| export\ndef sft(", "#| export dpo\ndef sft(", ["nbs/50_sft.ipynb, cell ", "exports to the module `dpo`"]),

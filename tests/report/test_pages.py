@@ -82,7 +82,7 @@ def test_a_checkpoint_is_one_entry(tmp_path, monkeypatch):
         value = 1. if name == "merged" else .5
         rows = [make_score_row(name, m, "all", i["id"], value) for m in METRICS if m != "bpb" for i in items] + [
             make_score_row(name, "mc_accuracy", "all", i["id"], value) for i in items] + [make_score_row(name, "bpb", "all", "d1", value, 4)]
-        return rows, [dict(checkpoint=name, prompt_field="prompt", text="`3 EUR`.", finished=True) for _ in items], []
+        return rows, [dict(checkpoint=name, prompt_field="prompt", text="`3 EUR`.", finished=True, id=i["id"]) for i in items], []
     monkeypatch.setattr(evaluate_page, "score_checkpoint", score)
     out = tmp_path/"evaluate"
     metrics = evaluate_page.evaluate(

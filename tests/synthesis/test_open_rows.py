@@ -1,10 +1,10 @@
 "Rows with their passages, on a made price list and real pages of the manuals: what is shown, what is cited, what is held out"
-import http.server, json, re, shutil, threading
+import json, re, shutil
 from types import SimpleNamespace
 
 import pytest
 from copies import ROOT
-from test_paraphrase import chat
+from teacher_standin import Server, propose
 
 from forge_nb.core.project import load_params, read_jsonl, write_csv, write_jsonl
 from forge_nb.core.settings import Style, load_settings
@@ -158,27 +158,11 @@ def test_every_answer_that_names_a_source_can_be_read_in_its_prompt(made):
     assert len(answered) > 100 and all(holds_word(shown_text(r["messages"][0]["content"], r["question"]), v) for r, v in zip(answered, values))
 
 
-def propose(content: str):
-    "What a teacher replies: of a passage a question about a name in it, of every other one nonsense; of a question another wording"
-    if "Read the passage below" not in content: return chat(f"Could you tell me: {content.splitlines()[-1]}")
-    title, text = content.partition("in backticks.\n\n")[2].split("\n\n", 1)
-    names, words = re.findall(r"`([^`\n]+)`", text), re.findall(r"\w{5,}", title + " " + text)
-    if not names: return chat("I am a teapot.")
-    return chat(f"Which name stands beside {words[0]}, {words[-1]} and {words[len(words) // 2]}?\n`{names[0]}`")
-
-
 def test_a_teacher_behind_an_endpoint_asks_about_documents_too(company, made, monkeypatch, tmp_path):
     "Its questions are rows about training documents, each answered word for word in its passage; what it invents is refused, and nothing is asked of the exam"
     monkeypatch.setenv("FORGE_CKPT", str(tmp_path))
-    class Chat(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):
-            status, body = propose(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][0]["content"])
-            self.send_response(status); self.send_header("Content-Length", str(len(body.encode()))); self.end_headers(); self.wfile.write(body.encode())
-        def log_message(self, *_): pass
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Chat)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    taught = company.run(len(PAGES), {}, (), teacher="endpoint", teacher_url=f"http://127.0.0.1:{server.server_port}/v1", teacher_name="m", teacher_key="")
-    server.shutdown(); server.server_close()
+    with Server(lambda content, _: propose(content), read=str) as server:
+        taught = company.run(len(PAGES), {}, (), teacher="endpoint", teacher_url=server.url, teacher_name="m", teacher_key="")
     rows = [row for row in taught.sft if row["fact"].startswith("teacher:")]
     assert len(rows) > 10 and {row["parents"][0] for row in rows} <= {d["source"] for d in company.documents[:-3]}
     refused = [row for row in read_jsonl(taught.out/"rejected.jsonl") if row.get("generator") == "teacher"]

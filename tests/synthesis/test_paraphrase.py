@@ -1,39 +1,16 @@
 "A paraphraser may be down, slow, refuse the key or talk nonsense: a clear sentence, and no answer lost; a bad answer costs its row alone"
-import json, os, signal, subprocess, sys, threading, time
+import os, signal, subprocess, sys, threading, time
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from copies import ENV, HANG, ROOT, fails_with, sibling, wait_for
+from teacher_standin import Server, chat, propose
 
 from forge_nb.core.project import Invalid, read_jsonl
 from forge_nb.synthesis.paraphrase import ParaphraseConfig, paraphrase_with_endpoint
 
 JOBS = [dict(id=f"price:bolt M{n}~0", kind="price", ask=f"What does bolt M{n} cost?", names=[f"bolt M{n}"], answer=f"{n} EUR", fill={}) for n in range(12)]
 SECRET = "sk-of-nobody-0815"
-
-
-class Server:
-    "A real server on this machine; `answer` maps a question and how often it was asked to (status, body)"
-    def __init__(self, answer):
-        self.asked, self.keys = Counter(), set()
-        outer = self
-        class Chat(BaseHTTPRequestHandler):
-            def do_POST(self):
-                question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][0]["content"].splitlines()[-1]
-                outer.asked[question] += 1; outer.keys.add(self.headers["Authorization"])
-                status, body = answer(question, outer.asked[question])
-                try: self.send_response(status); self.send_header("Content-Length", str(len(body.encode()))); self.end_headers(); self.wfile.write(body.encode())
-                except OSError: pass  # who asked has gone
-            def log_message(self, *_): pass
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Chat)
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-
-    def __enter__(self): threading.Thread(target=self.http.serve_forever, daemon=True).start(); return self
-    def __exit__(self, *_): self.http.shutdown(); self.http.server_close()
-
-
-def chat(text): return 200, json.dumps(dict(choices=[dict(message=dict(content=text))]))
 
 
 def good(question, _): return chat(f"Could you tell me: {question}")
@@ -114,7 +91,7 @@ def test_the_stage_refuses_and_leaves_earlier_rows_alone(chain, tmp_path):
         teacher(**fields); fails_with(copy, "python -m forge_nb.core.runner synth", *words)
     params.write_text(said, encoding="utf-8")
     assert rows.read_bytes() == before
-    with Server(good) as server:
+    with Server(lambda content, _: propose(content), read=str) as server:
         teacher(teacher="endpoint", teacher_url=server.url, teacher_name="m", paraphrases_per_fact=.2, paraphrase_weights="[check_level=20.0]")
         copy("dvc repro synth")
         taught = [r for r in read_jsonl(rows) if r["generator"] == "m"]
