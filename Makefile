@@ -78,8 +78,8 @@ lab: setup  ## JupyterLab on this machine only: the project, with the tour open
 profile: setup  ## write the fields of config/profiles/$(P).yaml into params.yaml
 	@python -m forge_nb.core.runner profile $${P:+"$$P"} && { git --no-pager diff --stat -- params.yaml 2>/dev/null || true; }
 
-effects: data  ## the chain over three seeds, for releases; writes effects.csv, answers.csv and floors.csv in results/
-	@python -m forge_nb.ops.seeds 0 1 2
+effects: data  ## the chain over three seeds, or SEEDS="0 1 2 3 4 5", for releases; writes effects.csv, answers.csv and floors.csv in results/
+	@python -m forge_nb.ops.seeds $${SEEDS:-0 1 2}
 	@python -m forge_nb.report.pages readme
 
 estimate: setup  ## what a run will take: every stage, memory, larger machines, serving, own or rent; ARGS="--cycles 2"

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['ROLE', 'LINK', 'SUBSTITUTION', 'EMPHASIS', 'LABELS', 'UNSEEN', 'BULLET', 'RULE', 'NAMING', 'VERSIONING', 'NOUNS',
            'PROSE', 'DIRECTIVE', 'FENCED_CODE', 'SENTENCE_END', 'STATEMENT', 'MAX_ANSWER', 'MAX_SENTENCE',
-           'EXTRACT_PROMPT', 'MIN_SHARED_WORDS', 'show_role', 'show_markup', 'Block', 'split_blocks', 'Unit', 'Level',
-           'find_subject', 'read_directive', 'read_prose', 'split_prose_units', 'split_code_units', 'split_units',
-           'holds_word', 'is_answerable', 'make_extract', 'match_unit', 'find_extracts', 'keep_single', 'is_held_out',
-           'ask_extract', 'make_extractive_questions', 'verify_proposal', 'make_extract_body', 'propose_with_endpoint']
+           'EXTRACT_PROMPT', 'MIN_SHARED_WORDS', 'NUM_TRIALS', 'show_role', 'show_markup', 'Block', 'split_blocks',
+           'Unit', 'Level', 'find_subject', 'read_directive', 'read_prose', 'split_prose_units', 'split_code_units',
+           'split_units', 'holds_word', 'is_answerable', 'make_extract', 'match_unit', 'find_extracts', 'keep_single',
+           'is_held_out', 'ask_extract', 'make_extractive_questions', 'verify_proposal', 'make_extract_body',
+           'propose_with_endpoint']
 
 # %% ../../nbs/synthesis/35_extract.ipynb #35e00004
 import re
@@ -388,6 +389,7 @@ def make_extract_body(
                 seed=job_seed, max_tokens=512)
 
 # %% ../../nbs/synthesis/35_extract.ipynb #35e00096
+NUM_TRIALS = 10  # passages of which one must give a question
 def propose_with_endpoint(
     passages: list, # passages to ask about, one question each
     config: ParaphraseConfig, # server, model and how to ask
@@ -402,12 +404,13 @@ def propose_with_endpoint(
             body = make_extract_body(passage, config, seed)
             return once(locate_answer(folder, config.url, body),
                         lambda: parse_completion(post_completion(client, body, key, prefix)))
-        for start, end in ((0, 3), (3, len(passages))):
+        for start, end in ((0, NUM_TRIALS), (NUM_TRIALS, len(passages))):
             part = passages[start:end]
             for passage, reply in zip(part, ask_in_parallel(ask, part, config.parallel)):
                 known = dict(id=f"teacher:{passage['id']}", kind="teacher", passage=passage["id"], phrasing=config.name)
                 proposals.append(known | dict(source=passage["source"]) | verify_proposal(reply, passage))
-            if part and not any(proposal["verdict"] == "true" for proposal in proposals): raise Invalid(
+            if len(part) < NUM_TRIALS or any(proposal["verdict"] == "true" for proposal in proposals): continue
+            raise Invalid(
                 f"teacher {config.url}, {config.name} answers nonsense: asked about {part[0]['title']!r}, it says "
                 f"{proposals[0]['question']!r} ({proposals[0]['verdict']}); try another model")
     return tuple([p for p in proposals if (p["verdict"] == "true") == kept] for kept in (True, False))

@@ -65,7 +65,7 @@ def test_a_checkpoint_is_one_entry(tmp_path, monkeypatch):
     (tmp_path/"checkpoints.yaml").write_text(yaml.safe_dump(entries, sort_keys=False), encoding="utf-8")
     items = [dict(id=f"q{n}", part="fact", kind="price", question="Price?", prompt="Price?", answer="3 EUR", in_sample=True) for n in range(20)]
     write_jsonl(tmp_path/"eval_set"/"items.jsonl", items)
-    arms = [make_score_row(arm, m, "all", i["id"], .25) for arm in ("commonest_answer", "nearest_name", "table_lookup", "top_passage") for m in ("exact_match", "kpi") for i in items]
+    arms = [make_score_row(arm, m, "all", i["id"], .25) for arm in ("commonest_answer", "nearest_name", "table_lookup", "top_passage") for m in ("exact_match", "kpi", "false_answer_rate") for i in items]
     write_jsonl(tmp_path/"decide"/"scores.jsonl", arms)
     write_csv(tmp_path/"decide"/"predictions.csv", [dict(metric="exact_match", slice="all", decision="train", untrained_arm="nearest_name")])
     write_jsonl(tmp_path/"test.jsonl", [dict(id="d1", kind="docs", text="four")])
