@@ -620,9 +620,8 @@ def synth(
     own, trained = make_own_exam(company/"eval_sets", inputs, list_trained_questions(rows), max_answer_characters,
                                  num_own_sampled)
     asked = {fact["id"]: fact for fact in inputs.known_facts} | index_questions(cells + training)
-    rows, left_out = finish_rows(rows, candidates + own, asked, books, own_rows, inputs.style, seed,
-                                 lacking_percent=lacking_percent, closed_percent=closed_percent,
-                                 single_percent=single_percent)
+    shares = dict(lacking_percent=lacking_percent, closed_percent=closed_percent, single_percent=single_percent)
+    rows, left_out = finish_rows(rows, candidates + own, asked, books, own_rows, inputs.style, seed, **shares)
     eval_items, unasked = finish_exam(candidates + own, company/"eval_review.csv", asked, books.live)
     return write_outputs(rows, eval_items, trained + unasked, inputs, accepted, rejected + refused, left_out,
                          dict(paraphrased=num_paraphrased, document_rows=len(training), column_rows=len(cells)), out)

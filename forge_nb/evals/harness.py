@@ -144,7 +144,8 @@ def read_batch(
     if batch[0][0]:
         beginnings, shown = pad_left([shared for shared, _ in batch], model)
         read_tokens(model, beginnings, shown, cache, 1)
-        owners = torch.tensor([g for g, (_, group) in enumerate(batch) for _ in group], device=model.device)
+        owners = [g for g, (_, group) in enumerate(batch) for _ in group]
+        owners = torch.tensor(owners, device=model.device)
         for layer in cache.layers: layer.take(owners)
         mask = torch.cat([shown[owners], mask], 1)
     return members, read_tokens(model, tokens, mask, cache, num_scored), mask, cache
@@ -208,7 +209,8 @@ def score_continuations(
 ) -> list: # (sum of log-probabilities, whether the model would write the same) for each row
     "Score the ends of rows of tokens, what they have in common once"
     prompts = [tokens[:-1] for tokens, _ in rows]
-    groups = group_prompts([prompt[:len(prompt) - length] for prompt, (_, length) in zip(prompts, rows)])
+    beginnings = [prompt[:len(prompt) - length] for prompt, (_, length) in zip(prompts, rows)]
+    groups = group_prompts(beginnings)
     max_tokens, found = min(BATCH_TOKENS, MAX_SCORES // model.config.vocab_size), [None] * len(rows)
     for batch in plan_batches(groups, list(map(len, prompts)), max_tokens):
         longest = max(rows[n][1] for _, group in batch for n in group)
@@ -217,7 +219,8 @@ def score_continuations(
             tokens, length = rows[n]
             targets, row = torch.tensor(tokens[-length:], device=row.device), row[-length:]
             nats = row.log_softmax(-1).gather(-1, targets[:, None])
-            found[n] = nats.sum().item(), bool((row.argmax(-1) == targets).all())
+            is_likeliest = row.argmax(-1) == targets
+            found[n] = nats.sum().item(), bool(is_likeliest.all())
     return found
 
 # %% ../../nbs/evals/15_harness.ipynb #15a00036
@@ -360,7 +363,8 @@ def continue_texts(
     "Continue each prompt greedily until the end token or the last token allowed"
     from lm_eval.api.instance import Instance
     settings = dict(until=[], do_sample=False, max_gen_toks=max_new_tokens)
-    written = lm.generate_until([Instance("generate_until", {}, (text, settings), n) for n, text in enumerate(prompts)])
+    requests = [Instance("generate_until", {}, (text, settings), n) for n, text in enumerate(prompts)]
+    written = lm.generate_until(requests)
     return [(str(answer), getattr(answer, "finished", True)) for answer in written]
 
 # %% ../../nbs/evals/15_harness.ipynb #15a0002d

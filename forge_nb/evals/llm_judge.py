@@ -233,7 +233,8 @@ def judge_pairs(
     for (name, order, _), reply in zip(plan, judge.reply(prompts, PAIR_GRAMMAR)):
         replies[name].append(dict(order=order, place=parse_verdict(reply.get("text", ""))) | reply)
     decide = lambda pair: combine_replies(replies[pair["id"]]) if pair["id"] in replies else "tie"
-    return [pair | dict(verdict=decide(pair), replies=replies.get(pair["id"], [])) for pair in pairs]
+    given = lambda pair: replies.get(pair["id"], [])
+    return [pair | dict(verdict=decide(pair), replies=given(pair)) for pair in pairs]
 
 # %% ../../nbs/evals/70_llm_judge.ipynb #70a00029
 def grade_by_rubric(
