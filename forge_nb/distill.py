@@ -44,10 +44,12 @@ def collect_house_answers(
     style: Style # house style
 ) -> list: # tuples: prompt, fact, answer
     "Collect prompts with an answer in house style"
-    asked = [(r["messages"][0]["content"], r["fact"], r["messages"][-1]["content"]) for r in rows
-             if r["voice"] != NONCOMPLIANT_VOICE]
-    for key in ("prompt", "adversarial_prompt"): asked += [(r[key], r["fact"], r["reference"]) for r in prompt_rows]
-    asked += [(r["prompt"][-1]["content"], r["fact"], r["chosen"][-1]["content"]) for r in pairs]
+    last_text = lambda messages: messages[-1]["content"]
+    asked = [(r["messages"][0]["content"], r["fact"], last_text(r["messages"]))
+             for r in rows if r["voice"] != NONCOMPLIANT_VOICE]
+    for key in ("prompt", "adversarial_prompt"):
+        asked += [(r[key], r["fact"], r["reference"]) for r in prompt_rows]
+    asked += [(last_text(r["prompt"]), r["fact"], last_text(r["chosen"])) for r in pairs]
     return [row for row in asked if style.match(row[2])]
 
 # %% ../nbs/70_distill.ipynb #9d43d24b
@@ -59,8 +61,10 @@ def select_questions(
     questions_per_fact: int # largest number of questions about a fact
 ) -> list: # dicts: question, answer
     "Select questions with an answer in house style, a few for each fact"
-    selected, candidates = {}, {row[:2]: row[2] for row in collect_house_answers(rows, prompt_rows, pairs, style)}
-    for (prompt, fact), answer in sorted(candidates.items(), key=lambda item: stable_uniform(*item[0])):
+    found = collect_house_answers(rows, prompt_rows, pairs, style)
+    selected, candidates = {}, {row[:2]: row[2] for row in found}
+    place = lambda item: stable_uniform(*item[0])
+    for (prompt, fact), answer in sorted(candidates.items(), key=place):
         group = selected.setdefault(fact, [])
         if len(group) < questions_per_fact: group.append(dict(question=prompt, answer=answer))
     return [row for group in selected.values() for row in group]

@@ -79,6 +79,10 @@ class PreferenceConfig:
     max_new_tokens: int # largest number of tokens of a sampled answer; online alone
     temperature: float # temperature of sampling; online alone
 
+    def __post_init__(self):
+        if self.method not in PREFERENCE_METHODS: raise Invalid(
+            f"params.yaml: `dpo.method` is {self.method!r}; it must be {', '.join(PREFERENCE_METHODS)}")
+
 # %% ../nbs/60_dpo.ipynb #87dec2f6
 def make_paired_trainer(
     model, # transformers model, loaded from disk
@@ -242,8 +246,7 @@ def dpo(
     out: Path # folder to write to
 ) -> dict: # metrics
     "Optimise preferences on pairs"
-    if method not in PREFERENCE_METHODS: raise Invalid(
-        f"params.yaml: `dpo.method` is {method!r}; it must be {', '.join(PREFERENCE_METHODS)}")
+    preference = PreferenceConfig(method, beta, sft_loss_weight, max_length, max_new_tokens, temperature)
     tokenizer, context_length = load_tokenizer_and_context(base)
     pairs, left_out = fit_own_rows(read_pairs(rows, num_pairs, num_policy_pairs), rows, tokenizer, method,
                                    min(max_length, context_length)) if enabled else ([], [])
@@ -254,7 +257,6 @@ def dpo(
     training = TrainingConfig(seed, learning_rate, batch_size, num_train_epochs, lr_scheduler_type, warmup_ratio,
                               weight_decay, max_grad_norm)
     check_training_config("dpo", training)
-    preference = PreferenceConfig(method, beta, sft_loss_weight, max_length, max_new_tokens, temperature)
     style = load_settings(style_file, Style)
     model, tokenizer = load_verified(base)
     log(f"{len(pairs)} pairs, {method}")
@@ -266,6 +268,6 @@ def dpo(
         return pass_model_on("dpo", base, out, reason, {"curve.csv": ["step", "loss"]})
     save_with_manifest(trainer.model, tokenizer, out/"model")
     metrics = dict(method=method, pairs=len(pairs)) | summarize_preferences(curve) | forgetting
-    metrics |= dict(broken_rule=broken_rule(stop_rules, trainer.state.log_history))
-    write_run(out, curve, metrics := metrics | count_left_out(left_out))
+    metrics |= dict(broken_rule=broken_rule(stop_rules, trainer.state.log_history)) | count_left_out(left_out)
+    write_run(out, curve, metrics)
     return metrics

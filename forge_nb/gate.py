@@ -98,9 +98,10 @@ def ask_candidate(
     scored = [row for row in measured if row["checkpoint"] == name and row["metric"] in likelihoods]
     left, *rest = leave_out_known(asked, metrics, exam, known, scored)
     texts, rows = ask_once(name, folder, left, *rest, kept, load)
-    found = {field: known.get(field, {}) | {item["id"]: text for item, text in zip(items, texts[field])}
-             for field, items in left.items()}
-    answers = {field: [found[field][item["id"]] for item in items] for field, items in asked.items()}
+    by_id = lambda field: {item["id"]: text for item, text in zip(left[field], texts[field])}
+    found = {field: known.get(field, {}) | by_id(field) for field in left}
+    list_answers = lambda field: [found[field][item["id"]] for item in asked[field]]
+    answers = {field: list_answers(field) for field in asked}
     for field, items in asked.items():
         log(f"{name}: {len(items)} questions ({field}), {len(items) - len(left[field])} of them answered already")
     timed = asked["prompt"][:num_timed]

@@ -32,11 +32,11 @@ from .masking import mask_facts
 
 # %% ../../nbs/data/90_passages.ipynb #ff764c54
 STEMMERS = dict(
-    ar="arabic", ca="catalan", cs="czech", da="danish", de="german", el="greek", en="english", es="spanish",
-    et="estonian", eu="basque", fa="persian", fi="finnish", fr="french", ga="irish", hi="hindi", hu="hungarian",
-    hy="armenian", id="indonesian", it="italian", lt="lithuanian", ne="nepali", nl="dutch", no="norwegian",
-    nb="norwegian", pl="polish", pt="portuguese", ro="romanian", ru="russian", sr="serbian", sv="swedish",
-    ta="tamil", tr="turkish")  # ISO 639 code → Snowball's name
+    ar="arabic", ca="catalan", cs="czech", da="danish", de="german", el="greek", en="english",
+    es="spanish", et="estonian", eu="basque", fa="persian", fi="finnish", fr="french", ga="irish",
+    hi="hindi", hu="hungarian", hy="armenian", id="indonesian", it="italian", lt="lithuanian", ne="nepali",
+    nl="dutch", no="norwegian", nb="norwegian", pl="polish", pt="portuguese", ro="romanian", ru="russian",
+    sr="serbian", sv="swedish", ta="tamil", tr="turkish")  # ISO 639 code → Snowball's name
 
 # %% ../../nbs/data/90_passages.ipynb #6ef600b1
 VOWEL_SIGNS = r"\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0670\u0900-\u0963\u0966-\u0dff"  # not in \w
@@ -56,8 +56,10 @@ def split_name(
     members = [member for member in re.split("[.-]", token) if member]
     parts_by_member = [PART.findall(m) if m.isascii() else re.findall("[^_]+", m) for m in members]
     parts = [part for found in parts_by_member for part in found]
-    if len(parts) < 2: return [stem(token.casefold())] + [token] * (token.isupper() and len(token) > 1)
-    names = [m.casefold() for m, found in zip(members, parts_by_member) if len(members) > 1 and len(found) > 1]
+    acronym = [token] * (token.isupper() and len(token) > 1)
+    if len(parts) < 2: return [stem(token.casefold()), *acronym]
+    composed = [member for member, found in zip(members, parts_by_member) if len(found) > 1]
+    names = [member.casefold() for member in composed] if len(members) > 1 else []
     return [token.casefold(), *names, *(stem(part.casefold()) for part in parts)]
 
 # %% ../../nbs/data/90_passages.ipynb #199ce8a1
@@ -69,7 +71,8 @@ def split_token(
     if not UNSPACED_RUN.search(token): return split_name(token, stem)
     terms = []
     for n, run in enumerate(UNSPACED_RUN.split(token)):
-        if n % 2: terms += [run[i:i + 2] for i in range(max(1, len(run) - 1))]
+        num_pairs = max(1, len(run) - 1)
+        if n % 2: terms += [run[i:i + 2] for i in range(num_pairs)]
         elif name := run.strip("._-"): terms += split_name(name, stem)
     return terms
 
@@ -112,12 +115,15 @@ def find_section_starts(
 ) -> list: # (position, heading), in the order of the text
     "Find where the sections of a document begin"
     text = document["text"]
-    if document["kind"] == "code": return [(m.start(), m[0].strip()) for m in CODE_BLOCK.finditer(text)]
+    if document["kind"] == "code":
+        return [(m.start(), m[0].strip()) for m in CODE_BLOCK.finditer(text)]
     is_ruled = lambda m: len(m[3]) >= len(m[2].rstrip())
-    found = [(m.start(), m[2].strip()) for m in UNDERLINED.finditer(text) if is_ruled(m)]
+    ruled = filter(is_ruled, UNDERLINED.finditer(text))
+    found = [(m.start(), m[2].strip()) for m in ruled]
     if not found or document["source"].lower().endswith((".md", ".markdown")):
         blanked = FENCE.sub(lambda m: re.sub(r"[^\n]", " ", m[0]), text)
-        found += [(m.start(), ANCHOR.sub("", m[1])) for m in HASH_HEADING.finditer(blanked)]
+        marked = HASH_HEADING.finditer(blanked)
+        found += [(m.start(), ANCHOR.sub("", m[1])) for m in marked]
     return sorted(found)
 
 # %% ../../nbs/data/90_passages.ipynb #a56f3773
@@ -186,7 +192,8 @@ def split_document(
     for found, part in join_pieces(pieces, max_characters):
         first_line = line + part[:len(part) - len(part.lstrip("\n"))].count("\n")
         title = " › ".join([name, *(h for h in found if h not in ("", name))])
-        if re.search(r"\w", part): parts.append((first_line, title, part.strip("\n").rstrip()))
+        trimmed = part.strip("\n").rstrip()
+        if re.search(r"\w", part): parts.append((first_line, title, trimmed))
         line += part.count("\n")
     return parts
 
@@ -378,7 +385,8 @@ class Readable:
         "Weigh terms by the number of passages that hold them"
         counts, total = Counter(number for ids in self.term_ids for number in set(ids)), len(self.passages)
         terms = {number: term for term, number in self.vocabulary.items()}
-        return {terms[number]: math.log(1 + total / (1 + count)) for number, count in counts.items()}
+        weigh = lambda count: math.log(1 + total / (1 + count))
+        return {terms[number]: weigh(count) for number, count in counts.items()}
 
     @cached_property
     def titles(self) -> dict: # words of a title → positions of the passages that bear it
@@ -386,7 +394,8 @@ class Readable:
         titles = {}
         for n, passage in enumerate(self.passages):
             parts = [passage["title"]] if passage["parents"] else passage["title"].split(" › ")
-            for words in {split_title(part) for part in parts} - {()}: titles.setdefault(words, []).append(n)
+            keys = {split_title(part) for part in parts} - {()}
+            for words in keys: titles.setdefault(words, []).append(n)
         return titles
 
 # %% ../../nbs/data/90_passages.ipynb #756c48bf
@@ -501,7 +510,8 @@ def embed_batch(
     owners = windows.pop("overflow_to_sample_mapping")
     with torch.inference_mode(): hidden = model(**windows).last_hidden_state.float()
     mask = windows["attention_mask"].unsqueeze(-1).float()
-    sums = torch.zeros(len(texts), hidden.shape[-1]).index_add_(0, owners, (hidden * mask).sum(1))
+    window_sums = (hidden * mask).sum(1)
+    sums = torch.zeros(len(texts), hidden.shape[-1]).index_add_(0, owners, window_sums)
     return torch.nn.functional.normalize(sums, dim=-1)
 
 # %% ../../nbs/data/90_passages.ipynb #f9a4d646
@@ -537,7 +547,8 @@ def fuse_rankings(
     scores = Counter()
     for ranking in rankings:
         for rank, position in enumerate(ranking, 1): scores[int(position)] += 1 / (RANK_OFFSET + rank)
-    return sorted(scores.items(), key=lambda item: (-item[1], item[0]))[:k]
+    best_first = lambda item: (-item[1], item[0])
+    return sorted(scores.items(), key=best_first)[:k]
 
 # %% ../../nbs/data/90_passages.ipynb #70e295a6
 FUSED_CANDIDATES = 100  # passages of each ranking that are fused
@@ -580,7 +591,8 @@ def search(
 # %% ../../nbs/data/90_passages.ipynb #30c87e4b
 def describe_versions() -> dict: # hash of the analysis, versions of libraries
     "Describe what must be the same when an index is read as when it was written"
-    return dict(format=1, analyzer=hash_analyzer(), bm25s=version("bm25s"), k1=K1, b=B, title_weight=TITLE_WEIGHT)
+    numbers = dict(k1=K1, b=B, title_weight=TITLE_WEIGHT)
+    return dict(format=1, analyzer=hash_analyzer(), bm25s=version("bm25s")) | numbers
 
 # %% ../../nbs/data/90_passages.ipynb #d3cd4cb4
 def save_index(
@@ -594,7 +606,8 @@ def save_index(
         if index.matrix: index.matrix.save(temporary, show_progress=False)
         counts = np.array([len(ids) for ids in index.term_ids], np.int32)
         np.save(temporary/"term_counts.npy", counts, allow_pickle=False)
-        flat = np.concatenate([np.zeros(0, np.int32), *(np.asarray(ids, np.int32) for ids in index.term_ids)])
+        arrays = [np.asarray(ids, np.int32) for ids in index.term_ids]
+        flat = np.concatenate([np.zeros(0, np.int32), *arrays])
         np.save(temporary/"term_ids.npy", flat, allow_pickle=False)
         if index.vectors is not None: np.save(temporary/"vectors.npy", index.vectors, allow_pickle=False)
         files = {path.name: hash_file(path) for path in sorted(temporary.iterdir())}
@@ -641,8 +654,10 @@ def load_index(
     import bm25s
     matrix = bm25s.BM25.load(folder, show_progress=False)
     flat, counts = (np.load(folder/f"{name}.npy", allow_pickle=False) for name in ("term_ids", "term_counts"))
-    term_ids = [array("i", ids.tobytes()) for ids in np.split(flat, np.cumsum(counts)[:-1])]
+    parts = np.split(flat, np.cumsum(counts)[:-1])
+    term_ids = [array("i", ids.tobytes()) for ids in parts]
     path = folder/"vectors.npy"
     vectors = np.load(path, allow_pickle=False) if path.exists() else None
-    with open(folder/"passages.jsonl", newline="\n", encoding="utf-8") as file: passages = [*map(json.loads, file)]
+    with open(folder/"passages.jsonl", newline="\n", encoding="utf-8") as file:
+        passages = [*map(json.loads, file)]
     return Index(passages, term_ids, matrix.vocab_dict, matrix, vectors, manifest["embedding_model"])

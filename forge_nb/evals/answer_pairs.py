@@ -57,7 +57,8 @@ def verify_answers(
     question, truth = next((row["question"], row["truth"]) for row in answers.values())
     grades = {text: grade_answer(text, True, truth, style) for text in answers if VALUE_PATTERN.search(text)}
     right = [text for text, grade in grades.items() if grade["exact_match"]]
-    wrong = sorted((text for text in grades if text not in right), key=lambda t: -grades[t]["false_answer_rate"])
+    false_first = lambda text: -grades[text]["false_answer_rate"]
+    wrong = sorted((text for text in grades if text not in right), key=false_first)
     equal = [text for text in right if answers[text]["prompt_field"] == answers[right[0]]["prompt_field"]]
     make = lambda *texts, label: make_pair(item, question, *texts, label, VERIFIER)
     decided = make(right[0], wrong[0], label="a") if right and wrong else None
@@ -75,10 +76,12 @@ def make_verified_pairs(
     found = [verify_answers(item, answers, style) for item, answers in collect_answers(rows).items()]
     is_new = lambda pair: pair is not None and pair["id"] not in known
     place = lambda pair: stable_uniform("verified", pair["id"])
-    decided = sorted(((not is_false, place(pair), pair["id"], pair) for pair, _, is_false in found if is_new(pair)))
+    rank = lambda pair, is_false: (not is_false, place(pair), pair["id"], pair)
+    decided = sorted((rank(pair, is_false) for pair, _, is_false in found if is_new(pair)))
     decided = [pair for *_, pair in decided][:num_pairs - num_pairs // 3]
-    used = {pair["id"].rpartition("#")[0] for pair in decided}
-    tied = [pair for _, pair, _ in found if is_new(pair) and pair["id"].rpartition("#")[0] not in used]
+    name_question = lambda pair: pair["id"].rpartition("#")[0]
+    used = {name_question(pair) for pair in decided}
+    tied = [pair for _, pair, _ in found if is_new(pair) and name_question(pair) not in used]
     return decided + sorted(tied, key=place)[:num_pairs // 3]
 
 # %% ../../nbs/evals/68_answer_pairs.ipynb #68a00013
@@ -96,7 +99,8 @@ def draw_pairs(
                  for first, second in combinations(answers, 2)]
         for kind in (True, False):
             drawn += enumerate(sorted((pair for pair in pairs if is_same(pair) is kind), key=place))
-    ordered = [pair for _, pair in sorted(drawn, key=lambda entry: (entry[0], place(entry[1])))]
+    by_turn = lambda entry: (entry[0], place(entry[1]))
+    ordered = [pair for _, pair in sorted(drawn, key=by_turn)]
     return [pair for pair in ordered if pair["id"] not in known][:num_pairs]
 
 # %% ../../nbs/evals/68_answer_pairs.ipynb #68a00016
@@ -106,7 +110,8 @@ def find_label_fault(
     seen: dict # number of the row by id, of the rows before
 ) -> str: # what is wrong and what to do; empty: nothing
     "Find what is wrong with one row of labels"
-    label, empty = row["label"], [name for name in LABEL_COLUMNS[:4] if not (row[name] or "").strip()]
+    label = row["label"]
+    empty = [name for name in LABEL_COLUMNS[:4] if not (row[name] or "").strip()]
     if None in row or None in row.values():
         return "it has more or fewer fields than the first line; quote texts that hold commas"
     if empty: return f"`{empty[0]}` is empty; fill it in, or remove the row"

@@ -49,7 +49,9 @@ def list_known_answers(
 ) -> dict: # kind → name → answer
     "List the names and answers that a guess may use, by kind"
     known = defaultdict(dict)
-    for fact in facts: known[fact["kind"]][name_of_item(dict(fact=fact["id"]))] = fact["answer"]
+    for fact in facts:
+        name = name_of_item(dict(fact=fact["id"]))
+        known[fact["kind"]][name] = fact["answer"]
     of_tables = set(known)
     for item in items:
         if item["kind"] not in of_tables and item["part"] != "absent":
@@ -62,8 +64,9 @@ def guess_commonest(
     known: dict # kind → name → answer
 ) -> str | None: # value; None when nothing else is known
     "Guess the most frequent answer of the kind, without the fact that is asked about"
-    others = Counter(known.get(item["kind"], {}).values())
-    if (own := known.get(item["kind"], {}).get(name_of_item(item))) is not None: others[own] -= 1
+    answers = known.get(item["kind"], {})
+    others, own = Counter(answers.values()), answers.get(name_of_item(item))
+    if own is not None: others[own] -= 1
     value, count = max(others.items(), key=lambda pair: pair[1], default=(None, 0))
     return value if count > 0 else None
 
@@ -90,9 +93,11 @@ def guess_values(
     "Guess every answer in both ways"
     nearest = {}
     for item in items:
-        key = item["kind"], name_of_item(item)
-        if key not in nearest: nearest[key] = find_nearest_name(key[1], list(known.get(key[0], {})))
-    find = lambda item: known.get(item["kind"], {}).get(nearest[item["kind"], name_of_item(item)])
+        key = kind, name = item["kind"], name_of_item(item)
+        if key not in nearest: nearest[key] = find_nearest_name(name, list(known.get(kind, {})))
+    def find(item):
+        kind = item["kind"]
+        return known.get(kind, {}).get(nearest[kind, name_of_item(item)])
     return dict(commonest_answer=[guess_commonest(item, known) for item in items],
                 nearest_name=[find(item) for item in items])
 
@@ -271,7 +276,8 @@ def cite_table(
     value: str # value that was looked up
 ) -> str: # id of the passage that an answer cites
     "Cite the row that a value was looked up in, if it is among the passages"
-    rows = [p for p in item["passages"] if p["source"].endswith(f"/{table}") and holds_word(p["text"], value)]
+    rows = [passage for passage in item["passages"] if passage["source"].endswith(f"/{table}")]
+    rows = [row for row in rows if holds_word(row["text"], value)]
     return shorten_id(rows[0]) if rows else NO_SOURCE
 
 # %% ../../nbs/evals/25_arms.ipynb #b25a0035

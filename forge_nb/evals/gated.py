@@ -160,8 +160,10 @@ def grade_fields(
         if field == "prompt": return score_answers(checkpoint, [item], [(text, finished)], exam.reward, exam.style)
         if field == "question": return make_item_rows(checkpoint, item, grade_closed(item, text, finished, exam.style))
         return make_violation_rows(checkpoint, item, grade_adversarial(item, text, exam.policies))
-    return [row for field, items in asked.items() for item, (text, finished) in zip(items, answers[field])
-            for row in grade(field, item, text, finished)]
+    rows = []
+    for field, items in asked.items():
+        for item, answer in zip(items, answers[field]): rows += grade(field, item, *answer)
+    return rows
 
 # %% ../../nbs/evals/58_gated.ipynb #58b00001
 def score_choices(
@@ -231,8 +233,10 @@ def reopen_items(
         f"{place}: it is missing beside the model's index; write num_passages, max_characters and groups into it")
     shown = validate(ShownPassages, read_json(place), place.name)
     book = OpenBook(load_index(folder/"index"), shown.num_passages, shown.max_characters, tuple(shown.groups))
-    facts = {item["fact"]: item | dict(id=item["fact"]) for item in items if item["part"] != "absent"}
-    reopened = {item["id"]: item for item in open_items([i for i in items if i["fact"] in facts], facts, book)}
+    present = [item for item in items if item["part"] != "absent"]
+    facts = {item["fact"]: item | dict(id=item["fact"]) for item in present}
+    opened = open_items([item for item in items if item["fact"] in facts], facts, book)
+    reopened = {item["id"]: item for item in opened}
     return [reopened.get(item["id"], item) for item in items], True
 
 # %% ../../nbs/evals/58_gated.ipynb #58a00022
@@ -250,7 +254,8 @@ def hash_questions(
     exam: ReleaseExam # what is asked beside questions
 ) -> str: # 64 hex digits
     "Hash what a model is asked, and by what code"
-    texts = {field: [[item["id"], item[field]] for item in items] for field, items in asked.items()}
+    list_texts = lambda field: [[item["id"], item[field]] for item in asked[field]]
+    texts = {field: list_texts(field) for field in asked}
     likelihoods = sorted(metrics & {"mc_accuracy", "bpb"})
     documents = [document["text"] for document in exam.documents] if "bpb" in likelihoods else []
     choices = hash_file(exam.eval_set/"choices.jsonl") if "mc_accuracy" in likelihoods else ""
@@ -269,7 +274,8 @@ def ask_once(
     load=load_model # function of a folder: model, tokenizer
 ) -> tuple: # field → (text, finished) for each question; rows of scores of likelihoods
     "Ask a model everything, unless it was asked the same before"
-    if not any(asked.values()) and not metrics & {"mc_accuracy", "bpb"}: return {field: [] for field in asked}, []
+    is_idle = not any(asked.values()) and not metrics & {"mc_accuracy", "bpb"}
+    if is_idle: return {field: [] for field in asked}, []
     def ask():
         model, tokenizer = load(folder)
         log(f"{checkpoint}: {sum(map(len, asked.values()))} questions")

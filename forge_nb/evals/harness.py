@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MIN_SHARED', 'BATCH_TOKENS', 'MAX_ROWS', 'HARMLESS', 'MAX_SCORES', 'count_shared', 'group_prompts', 'plan_batches',
            'RoomyLayer', 'pad_left', 'read_tokens', 'read_batch', 'continue_batch', 'writes_plainly', 'attends_fully',
-           'Answer', 'score_continuations', 'score_texts', 'find_end', 'answer_requests', 'ForgeLM', 'continue_texts',
-           'run_tasks', 'main']
+           'Answer', 'score_continuations', 'score_requests', 'score_texts', 'find_end', 'answer_requests',
+           'answer_new', 'ForgeLM', 'continue_texts', 'run_tasks', 'main']
 
 # %% ../../nbs/evals/15_harness.ipynb #15a00004
 import math
@@ -79,7 +79,8 @@ class RoomyLayer(DynamicLayer):
         length: int # tokens that will be written
     ):
         "Take the memory for what will be written"
-        self.room = [torch.nn.functional.pad(part, (0, 0, 0, length)) for part in (self.keys, self.values)]
+        parts = (self.keys, self.values)
+        self.room = [torch.nn.functional.pad(part, (0, 0, 0, length)) for part in parts]
 
     def update(self, key_states, value_states, *args, **kwargs):
         "Add keys and values, in place where there is room"
@@ -107,8 +108,9 @@ def pad_left(
 ) -> tuple: # tokens and mask, (rows, longest)
     "Put rows of tokens into a tensor, so that all end together"
     longest = max(map(len, rows))
-    tokens = torch.tensor([[0] * (longest - len(row)) + row for row in rows], dtype=torch.long)
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+    padding = [[0] * (longest - len(row)) for row in rows]
+    tokens = torch.tensor([zeros + row for zeros, row in zip(padding, rows)], dtype=torch.long)
+    mask = torch.tensor([zeros + [1] * len(row) for zeros, row in zip(padding, rows)])
     return tokens.to(model.device), mask.to(model.device)
 
 # %% ../../nbs/evals/15_harness.ipynb #15a00012
@@ -120,7 +122,8 @@ def read_tokens(
     num_scored: int # positions at the end whose scores are wanted
 ) -> torch.Tensor: # (rows, positions, vocabulary) scores of the token that follows
     "Let a model read on"
-    positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1]:]
+    num_new = tokens.shape[1]
+    positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -num_new:]
     return model(input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache,
                  use_cache=cache is not None, logits_to_keep=num_scored).logits
 
@@ -141,7 +144,8 @@ def read_batch(
     if batch[0][0]:
         beginnings, shown = pad_left([shared for shared, _ in batch], model)
         read_tokens(model, beginnings, shown, cache, 1)
-        owners = torch.tensor([g for g, (_, group) in enumerate(batch) for _ in group], device=model.device)
+        owners = [g for g, (_, group) in enumerate(batch) for _ in group]
+        owners = torch.tensor(owners, device=model.device)
         for layer in cache.layers: layer.take(owners)
         mask = torch.cat([shown[owners], mask], 1)
     return members, read_tokens(model, tokens, mask, cache, num_scored), mask, cache
@@ -205,7 +209,8 @@ def score_continuations(
 ) -> list: # (sum of log-probabilities, whether the model would write the same) for each row
     "Score the ends of rows of tokens, what they have in common once"
     prompts = [tokens[:-1] for tokens, _ in rows]
-    groups = group_prompts([prompt[:len(prompt) - length] for prompt, (_, length) in zip(prompts, rows)])
+    beginnings = [prompt[:len(prompt) - length] for prompt, (_, length) in zip(prompts, rows)]
+    groups = group_prompts(beginnings)
     max_tokens, found = min(BATCH_TOKENS, MAX_SCORES // model.config.vocab_size), [None] * len(rows)
     for batch in plan_batches(groups, list(map(len, prompts)), max_tokens):
         longest = max(rows[n][1] for _, group in batch for n in group)
@@ -214,8 +219,23 @@ def score_continuations(
             tokens, length = rows[n]
             targets, row = torch.tensor(tokens[-length:], device=row.device), row[-length:]
             nats = row.log_softmax(-1).gather(-1, targets[:, None])
-            found[n] = nats.sum().item(), bool((row.argmax(-1) == targets).all())
+            is_likeliest = row.argmax(-1) == targets
+            found[n] = nats.sum().item(), bool(is_likeliest.all())
     return found
+
+# %% ../../nbs/evals/15_harness.ipynb #15a00036
+def score_requests(
+    lm: HFLM, # model that lm-eval asks
+    requests: list # (what lm-eval keeps the score by, tokens of the context, tokens that are scored)
+) -> list: # (sum of log-probabilities, whether the model would write the same) for each request
+    "Score continuations, equal ones once"
+    joined = [(tuple(context + rest), len(rest)) for _, context, rest in requests]
+    keys = [(tokens[-lm.max_length - 1:], length) for tokens, length in joined]
+    unique = list(dict.fromkeys(keys))
+    with torch.inference_mode():
+        scores = score_continuations(lm.model, [(list(tokens), length) for tokens, length in unique])
+    found = dict(zip(unique, scores))
+    return [found[key] for key in keys]
 
 # %% ../../nbs/evals/15_harness.ipynb #15a00023
 def score_texts(
@@ -264,7 +284,8 @@ def answer_requests(
     is_plain = writes_plainly(lm.model) and attends_fully(lm.model) and lm.think_end_token is None
     if not (is_greedy and is_plain and limit < lm.max_length): return None
     prompts = [lm.tok_encode(request.args[0], left_truncate_len=lm.max_length - limit) for request in requests]
-    groups, has_ended, written = group_prompts([prompt[:-1] for prompt in prompts]), find_end(lm, until), {}
+    groups = group_prompts([prompt[:-1] for prompt in prompts])
+    has_ended, written = find_end(lm, until), {}
     with torch.inference_mode():
         for batch in plan_batches(groups, list(map(len, prompts))):
             written |= continue_batch(lm.model, batch, prompts, limit, has_ended)
@@ -273,6 +294,24 @@ def answer_requests(
         answers.append(Answer(postprocess_generated_text(lm.tok_decode(written[n]), until, None)))
         answers[-1].finished = has_ended(written[n])
     return answers
+
+# %% ../../nbs/evals/15_harness.ipynb #15a00039
+def answer_new(
+    lm: HFLM, # model that lm-eval asks
+    requests: list, # requests of the same settings
+    settings: str, # these settings, as text
+    answers: dict # answers by context and settings; what is missing is added
+) -> bool: # whether the settings are covered
+    "Answer what was not asked before"
+    new = {}
+    for request in requests:
+        if (request.args[0], settings) not in answers: new.setdefault(request.args[0], request)
+    texts = answer_requests(lm, [*new.values()]) if new else []
+    if texts is None: return False
+    for request, text in zip(new.values(), texts):
+        answers[request.args[0], settings] = text
+        lm.cache_hook.add_partial("generate_until", request.args, text)
+    return True
 
 # %% ../../nbs/evals/15_harness.ipynb #15a0001f
 class ForgeLM(HFLM):
@@ -291,16 +330,12 @@ class ForgeLM(HFLM):
         self.window_tokens, self.answers = int(window_tokens), {}
 
     def _loglikelihood_tokens(self, requests, disable_tqdm=False, override_bs=None):
-        "Score continuations, equal ones once"
+        "Score continuations"
         if not attends_fully(self.model): return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
-        keys = [(tuple(context + rest)[-self.max_length - 1:], len(rest)) for _, context, rest in requests]
-        unique = list(dict.fromkeys(keys))
-        with torch.inference_mode():
-            scores = score_continuations(self.model, [(list(tokens), length) for tokens, length in unique])
-        found = dict(zip(unique, scores))
-        for (request, *_), key in zip(requests, keys):
-            if request is not None: self.cache_hook.add_partial("loglikelihood", request, found[key])
-        return [found[key] for key in keys]
+        scores = score_requests(self, requests)
+        for (request, *_), score in zip(requests, scores):
+            if request is not None: self.cache_hook.add_partial("loglikelihood", request, score)
+        return scores
 
     def loglikelihood_rolling(self, requests, disable_tqdm=False):
         "Score whole texts"
@@ -311,19 +346,11 @@ class ForgeLM(HFLM):
 
     def generate_until(self, requests, disable_tqdm=False):
         "Continue contexts; what was asked before is not asked again, unless it is sampled"
-        by_settings, given = {}, []
-        for request in requests: by_settings.setdefault(repr(request.args[1]), {}).setdefault(request.args[0], request)
-        for settings, asked in by_settings.items():
-            new = [request for context, request in asked.items() if (context, settings) not in self.answers]
-            texts = answer_requests(self, new) if new else []
-            if texts is None:
-                same = [request for request in requests if repr(request.args[1]) == settings]
-                given += zip(map(id, same), super().generate_until(same, disable_tqdm))
-                continue
-            for request, text in zip(new, texts):
-                self.answers[request.args[0], settings] = text
-                self.cache_hook.add_partial("generate_until", request.args, text)
-        passed_on = dict(given)
+        by_settings, passed_on = {}, {}
+        for request in requests: by_settings.setdefault(repr(request.args[1]), []).append(request)
+        for settings, same in by_settings.items():
+            if answer_new(self, same, settings, self.answers): continue
+            passed_on |= zip(map(id, same), super().generate_until(same, disable_tqdm))
         return [passed_on[id(request)] if id(request) in passed_on else
                 self.answers[request.args[0], repr(request.args[1])] for request in requests]
 
@@ -336,7 +363,8 @@ def continue_texts(
     "Continue each prompt greedily until the end token or the last token allowed"
     from lm_eval.api.instance import Instance
     settings = dict(until=[], do_sample=False, max_gen_toks=max_new_tokens)
-    written = lm.generate_until([Instance("generate_until", {}, (text, settings), n) for n, text in enumerate(prompts)])
+    requests = [Instance("generate_until", {}, (text, settings), n) for n, text in enumerate(prompts)]
+    written = lm.generate_until(requests)
     return [(str(answer), getattr(answer, "finished", True)) for answer in written]
 
 # %% ../../nbs/evals/15_harness.ipynb #15a0002d

@@ -32,9 +32,10 @@ def take_arm_scores(
     grades, table = dict(right="exact_match", kpi="kpi"), {}
     for row in rows:
         if row["slice"] == "all": table[row["checkpoint"], row["metric"], row["item"]] = row["value"]
-    arms, items = [arm for arm in ARMS if any(key[0] == arm for key in table)], list(filter(is_in_all, items))
-    return {arm: {grade: [table[arm, metric, item["id"]] for item in items] for grade, metric in grades.items()}
-            for arm in arms}
+    arms = [arm for arm in ARMS if any(key[0] == arm for key in table)]
+    ids = [item["id"] for item in items if is_in_all(item)]
+    take = lambda arm, metric: [table[arm, metric, name] for name in ids]
+    return {arm: {grade: take(arm, metric) for grade, metric in grades.items()} for arm in arms}
 
 # %% ../../nbs/evals/40_headline.ipynb #ea4d4c60
 def grade_answers(
@@ -88,7 +89,8 @@ def summarize_released(
 ) -> dict: # shares of right, false and unknown answers, company's number, and the trivial strategies beside them
     "Summarize how the released model answers"
     answers = [answer for item, answer in zip(items, answers) if is_in_all(item)]
-    if not (items := list(filter(is_in_all, items))): return dict(checkpoint=checkpoint, questions=0, trivial={})
+    items = list(filter(is_in_all, items))
+    if not items: return dict(checkpoint=checkpoint, questions=0, trivial={})
     scores = grade_answers(items, answers, reward, style)
     unknown = phrase_value(style.unknown_answer, style, style.house, source=NO_SOURCE)
     free = dict(always_unknown=grade_answers(items, [(unknown, True)] * len(items), reward, style)) | arms

@@ -34,8 +34,9 @@ def measure_position_bias(
     places = [{find_order_verdict(row, order, lambda reply: reply["place"]) for order in ORDERS} for row in rows]
     answers = [[find_order_verdict(row, order, find_preferred) for order in ORDERS] for row in rows]
     share = lambda flags: float(np.mean(flags)) if rows else 0.
-    bias = share([place == {"first"} for place in places]) - share([place == {"second"} for place in places])
-    return dict(position_bias=bias, position_changes=share([all(pair) and len({*pair}) == 2 for pair in answers]))
+    share_of = lambda name: share([place == {name} for place in places])
+    changes = [all(pair) and len({*pair}) == 2 for pair in answers]
+    return dict(position_bias=share_of("first") - share_of("second"), position_changes=share(changes))
 
 # %% ../../nbs/evals/72_judge_vote.ipynb #72a0000d
 def measure_length_bias(
@@ -120,7 +121,8 @@ def compare_judged(
 ) -> dict: # n, unreadable, won, lost, tied, difference, low, high
     "Compare two checkpoints by a judge's verdicts"
     read = [row["verdict"] for row in rows if row["verdict"] != UNREADABLE]
-    counts = {name: read.count(verdict) for name, verdict in dict(won="a", lost="b", tied="tie").items()}
+    verdicts = dict(won="a", lost="b", tied="tie")
+    counts = {name: read.count(verdict) for name, verdict in verdicts.items()}
     out = dict(n=len(read), unreadable=len(rows) - len(read)) | counts
     if not read: return out | dict(difference=0., low=-1., high=1.)
     after = np.array([dict(a=1., b=0., tie=.5)[verdict] for verdict in read])
@@ -139,5 +141,5 @@ def compare_grades(
     if not read: return out | dict(before=0., after=0., difference=0., low=-4., high=4.)
     old, new = np.array(read, float).T
     effect = bootstrap_difference(old[None], new[None], np.ones(len(read)))
-    return out | dict(before=effect["before"], after=effect["after"], difference=effect["diff"], low=effect["low"],
-                      high=effect["high"])
+    out |= dict(before=effect["before"], after=effect["after"])
+    return out | dict(difference=effect["diff"], low=effect["low"], high=effect["high"])

@@ -5,20 +5,20 @@
 # %% auto #0
 __all__ = ['PAIR_PROMPT', 'RUBRIC_PROMPT', 'ORDERS', 'PLACES', 'PAIR_GRAMMAR', 'SCORE_GRAMMAR', 'NUM_TURNS', 'UNREADABLE',
            'JudgeConfig', 'describe_context', 'make_pair_prompt', 'read_last_line', 'parse_verdict', 'parse_score',
-           'make_request', 'read_reply_text', 'read_response', 'open_endpoint_judge', 'open_gguf_judge', 'open_judge',
-           'ask_missing', 'Judge', 'find_preferred', 'combine_replies', 'judge_pairs', 'grade_by_rubric']
+           'make_request', 'open_endpoint_judge', 'open_gguf_judge', 'open_judge', 'ask_missing', 'Judge',
+           'find_preferred', 'combine_replies', 'judge_pairs', 'grade_by_rubric']
 
 # %% ../../nbs/evals/70_llm_judge.ipynb #70a00004
 import re
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core.project import Invalid, Progress, hash_file, hash_text, read_json, stable_uniform, write_json
+from ..core.project import Invalid, hash_file, hash_text, read_json, stable_uniform, write_json
 from .answer_pairs import SWAPPED
 from .llama import MAX_CONTEXT, check_gguf, start_llama
-from ..synthesis.endpoint import locate_answer, open_client, post_completion
+from ..synthesis.endpoint import (ask_in_parallel, locate_answer, open_client, post_completion,
+                                         read_reply_text, read_response)
 
 # %% ../../nbs/evals/70_llm_judge.ipynb #70a00007
 @dataclass
@@ -100,8 +100,9 @@ def read_last_line(
     pattern: str # regular expression of a whole line, with one group
 ) -> str: # group, in small letters; empty: cannot be read
     "Read the line of fixed form with which a reply ends"
-    lines = [line.strip() for line in text.rpartition("</think>")[2].splitlines() if line.strip()]
-    found = [match and match[1].lower() for match in (re.fullmatch(pattern, line, re.I) for line in lines)]
+    lines = [line.strip() for line in text.rpartition("</think>")[2].splitlines()]
+    matches = [re.fullmatch(pattern, line, re.I) for line in lines if line]
+    found = [match and match[1].lower() for match in matches]
     return found[-1] or "" if found and len(set(found) - {None}) == 1 else ""
 
 # %% ../../nbs/evals/70_llm_judge.ipynb #70a00010
@@ -128,25 +129,6 @@ def make_request(
     seed = int(stable_uniform("judge", turn, prompt) * 2**31)
     return dict(model=config.endpoint_name, messages=[dict(role="user", content=prompt)], seed=seed,
                 temperature=config.temperature, max_tokens=config.max_new_tokens)
-
-# %% ../../nbs/evals/70_llm_judge.ipynb #70a00016
-def read_reply_text(
-    status: int, # HTTP status
-    completion # parsed body; None where it was no JSON
-) -> dict: # text, or error
-    "Read the text of a chat completion"
-    if status != 200: return dict(error=f"HTTP {status}")
-    try: text = completion["choices"][0]["message"]["content"]
-    except (LookupError, TypeError): return dict(error="no chat completion")
-    return dict(text=text) if isinstance(text, str) else dict(error="no text in the chat completion")
-
-# %% ../../nbs/evals/70_llm_judge.ipynb #70a0002d
-def read_response(
-    response # httpx2.Response
-) -> dict: # text, or error
-    "Read the text of a server's response, which may be no JSON"
-    try: return read_reply_text(response.status_code, response.json())
-    except ValueError: return read_reply_text(response.status_code, None)
 
 # %% ../../nbs/evals/70_llm_judge.ipynb #70a00017
 @contextmanager
@@ -186,20 +168,13 @@ def ask_missing(
     parallel: int # number of requests at a time
 ) -> dict: # error by file, where there was no answer
     "Ask what was not asked yet, and keep each text as it comes"
-    errors, progress = {}, Progress("verdicts", len(missing))
-    def fetch(path, question):
+    errors = {}
+    def fetch(entry):
+        path, question = entry
         reply = ask(*question)
         if "text" in reply: write_json(path, reply)
         else: errors[path] = reply["error"]
-    with ThreadPoolExecutor(parallel) as pool:
-        futures = [pool.submit(fetch, *entry) for entry in missing.items()]
-        try:
-            for n, future in enumerate(as_completed(futures), 1):
-                future.result()
-                progress(n)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    ask_in_parallel(fetch, [*missing.items()], parallel, "verdicts")
     return errors
 
 # %% ../../nbs/evals/70_llm_judge.ipynb #70a0001e
@@ -258,7 +233,8 @@ def judge_pairs(
     for (name, order, _), reply in zip(plan, judge.reply(prompts, PAIR_GRAMMAR)):
         replies[name].append(dict(order=order, place=parse_verdict(reply.get("text", ""))) | reply)
     decide = lambda pair: combine_replies(replies[pair["id"]]) if pair["id"] in replies else "tie"
-    return [pair | dict(verdict=decide(pair), replies=replies.get(pair["id"], [])) for pair in pairs]
+    given = lambda pair: replies.get(pair["id"], [])
+    return [pair | dict(verdict=decide(pair), replies=given(pair)) for pair in pairs]
 
 # %% ../../nbs/evals/70_llm_judge.ipynb #70a00029
 def grade_by_rubric(

@@ -36,7 +36,8 @@ def read_scores(
 ) -> dict: # value by item, more is better
     "Read the scores of an arm on a slice"
     sign = metric in LOWER_IS_BETTER
-    return {item: 1 - value if sign else value for item, (value, _) in table.get((metric, part, arm), {}).items()}
+    scores = table.get((metric, part, arm), {})
+    return {item: 1 - value if sign else value for item, (value, _) in scores.items()}
 
 # %% ../../nbs/evals/30_predictions.ipynb #e30a000b
 def pick_best_arm(
@@ -59,8 +60,9 @@ def compare_items(
 ) -> dict: # before, after, diff, low, high and n over the items of both
     "Compare two sets of scores on the items that both have"
     items = sorted(set(before) & set(after))
-    if not items: return dict(before=0., after=0., diff=0., low=0., high=0., n=0)
-    columns = (np.array([[scores[item] for item in items]], dtype=float) for scores in (before, after))
+    if not items: return dict.fromkeys(("before", "after", "diff", "low", "high"), 0.) | dict(n=0)
+    rows = [[scores[item] for item in items] for scores in (before, after)]
+    columns = (np.array([row], dtype=float) for row in rows)
     return bootstrap_difference(*columns, np.ones(len(items))) | dict(n=len(items))
 
 # %% ../../nbs/evals/30_predictions.ipynb #e30a000f
@@ -108,8 +110,9 @@ def predict_slice(
     left = compare_items(untrained, dict.fromkeys(untrained, 1.))
     expected = {"both": compare_items(untrained, reach), "train": left, "look up": shown}.get(way, gain)
     nature = {"look up": "knowledge", "both": "knowledge", "train": "behaviour"}.get(way, "")
-    row = dict(metric="exact_match", slice=part, n=len(reach), decision=way, nature=nature, guess=gain["before"],
-               guess_arm=guess_arm, lookup=unread["before"], lookup_arm=lookup_arm, reach=unread["after"])
+    row = dict(metric="exact_match", slice=part, n=len(reach), decision=way, nature=nature)
+    row |= dict(guess=gain["before"], guess_arm=guess_arm, lookup=unread["before"], lookup_arm=lookup_arm)
+    row |= dict(reach=unread["after"])
     row |= dict(margin=expected["diff"], low=expected["low"], high=expected["high"])
     return row | dict(untrained_arm=guess_arm if is_guess else lookup_arm)
 
@@ -121,7 +124,9 @@ def is_silent(
     "Tell whether an arm is silent where there is an answer"
     graded = [read_scores(table, metric, "all", arm) for metric in ("exact_match", "false_answer_rate")]
     absent = set(read_scores(table, "exact_match", "absent", arm))
-    silent = [right == 0 and graded[1].get(item, 1.) == 1 for item, right in graded[0].items() if item not in absent]
+    right, false = graded
+    answerable = [item for item in right if item not in absent]
+    silent = [right[item] == 0 and false.get(item, 1.) == 1 for item in answerable]
     return bool(silent) and np.mean(silent) >= RARELY
 
 # %% ../../nbs/evals/30_predictions.ipynb #e30a0017
@@ -138,8 +143,8 @@ def predict_form(
     left = compare_items(scores, dict.fromkeys(scores, 1.))
     way = "open" if left["n"] < MIN_ITEMS else "neither" if left["before"] >= MOSTLY else "train"
     nature = "behaviour" if way == "train" else ""
-    row = dict(metric=metric, slice=part, n=left["n"], decision=way, nature=nature, guess=0., guess_arm="none")
-    row |= dict(lookup=left["before"], lookup_arm=arm, reach=left["before"])
+    row = dict(metric=metric, slice=part, n=left["n"], decision=way, nature=nature)
+    row |= dict(guess=0., guess_arm="none", lookup=left["before"], lookup_arm=arm, reach=left["before"])
     return row | dict(margin=left["diff"], low=left["low"], high=left["high"], untrained_arm=arm)
 
 # %% ../../nbs/evals/30_predictions.ipynb #e30a001a

@@ -264,7 +264,8 @@ def choose_trivial(
     for key in [entry.key for entry in rules.slices]:
         decision, sign = decisions.get(key), -1 if is_lower_better(key[1]) else 1
         scored = {arm: found[key] for arm, found in arms.items() if found.get(key)}
-        means = {arm: sign * sum(values.values()) / len(values) for arm, values in scored.items()}
+        average = lambda values: sum(values.values()) / len(values)
+        means = {arm: sign * average(values) for arm, values in scored.items()}
         if decision not in ("train", "both") or not means:
             not_compared[key] = f"decide says {decision}" if decision else "decide predicts nothing for it"
             if decision in ("train", "both"): not_compared[key] = "no answer without a model was scored"
@@ -315,7 +316,8 @@ def sign_waiver(
     reason: str # reason, in plain words
 ) -> dict: # verdict that passes, with the waiver
     "Let a failed candidate pass, in a person's name"
-    waiver = validate(Waiver, dict(name=name.strip(), reason=reason.strip()), "waiver").model_dump()
+    signed = dict(name=name.strip(), reason=reason.strip())
+    waiver = validate(Waiver, signed, "waiver").model_dump()
     empty = "leave `gate.waiver_name` and `gate.waiver_reason` empty"
     if verdict["verdict"] == "pass": raise Invalid(
         f"waiver: the verdict is a pass; there is nothing to waive, so {empty}")
@@ -389,7 +391,8 @@ def describe_release(
     lines.append("")
     for row in verdict["slices"]:
         n = f"{row['n']} items" + (f", {row['left_out']} left out" if row.get("left_out") else "")
-        words = "; ".join(filter(None, (row["decision"], row["reason"].rstrip("."), describe_power(row))))
+        words = (row["decision"], row["reason"].rstrip("."), describe_power(row))
+        words = "; ".join(filter(None, words))
         lines.append(f"- {row['slice']}, {row['metric']} ({n}): {words}")
     lines += [f"- {row['bound']}: {row['decision']}; {row['reason']}" for row in verdict["bounds"]]
     return "\n".join(lines)

@@ -258,8 +258,9 @@ def choose_key(
     may_name = lambda c: c not in (*PROVENANCE, *private, "answer", "page") and not re.search(r"[{}]|^column \d+$", c)
     rates = {column: rate_key_column(table, column) for column in filter(may_name, table.columns)}
     candidates = sorted(filter(rates.get, rates), key=rates.get)
-    single = [(column,) for column in candidates if rates[column][0] < 3]
-    pairs = [(a, b) for a, b in combinations(candidates[:8], 2) if rates[a][0] < 3]
+    is_likely = lambda column: rates[column][0] < 3
+    single = [(column,) for column in filter(is_likely, candidates)]
+    pairs = [(a, b) for a, b in combinations(candidates[:8], 2) if is_likely(a)]
     vary = lambda column: len(set(table.cells(column)))
     for keys in (single, pairs):
         repeats = {key: measure_repeats(table.rows, key) for key in keys}
@@ -324,11 +325,14 @@ def judge_column(
     if classify_cells(cells) == "nested": return "holds nested values"
     [(value, count)] = Counter(cells).most_common(1)
     if count == len(cells): return f"has one value, `{value[:40]}`"
-    if any(cells == [str(n + first) for n in range(len(cells))] for first in (0, 1)): return "counts the rows"
+    counted = [[str(n + first) for n in range(len(cells))] for first in (0, 1)]
+    if cells in counted: return "counts the rows"
     rows = [row for row in table.rows if len(row[column].strip()) > 2]
-    if sum(row[column].strip() in name_row_key(row, key) for row in rows) > len(cells) / 2: return "stands in the key"
+    num_in_key = sum(row[column].strip() in name_row_key(row, key) for row in rows)
+    if num_in_key > len(cells) / 2: return "stands in the key"
     for part in key[:2 * (len(key) > 1)]:
-        if len({(row[part], row[column]) for row in table.rows}) == len(set(table.cells(part))):
+        pairs = {(row[part], row[column]) for row in table.rows}
+        if len(pairs) == len(set(table.cells(part))):
             return f"follows from `{part}` alone"
     [(reason, unusable)] = count_usable(cells, max_answer_characters).most_common(1)
     if reason: return f"has {unusable} rows of {len(cells)} with an {reason}"
@@ -356,7 +360,8 @@ def find_conflicts(
             for column in words:
                 value = row[column].strip().strip("`")
                 if value: told[name, words[column]].setdefault(value, f"{table.place}:{line}")
-    return [Conflict(key=name, column=words, values=sorted(places), places=[places[value] for value in sorted(places)])
+    list_places = lambda places: [places[value] for value in sorted(places)]
+    return [Conflict(key=name, column=words, values=sorted(places), places=list_places(places))
             for (name, words), places in sorted(told.items()) if name and len(places) > 1]
 
 # %% ../../nbs/ops/74_draft.ipynb #74a00030

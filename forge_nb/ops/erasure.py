@@ -69,7 +69,8 @@ def describe_row(
     hashes, number = hash_rows(layout), int(re.split("[:#]", source)[-1])
     if document["kind"] == "facts": number = list(hashes)[number - 2]
     if column: check_filled(layout, number, source, column)
-    known = dict(ids=[document["id"]] if document["id"] else [], kind=document["kind"], reason=reason)
+    ids = [document["id"]] if document["id"] else []
+    known = dict(ids=ids, kind=document["kind"], reason=reason)
     return RemovedRow(source=source, column=column, file=file, sha256=hashes[number], **known)
 
 # %% ../../nbs/ops/30_erasure.ipynb #e1d215e5
@@ -244,13 +245,15 @@ def read_values(
     raw: bytes # what it holds, or would hold
 ) -> dict: # row → column → value, of cells that hold something
     "Read the filled cells of a table"
-    mask, filled = make_name_masker(root), lambda row: {c: v for c, v in row.items() if v not in (None, "")}
+    mask = make_name_masker(root)
+    filled = lambda row: {column: value for column, value in row.items() if value not in (None, "")}
     if file.startswith("facts/"):
         table, rows = Path(file).name, enumerate(read_table_bytes(raw, file), 2)
         values = {f"{table}:{number}": row for number, row in rows}
     else:
         records = {d["source"]: d.get("record") for d in read_row_documents(root, file, raw)}
-        values = {mask(source): (record or {}).get("values", {}) for source, record in records.items()}
+        take = lambda record: (record or {}).get("values", {})
+        values = {mask(source): take(record) for source, record in records.items()}
     return {source: filled(row) for source, row in values.items()}
 
 # %% ../../nbs/ops/30_erasure.ipynb #ce300012
@@ -726,7 +729,8 @@ def mask_journal(
     removed = [r | dict(path=mask(r["path"])) for r in journal["removed"]]
     kinds = list_pii_kinds(load_params(root/"params.yaml"))
     hide = lambda row: mask_pii(row.get("column", ""), kinds)[0]
-    rows = [row | dict(file=mask(row["file"]), column=hide(row)) for row in journal["rows"]]
+    mask_row = lambda row: row | dict(file=mask(row["file"]), column=hide(row))
+    rows = [*map(mask_row, journal["rows"])]
     mentioned = {mask(path): by for path, by in journal["mentioned"].items()}
     return journal | dict(removed=removed, rows=rows, mentioned=mentioned)
 

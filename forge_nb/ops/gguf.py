@@ -194,7 +194,8 @@ def hash_model_folder(
 ) -> str: # 16 hex digits
     "Hash a model's weights, hyperparameters, tokenizer and chat template"
     files = [folder/name for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")]
-    return hash_text(json.dumps([hash_weights(folder), *(hash_file(path) for path in files if path.exists())]))[:16]
+    hashes = [hash_weights(folder), *(hash_file(path) for path in files if path.exists())]
+    return hash_text(json.dumps(hashes))[:16]
 
 # %% ../../nbs/ops/55_gguf.ipynb #8c95722c
 def prepare_gguf(

@@ -65,7 +65,8 @@ def read_curated(
     folder: Path # folder artifacts/curate
 ): # dicts: id, source, kind, split, cluster, reason, detail, text
     "Read every document and row that `curate` names: kept with its split, dropped with its reason"
-    kept = [(path, path.stem) for name in ("documents", "rows") for path in sorted((folder/name).glob("*.jsonl"))]
+    paths = [path for name in ("documents", "rows") for path in sorted((folder/name).glob("*.jsonl"))]
+    kept = [(path, path.stem) for path in paths]
     for path, split in [*kept, (folder/"dropped.jsonl", "")]:
         if not path.exists(): continue
         with open(path, newline="\n", encoding="utf-8") as lines:

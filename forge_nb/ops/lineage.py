@@ -277,7 +277,8 @@ def count_outcomes(
 ) -> tuple: # split → number of documents; drops by reason
     "Count splits and reasons"
     splits = Counter(d["split"] for d in documents if d["split"])
-    drops = Counter((d["reason"], d["detail"]) for d in documents if not d["split"] and d["kind"] != "facts")
+    outside = [d for d in documents if not d["split"] and d["kind"] != "facts"]
+    drops = Counter((d["reason"], d["detail"]) for d in outside)
     count = lambda reason, detail: DropCount(reason=reason, detail=detail, documents=drops[reason, detail])
     dropped = [count(*key) for key in sorted(drops)]
     return dict(sorted(splits.items())), dropped

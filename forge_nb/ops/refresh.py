@@ -101,7 +101,8 @@ def read_left_out(
 ) -> dict: # source → reason
     "Read what could not be read, and what was dropped"
     rejects = [*read_jsonl(artifacts/"ingest"/"rejects.jsonl"), *read_jsonl(artifacts/"curate"/"dropped.jsonl")]
-    return {row["source"]: ": ".join(filter(None, (row["reason"], row.get("detail")))) for row in rejects}
+    describe = lambda row: ": ".join(filter(None, (row["reason"], row.get("detail"))))
+    return {row["source"]: describe(row) for row in rejects}
 
 # %% ../../nbs/ops/70_refresh.ipynb #cadba926
 def list_left_out(
@@ -128,8 +129,8 @@ def compare_recall(
 ) -> list: # RecallChange of each kind
     "Compare how often answers are found"
     old = {row["kind"]: float(row["answer@3"]) for row in before}
-    return [RecallChange(kind=row["kind"], questions=int(row["questions"]), before=old.get(row["kind"]),
-                         after=float(row["answer@3"])) for row in after]
+    return [RecallChange(kind=row["kind"], questions=int(row["questions"]),
+                         before=old.get(row["kind"]), after=float(row["answer@3"])) for row in after]
 
 # %% ../../nbs/ops/70_refresh.ipynb #5752d4a8
 class RefreshAnswer(BaseModel, extra="forbid"):

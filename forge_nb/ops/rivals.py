@@ -164,9 +164,11 @@ def sit_exam(
         used = getattr(lm, "used", {})
         start, before = time.monotonic(), dict(used)
         records = run_tasks(lm, tasks, [task], use_template=in_template)[task]
-        spent = {name: used[name] - before[name] for name in used} or dict(seconds=time.monotonic() - start)
+        seconds = time.monotonic() - start
+        spent = {name: used[name] - before[name] for name in used} or dict(seconds=seconds)
         rows, _ = read_results("rival", {book: records})
-        values = {row["item"]: row["value"] for row in rows if (row["metric"], row["slice"]) == (metric, "all")}
+        rows = [row for row in rows if (row["metric"], row["slice"]) == (metric, "all")]
+        values = {row["item"]: row["value"] for row in rows}
         sat[book] = dict(values=values, asked=len(records)) | spent
     return sat
 
@@ -183,13 +185,14 @@ def compare_rival(
         items = sorted(set(exam["values"]) & set(released[book]))
         if not items: raise Invalid(f"results/rivals.csv: {name} and the released model have no question in common; "
                                     "`dvc repro evaluate` asks today's")
-        found = compare_paired(*([values[item] for item in items] for values in (released[book], exam["values"])))
+        pair = [[values[item] for item in items] for values in (released[book], exam["values"])]
+        found, asked = compare_paired(*pair), exam["asked"]
         price = (exam.get("input_tokens", 0) * rival.input_price + exam.get("output_tokens", 0) * rival.output_price)
         figures = dict(released=found["before"], right=found["after"], difference=found["difference"],
                        low=found["low"], high=found["high"])
         rows.append(dict(rival=name, passages=book == "open", n=len(items)) |
                     {field: round(float(value), 4) for field, value in figures.items()} |
-                    dict(seconds=round(exam["seconds"] / exam["asked"], 3), price=price / 1e6 / exam["asked"]))
+                    dict(seconds=round(exam["seconds"] / asked, 3), price=price / 1e6 / asked))
     return rows
 
 # %% ../../nbs/ops/58_rivals.ipynb #58c00031
@@ -241,7 +244,7 @@ def read_released(
     name, folder = find_released(load_checkpoints(root/"config"/"checkpoints.yaml")), root/"artifacts"/"evaluate"
     if not (folder/"scores.jsonl").exists() or not (folder/"tasks").is_dir(): raise NotFound(
         "artifacts/evaluate: nothing was evaluated yet; `dvc repro evaluate` does it, then ask again")
-    rows = [row for row in read_jsonl(folder/"scores.jsonl") if (row["checkpoint"], row["slice"]) == (name, "all")]
+    rows = [row for row in read_jsonl(folder/"scores.jsonl") if row["checkpoint"] == name and row["slice"] == "all"]
     return name, {book: {row["item"]: row["value"] for row in rows if row["metric"] == metric}
                   for book, metric in BOOKS.items()}
 

@@ -56,7 +56,8 @@ def require_committed(
                                  "no repository, then `git add -A` and `git commit`")
     decisive = sorted({*CODE_PATHS, *(path for path in paths if not is_generated_code(path))})
     lines = run_git(root, "status", "--porcelain", "--untracked-files=all", "--", *decisive).splitlines()
-    changed = ", ".join([*(line[3:] for line in lines[:5]), *("…" for _ in lines[5:6])])
+    shown = [line[3:] for line in lines[:5]]
+    changed = ", ".join(shown + ["…"] * (len(lines) > 5))
     if changed: raise Invalid(f"not committed: {changed}; `git commit` or `git stash` it, since the statement "
                               "is about the commit")
     return commit

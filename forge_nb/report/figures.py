@@ -292,11 +292,13 @@ def plot_baselines(
     fig, ax = plt.subplots(figsize=(8, 1.2 + .34 * len(slices)), layout="constrained")
     for n, arm in enumerate(arms):
         of_arm = means[means["checkpoint"] == arm]
-        y = [slices.index(name) + .12 * (n - (len(arms) - 1) / 2) for name in of_arm["slice"]]
+        offset = .12 * (n - (len(arms) - 1) / 2)
+        y = [slices.index(name) + offset for name in of_arm["slice"]]
         ax.hlines(y, of_arm["low"], of_arm["high"], color=f"C{n}", lw=1.5)
         ax.scatter(of_arm["mean"], y, 16, color=f"C{n}", label=ARM_NAMES.get(arm, arm), zorder=3)
     found = [name for name in slices if name in ceiling]
-    ax.scatter(ceiling[found], [slices.index(name) for name in found], 90, facecolors="none", edgecolors="gray",
+    y = [slices.index(name) for name in found]
+    ax.scatter(ceiling[found], y, 90, facecolors="none", edgecolors="gray",
                label=ARM_NAMES["retrieval"].format(depth=depth))
     labels = [PREDICTED_SLICES.get(name, name) for name in slices]
     ax.set_yticks(range(len(slices)), labels, fontsize=8)

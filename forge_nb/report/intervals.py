@@ -115,11 +115,13 @@ def plot_verdict(
     "Plot the difference of each slice that was compared, with its interval and its bound"
     rows = pd.DataFrame([row for row in slices if "low" in row]).rename(columns=dict(difference="value"))
     if rows.empty: return
-    rows["name"], rows["floor"] = rows["slice"] + " · " + rows["metric"], rows["floor"].astype(float)
+    rows["name"] = rows["slice"] + " · " + rows["metric"]
+    rows["floor"] = rows["floor"].astype(float)
     is_bits = rows["metric"].isin(IN_BITS)
     groups = [("share", rows[~is_bits]), ("bits per byte", rows[is_bits])]
     groups = [(unit, part) for unit, part in groups if len(part)]
-    fig, axes = make_panels(max(len(part) for _, part in groups) + 1, len(groups), 6.5 * len(groups))
+    longest = max(len(part) for _, part in groups)
+    fig, axes = make_panels(longest + 1, len(groups), 6.5 * len(groups))
     for ax, (unit, part) in zip(axes, groups):
         names = list(part["name"])
         draw_bounds(ax, names, part)

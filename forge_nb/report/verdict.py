@@ -138,7 +138,8 @@ def describe_unbeaten(
     effects: list # rows of effects of that stage against arms, on all questions, with numbers as numbers
 ) -> str: # one sentence, or several
     "Say whether a stage answers better than what is free"
-    rows = [row for row in effects if (row["stage"], row["metric"], row["slice"]) == (stage, "exact_match", "all")
+    on_all = (stage, "exact_match", "all")
+    rows = [row for row in effects if (row["stage"], row["metric"], row["slice"]) == on_all
             and row["against"] in FREE_ARMS]
     if not rows: return f"{stage} was not compared with what is free."
     def say(row):

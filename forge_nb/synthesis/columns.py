@@ -56,7 +56,8 @@ def ask_cell(
 ) -> dict: # cell with question and phrasing
     "Ask for a cell in a phrasing drawn by its name"
     number = int(stable_uniform(cell["kind"], cell["key"], "phrasing") * len(phrasings))
-    words = dict(column=cell["column"].replace("_", " "), key=cell["key"], table=cell["table"].partition(".")[0])
+    table = cell["table"].partition(".")[0]
+    words = dict(column=cell["column"].replace("_", " "), key=cell["key"], table=table)
     return cell | dict(question=phrasings[number].format(**words), phrasing=number)
 
 # %% ../../nbs/synthesis/45_columns.ipynb #45c00031

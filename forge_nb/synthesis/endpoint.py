@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['locate_answer', 'identify_model', 'sample_answers', 'open_client', 'ServerBusy', 'send_with_retries',
-           'post_completion']
+           'post_completion', 'read_reply_text', 'read_response', 'ask_in_parallel']
 
 # %% ../../nbs/synthesis/00_endpoint.ipynb #a0d1d79a
 import os, re
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from ..core.project import Invalid, hash_text, hash_weights
+from ..core.project import Invalid, Progress, hash_text, hash_weights
 
 # %% ../../nbs/synthesis/00_endpoint.ipynb #df03f62c
 def locate_answer(
@@ -124,3 +125,42 @@ def post_completion(
         raise Invalid(f"{server}: HTTP {code} for the model {body['model']!r}; `{prefix}_url` is what stands before "
                       f"/chat/completions, `{prefix}_name` a model served there; {resume_hint}")
     return response
+
+# %% ../../nbs/synthesis/00_endpoint.ipynb #70a00016
+def read_reply_text(
+    status: int, # HTTP status
+    completion # parsed body; None where it was no JSON
+) -> dict: # text, or error
+    "Read the text of a chat completion"
+    if status != 200: return dict(error=f"HTTP {status}")
+    try: text = completion["choices"][0]["message"]["content"]
+    except (LookupError, TypeError): return dict(error="no chat completion")
+    return dict(text=text) if isinstance(text, str) else dict(error="no text in the chat completion")
+
+# %% ../../nbs/synthesis/00_endpoint.ipynb #70a0002d
+def read_response(
+    response # httpx2.Response
+) -> dict: # text, or error
+    "Read the text of a server's response, which may be no JSON"
+    try: return read_reply_text(response.status_code, response.json())
+    except ValueError: return read_reply_text(response.status_code, None)
+
+# %% ../../nbs/synthesis/00_endpoint.ipynb #6cc0207c
+def ask_in_parallel(
+    ask, # function that turns a job into a reply
+    jobs: list, # what is asked
+    parallel: int, # number of requests at a time
+    label: str = "paraphrases" # name of what is counted, for the progress line
+) -> list: # replies, in the order of the jobs
+    "Ask several questions at a time, and stop at the first failure"
+    progress = Progress(label, len(jobs))
+    with ThreadPoolExecutor(parallel) as pool:
+        futures = [pool.submit(ask, job) for job in jobs]
+        try:
+            for n, future in enumerate(as_completed(futures), 1):
+                future.result()
+                progress(n)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return [future.result() for future in futures]

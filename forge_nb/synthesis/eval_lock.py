@@ -39,7 +39,8 @@ def hash_judge(
 ) -> str: # 64 hex digits
     "Hash a file; of code, without comments that take a line, as those that name a notebook's cells"
     if path.suffix != ".py": return hash_file(path)
-    return hash_text("\n".join(line for line in read_text(path).splitlines() if line and not line.startswith("#")))
+    lines = read_text(path).splitlines()
+    return hash_text("\n".join(line for line in lines if line and not line.startswith("#")))
 
 # %% ../../nbs/synthesis/66_eval_lock.ipynb #66a00008
 def make_lock(
@@ -49,12 +50,15 @@ def make_lock(
 ) -> dict: # exam, files, versions, items by part
     "Hash what the exam is"
     parts = {}
-    for item in items: parts.setdefault(item["part"], {})[hash_id(item["id"])] = hash_item(item)
+    for item in items:
+        part = parts.setdefault(item["part"], {})
+        part[hash_id(item["id"])] = hash_item(item)
     parts = {part: dict(sorted(found.items())) for part, found in sorted(parts.items())}
     missing = [name for name in files if not (root/name).exists()]
     if missing: raise Invalid(f"{missing[0]} is missing, and the exam is judged by it; `dvc repro synth` makes tasks, "
                               "`git checkout` brings a file of company/ back")
-    exam = dict(items=len(items), parts={part: len(found) for part, found in parts.items()})
+    sizes = {part: len(found) for part, found in parts.items()}
+    exam = dict(items=len(items), parts=sizes)
     exam["sha256"] = hash_text(json.dumps(parts, sort_keys=True))
     hashes = {name: hash_judge(root/name) for name in sorted(files)}
     return dict(exam=exam, files=hashes, versions={"lm-eval": version("lm-eval")}, items=parts)
@@ -87,7 +91,8 @@ def flatten_lock(
     lock: dict | None # lock; None has no item
 ) -> dict: # hash of an item by the hash of its id
     "List the items of a lock, whatever their part"
-    return {name: digest for part in (lock or {}).get("items", {}).values() for name, digest in part.items()}
+    parts = (lock or {}).get("items", {}).values()
+    return {name: digest for part in parts for name, digest in part.items()}
 
 # %% ../../nbs/synthesis/66_eval_lock.ipynb #66a00010
 def diff_locks(
@@ -96,9 +101,10 @@ def diff_locks(
 ) -> dict: # added, removed, changed: hashed ids; files: names of files and versions that differ
     "Compare two locks"
     before, after = flatten_lock(old), flatten_lock(new)
-    found = dict(added=sorted(set(after) - set(before)), removed=sorted(set(before) - set(after)))
-    found["changed"] = sorted(name for name in set(after) & set(before) if after[name] != before[name])
-    named = lambda lock: (lock or dict(files={}, versions={}))["files"] | (lock or dict(versions={}))["versions"]
+    old_ids, new_ids = set(before), set(after)
+    found = dict(added=sorted(new_ids - old_ids), removed=sorted(old_ids - new_ids))
+    found["changed"] = sorted(name for name in new_ids & old_ids if after[name] != before[name])
+    named = lambda lock: lock["files"] | lock["versions"] if lock else {}
     differ = {*named(old).items()} ^ {*named(new).items()}
     return found | dict(files=sorted({name for name, _ in differ}))
 
@@ -152,10 +158,12 @@ def write_lock(
     "Write the exam anew, with the reason behind the earlier ones"
     found = diff_locks(old, new)
     counts = {how: len(found[how]) for how in ("added", "removed", "changed")}
-    entry = dict(date=date.today().isoformat(), because=because, items=new["exam"]["items"]) | counts
+    num_items = new["exam"]["items"]
+    entry = dict(date=date.today().isoformat(), because=because, items=num_items) | counts
     entry |= dict(files=found["files"] if old else [])
     head = {name: new[name] for name in ("exam", "files", "versions")}
-    lock = head | dict(history=[*(old or {}).get("history", []), entry], items=new["items"])
+    history = [*(old or {}).get("history", []), entry]
+    lock = head | dict(history=history, items=new["items"])
     write_json(path, lock)
     return lock
 

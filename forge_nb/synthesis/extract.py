@@ -22,8 +22,8 @@ from ..core.project import Invalid, hash_text, stable_uniform
 from ..core.settings import UNIT_FORMS
 from ..data.documents import detect_code_language
 from ..metrics.graders import VALUE_PATTERN
-from .endpoint import locate_answer, open_client, post_completion
-from .paraphrase import ParaphraseConfig, ask_in_parallel, parse_completion
+from .endpoint import ask_in_parallel, locate_answer, open_client, post_completion
+from .paraphrase import ParaphraseConfig, parse_completion
 
 # %% ../../nbs/synthesis/35_extract.ipynb #35e00011
 ROLE = re.compile(r":(?:\w+:)?([\w-]+):`([~.!]*)([^`<]+?)(\s*<[^`>]*>)?`")

@@ -29,7 +29,8 @@ def read_own_fields(
     "Read one question with what is needed to judge its answer"
     item = simplify_names(value)
     if isinstance(item.get("question"), dict): item |= simplify_names(item["question"])  # ARC as it is published
-    question = next((text for name in QUESTION_NAMES for text in to_texts(item.get(name)) if len(text) > 6), "")
+    texts = (text for name in QUESTION_NAMES for text in to_texts(item.get(name)))
+    question = next((text for text in texts if len(text) > 6), "")
     rubric = [text for name in RUBRIC_NAMES for text in to_texts(item.get(name))]
     if question:
         choices, answers = list_choices(item), list_right_answers(item) + to_texts(item.get("reference"))
@@ -38,7 +39,8 @@ def read_own_fields(
         known = dict(question=question, answers=answers, choices=[*choices.values()], rubric=rubric)
         return known | (dict(tests="\n".join(tests)) if tests else {})
     found = read_positions([*value.values()])
-    return dict(question=found[0][0], answers=found[0][1], choices=[], rubric=[]) if found else None
+    if not found: return None
+    return dict(question=found[0][0], answers=found[0][1], choices=[], rubric=[])
 
 # %% ../../nbs/synthesis/62_own_exam.ipynb #62a0000a
 def read_own_conversation(
@@ -47,7 +49,9 @@ def read_own_conversation(
     "Read a conversation as a question, with its last answer as the reference"
     messages, remarks = record["messages"], record.get("remarks", {})
     reference = to_texts(remarks.get("reference"))
-    if messages[-1]["role"] == "assistant": messages, reference = messages[:-1], [messages[-1]["content"], *reference]
+    if messages[-1]["role"] == "assistant":
+        *messages, last = messages
+        reference = [last["content"], *reference]
     if [m["role"] for m in messages] == ["user"]:
         asked = dict(question=messages[0]["content"], answer=reference[:1])
         return read_own_fields(asked | remarks) or dict(question="", answers=[], choices=[], rubric=[])
@@ -105,9 +109,11 @@ def make_own_item(
     shown = [unknown_answer] if is_outside else [text for text in answers if len(text) <= max_answer_characters]
     if kind in ("rubric", "code") and not is_outside: shown = []
     if kind == "code" and not is_outside: item["tests"] = found["tests"]
-    graded = dict(answer=shown[0], answers=shown) if shown else dict(answer="", reference=answers[:1], ungraded=True)
+    graded = dict(answer="", reference=answers[:1], ungraded=True)
+    if shown: graded = dict(answer=shown[0], answers=shown)
+    if found["rubric"]: graded["rubric"] = found["rubric"]
     language = detect_language(" ".join([found["question"], *answers]), "docs", "")
-    return item | graded | (dict(rubric=found["rubric"]) if found["rubric"] else {}) | dict(language=language)
+    return item | graded | dict(language=language)
 
 # %% ../../nbs/synthesis/62_own_exam.ipynb #62a00015
 def read_own_file(

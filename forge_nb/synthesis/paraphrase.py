@@ -5,20 +5,19 @@
 # %% auto #0
 __all__ = ['PHRASING_FORMS', 'PARAPHRASE_PROMPT', 'LINE_LABEL', 'PARAPHRASERS', 'check_symbol', 'load_grammar', 'add_typo',
            'vary_phrasing', 'expand_symbol', 'paraphrase_with_grammar', 'make_paraphrase_prompt', 'parse_paraphrase',
-           'ParaphraseConfig', 'paraphrase_with_model', 'parse_completion', 'check_endpoint', 'ask_in_parallel',
+           'ParaphraseConfig', 'paraphrase_with_model', 'parse_completion', 'check_endpoint',
            'paraphrase_with_endpoint', 'paraphrase_questions']
 
 # %% ../../nbs/synthesis/10_paraphrase.ipynb #ec4062e6
 import difflib, random, re
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.once import once
 from ..core.project import Invalid, Progress, log, stable_uniform
 from ..core.settings import Paraphrases, load_settings
-from .endpoint import (identify_model, locate_answer, open_client, post_completion,
-                                         sample_answers)
+from .endpoint import (ask_in_parallel, identify_model, locate_answer, open_client,
+                                         post_completion, read_response, sample_answers)
 
 # %% ../../nbs/synthesis/10_paraphrase.ipynb #b380ab32
 PHRASING_FORMS = "ask lowered bare hasty typo".split()  # explained in company/paraphrases.yaml
@@ -205,11 +204,9 @@ def paraphrase_with_model(
 def parse_completion(
     response # httpx2.Response
 ) -> dict: # reply
-    "Read the reply in a chat completion"
-    if response.status_code != 200: return dict(error=f"HTTP {response.status_code}")
-    try: text = response.json()["choices"][0]["message"]["content"]
-    except (ValueError, LookupError, TypeError): text = None
-    return parse_paraphrase(text) if isinstance(text, str) else dict(error="no chat completion")
+    "Read the paraphrase in a chat completion"
+    reply = read_response(response)
+    return parse_paraphrase(reply["text"]) if "text" in reply else reply
 
 # %% ../../nbs/synthesis/10_paraphrase.ipynb #8c713c7b
 def check_endpoint(
@@ -225,25 +222,6 @@ def check_endpoint(
         answer = reply.get("question") or reply["error"]
         raise Invalid(f"{label} answers nonsense: asked to put {job['ask']!r} into other words, "
                       f"it says {answer!r}; try another model")
-
-# %% ../../nbs/synthesis/10_paraphrase.ipynb #6cc0207c
-def ask_in_parallel(
-    ask, # function that turns a job into a reply
-    jobs: list, # questions to put into other words
-    parallel: int # number of requests at a time
-) -> list: # replies, in the order of the jobs
-    "Ask several questions at a time"
-    progress = Progress("paraphrases", len(jobs))
-    with ThreadPoolExecutor(parallel) as pool:
-        futures = [pool.submit(ask, job) for job in jobs]
-        try:
-            for n, future in enumerate(as_completed(futures), 1):
-                future.result()
-                progress(n)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return [future.result() for future in futures]
 
 # %% ../../nbs/synthesis/10_paraphrase.ipynb #f2cfac46
 def paraphrase_with_endpoint(
