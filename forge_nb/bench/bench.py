@@ -103,7 +103,7 @@ def run_with_peak_memory(
 # %% ../../nbs/bench/20_bench.ipynb #57d1b221
 READ_BOUNDS = dict(data="2 MB/s a core", md="2 MB/s a core", html="5 MB/s a core", pdf="0.34 MB/s a core",
                    docx="7 MB/s a core", odt="7 MB/s a core", pptx="7 MB/s a core", xlsx="1 MB/s a core",
-                   parquet="1 MB/s a core", sqlite="1 MB/s a core")  # of text
+                   parquet="", sqlite="")  # of text
 
 # %% ../../nbs/bench/20_bench.ipynb #57d1b222
 def format_reading(
