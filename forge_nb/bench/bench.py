@@ -514,8 +514,8 @@ def measure_index(
         for path in (larger, out): remove_path(path)
 
 # %% ../../nbs/bench/20_bench.ipynb #c5912f01
-PARTS = dict(chain=measure_pipeline, data=measure_curation, readers=measure_readers, index=measure_index, pretrain=measure_pretraining,
-             tune=measure_post_training, evaluate=measure_evaluation)
+PARTS = dict(chain=measure_pipeline, data=measure_curation, readers=measure_readers, index=measure_index,
+             pretrain=measure_pretraining, tune=measure_post_training, evaluate=measure_evaluation)
 
 # %% ../../nbs/bench/20_bench.ipynb #f1b655f1
 def render_bench_page(

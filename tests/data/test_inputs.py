@@ -1,4 +1,5 @@
 "Kinds of files that once lost a part without a word: boxes, forms, hyphens, columns, Office files of before 2007, anchors in headings"
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -91,3 +92,16 @@ def test_settings_of_tools_stay_behind(tmp_path):
 def test_a_row_of_another_length_is_named_by_its_line(tmp_path, name, text, line):
     (tmp_path/name).write_text(text, encoding="utf-8")
     only(tmp_path, name, "cells as in the header", line=line)
+
+
+@pytest.mark.parametrize("name", ["stock.bin", "stock.txt", "stock"])
+def test_an_old_spreadsheet_is_known_by_its_content(tmp_path, name):
+    with zipfile.ZipFile(Path(__file__).with_name("old_office.zip")) as archive: (tmp_path/name).write_bytes(archive.read("stock_old.xls"))
+    documents, rejects = read(tmp_path, name)
+    assert [d["record"]["values"]["Shelf"] for d in documents][:2] == ["D-02", "D-05"] and not rejects
+
+
+@pytest.mark.parametrize("name", ["a.msg", "a.bin"])
+def test_a_mail_of_outlook_is_one_sentence(tmp_path, name):
+    (tmp_path/name).write_bytes(b"\xd0\xcf\x11\xe0" + bytes(2000) + "__nameid_version1.0".encode("utf-16-le"))
+    assert only(tmp_path, name, "save it as .eml") == []
