@@ -565,7 +565,7 @@ def note_copies(
     files = sorted({table.place.removeprefix("data/").partition("!/")[0] for table in tables})
     if not files: return []
     entries = ", ".join(f'"{file}"' for file in [*exclude, *files])
-    return [f"the rows of {', '.join(files)} are documents too, which are trained on and searched beside the copies; "
+    return [f"the rows of {', '.join(files)} are documents too, which are searched beside the copies; "
             f"`ingest.exclude: [{entries}]` in params.yaml has them looked up only"]
 
 # %% ../../nbs/ops/74_draft.ipynb #74a0004d

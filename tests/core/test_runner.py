@@ -15,3 +15,13 @@ def test_a_stage_that_is_off_passes_over_its_lessons(tmp_path):
     run = lambda enabled: execute_notebook("toy", tmp_path/"toy.ipynb", dict(enabled=enabled), tmp_path/"toy.failed.ipynb", tmp_path)
     assert run(False).cells[-1].outputs[0].text == "False 7\n"
     with pytest.raises(SystemExit): run(True)
+
+
+def test_a_kernel_may_take_minutes_to_start(tmp_path, monkeypatch):
+    "On a machine that is shared the library's minute is not enough: a run ended there after four stages"
+    import papermill
+    asked = {}
+    monkeypatch.setattr(papermill, "execute_notebook", lambda *_, **options: asked.update(options))
+    nbformat.write(nbformat.v4.new_notebook(), tmp_path/"a.ipynb")
+    execute_notebook("a", tmp_path/"a.ipynb", {}, tmp_path/"partial.ipynb")
+    assert asked["start_timeout"] >= 600
