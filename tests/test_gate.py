@@ -128,7 +128,7 @@ class Project:
         write_json(self.root/"rules.yaml", dict(slices=[dict(slice=part, metric=metric, max_drop=max_drop, min_items=2) for part, metric in pairs]))
 
     def judge(self, **changed) -> dict:
-        files = "checkpoints.yaml baseline.yaml eval_set test.jsonl evaluate decide policies.yaml kpi.py style.yaml floors.csv"
+        files = "checkpoints.yaml baseline.yaml eval_set test.jsonl evaluate decide policies.yaml kpi.py style.yaml floors.csv judge"
         options = dict(rules_file="rules.yaml", num_items=0, max_new_tokens=16, context_length=64, num_timed=1, waiver_name="", waiver_reason="")
         paths = [self.root/name for name in files.split()]
         return gate(self.root, self.root/"artifacts", *paths, **options | changed, kept=self.root/".cache", out=self.root/"out")
