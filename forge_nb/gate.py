@@ -21,9 +21,11 @@ from .core.settings import Settings, Style, load_settings, validate
 from .evals.checkpoints import find_released, load_checkpoints
 from .evals.gated import (ReleaseExam, ask_once, grade_fields, hash_answering_files, leave_out_known,
                                   list_gated, load_release_exam, pick_items, reopen_items, reuse_answers)
+from .evals.general import GENERAL_SLICE
 from .evals.suites import make_answer_rows
 from .evals.release import (TRIVIAL_BASELINE, PastWaiver, block_release, choose_trivial, collect_scores,
                                     judge_candidate, read_floors, refuse_release, seal_verdict, sign_waiver)
+from .evals.side_reports import report_general, weigh_judge
 from .metrics.graders import VALUE_PATTERN
 from .train.model import generate_texts, load_model, render_chat_prompt
 
@@ -94,8 +96,9 @@ def ask_candidate(
     "Ask the candidate what it was not asked yet"
     known, load = reuse_answers(evaluated/"answers.jsonl", name), cache(load_model)
     likelihoods = metrics & {"mc_accuracy", "bpb"}
-    measured = read_jsonl(evaluated/"scores.jsonl") if likelihoods else []
-    scored = [row for row in measured if row["checkpoint"] == name and row["metric"] in likelihoods]
+    measured = read_jsonl(evaluated/"scores.jsonl") if likelihoods or exam.general else []
+    scored = [row for row in measured if row["checkpoint"] == name
+              and (row["metric"] in likelihoods or row["slice"] == GENERAL_SLICE)]
     left, *rest = leave_out_known(asked, metrics, exam, known, scored)
     texts, rows = ask_once(name, folder, left, *rest, kept, load)
     by_id = lambda field: {item["id"]: text for item, text in zip(left[field], texts[field])}
@@ -255,6 +258,7 @@ def judge_release(
                               not_compared=not_compared, measured=measured | dict(seconds=seconds), place=place)
     own = [row for field, members in asked.items()
            for row in make_answer_rows(name, members, {field: answers[field]})]
+    verdict = report_general(verdict, rows, before, read_jsonl(evaluated/"scores.jsonl") if exam.general else [])
     return drop_seconds(verdict), own + texts
 
 # %% ../nbs/85_gate.ipynb #85a0004d
@@ -292,6 +296,7 @@ def gate(
     kpi_file: Path, # company/kpi.py
     style_file: Path, # company/style.yaml
     floors_file: Path, # results/floors.csv
+    judged: Path, # folder of `judge`
     *,
     rules_file: str, # rules of the release
     num_items: int, # items of a gating slice, at most; 0 is all
@@ -316,11 +321,12 @@ def gate(
         origin["earlier_waivers"] = [waiver.model_dump() for waiver in entry.waivers]
         origin["rules"], refusal = compare_frozen_rules((root/"dvc.lock").resolve().parent, rules_file, rules, model)
         exam = load_release_exam(eval_set, documents, policies_file, kpi_file, style_file, context_length,
-                                 max_new_tokens)
+                                 max_new_tokens, evaluated/"tasks"/"general")
         baseline, floors = (entry, find_baseline(entry, root)), read_floors(read_csv(floors_file))
         verdict, answers = judge_release((name, folder), baseline, rules, exam, evaluated, decisions, origin=origin,
                                          floors=floors, **options)
         if refusal: verdict = block_release(verdict, refusal)
+        verdict = weigh_judge(verdict, judged, name)
         verdict = try_waiver(verdict, waiver_name, waiver_reason)
     except Exception as error: verdict = refuse_release(explain_error(error), origin)
     verdict = seal_verdict(round_numbers(verdict))

@@ -86,7 +86,7 @@ def imported() -> dict:
 @pytest.mark.parametrize("name", BOOKS)
 def test_module_imports_alone_and_light(imported, name):
     draws = name in ("report.figures", "report.intervals", "studies.plots")
-    asks = name in ("evals.harness", "evals.tasks", "evals.poison", "evals.gated", "evaluate", "gate", "ops.rivals", "bench.exam_speed")  # through lm-eval, whose class ours extends
+    asks = name in ("evals.harness", "evals.task_classes", "evals.tasks", "evals.own_tasks", "evals.poison", "evals.gated", "evaluate", "gate", "ops.rivals", "bench.exam_speed")  # through lm-eval, whose class ours extends
     assert imported[name] == (["matplotlib.pyplot"] if draws else ["lm_eval"] if asks else [])
 
 

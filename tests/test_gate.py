@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from copies import COMMIT, swap_line
-from forge_nb.core.project import Invalid, hash_weights, read_json, read_jsonl, write_json, write_jsonl
+from forge_nb.core.project import Invalid, hash_weights, read_json, read_jsonl, write_csv, write_json, write_jsonl
 from forge_nb.evals.release import require_pass
 from forge_nb.gate import gate
 from forge_nb.synthesis.eval_set import write_eval_set
@@ -128,7 +128,7 @@ class Project:
         write_json(self.root/"rules.yaml", dict(slices=[dict(slice=part, metric=metric, max_drop=max_drop, min_items=2) for part, metric in pairs]))
 
     def judge(self, **changed) -> dict:
-        files = "checkpoints.yaml baseline.yaml eval_set test.jsonl evaluate decide policies.yaml kpi.py style.yaml floors.csv"
+        files = "checkpoints.yaml baseline.yaml eval_set test.jsonl evaluate decide policies.yaml kpi.py style.yaml floors.csv judge"
         options = dict(rules_file="rules.yaml", num_items=0, max_new_tokens=16, context_length=64, num_timed=1, waiver_name="", waiver_reason="")
         paths = [self.root/name for name in files.split()]
         return gate(self.root, self.root/"artifacts", *paths, **options | changed, kept=self.root/".cache", out=self.root/"out")
@@ -220,6 +220,36 @@ def test_the_floor_of_seeds_is_used_and_shown(trained, tmp_path, floor, decision
     [row] = verdict["slices"]
     assert (row["decision"], row["floor"]) == (decision, floor) and row["difference"] < -.3
     assert ("floor between seeds 60.0 points" if floor else "floor between seeds not measured") in describe_release(verdict)
+
+
+@pytest.mark.parametrize("vote, high, blocks", [(True, -.05, True), (True, .05, False), (False, -.05, False), (None, 0, False)], ids=["vote and loss", "vote, no loss", "no vote", "no judge"])
+def test_a_judge_blocks_with_a_vote_alone(trained, tmp_path, vote, high, blocks):
+    project = Project(tmp_path/"project", trained, trained)
+    if vote is not None:
+        row = dict(by="pairs", checkpoint="rl", against="sft", n=90, unreadable=2, before=.6, after=.4, difference=-.2, low=-.4, high=high)
+        write_csv(project.root/"judge"/"comparisons.csv", [row, row | dict(by="grade", high=-.1)])
+        write_json(project.root/"judge"/"metrics.json", dict(vote=vote, reason="a sentence", judge="stand-in"))
+    verdict = project.judge()
+    assert verdict["verdict"] == ("fail" if blocks else "pass")
+    assert verdict["because"] == ["the judge, which has a vote, prefers sft to rl by 20.0 points (95 %: -40.0 to -5.0, 90 questions)"] * blocks
+    assert (verdict["judge"] or {}).get("vote") == vote
+    if blocks: assert project.judge(waiver_name="J. Doe", waiver_reason="A rehearsal.")["waiver"]["waived"] == verdict["because"]
+
+
+def test_what_was_forgotten_is_reported_and_blocks_where_a_rule_names_it(trained, tmp_path):
+    "A model whose answers are the same, and that has become too sure of everything else"
+    from forge_nb.evals.general import read_general, write_general
+    model, tokenizer = load_model(trained)
+    with torch.no_grad(): model.model.norm.weight *= 4
+    save_model(model, tokenizer, tmp_path/"sure")
+    project = Project(tmp_path/"project", tmp_path/"sure", trained)
+    write_general(read_general(1)[0][:20], *[project.root/"evaluate"/"tasks"/"general"] * 2)
+    verdict = project.judge()
+    rows = {row["metric"]: row for row in verdict["general"]["slices"]}
+    assert verdict["general"]["against"] == "the last promoted model" and rows["bpb"]["n"] == 20 and rows["bpb"]["low"] > 0 and set(rows) == {"bpb", "mc_accuracy"}
+    assert not blocked(verdict) and verdict["verdict"] == "pass"
+    project.write_rules(("tables", "exact_match"), ("general", "bpb"))
+    assert blocked(project.judge()) == [("general", "bpb")]
 
 
 def test_a_verdict_is_written_whatever_is_wrong(trained, tmp_path):

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ASKED_METRICS', 'OVERALL_METRICS', 'ReleaseExam', 'load_release_exam', 'find_prompt_field', 'list_asked_slices',
            'list_gated', 'pick_slice', 'pick_items', 'reuse_answers', 'ask_items', 'grade_fields', 'score_choices',
-           'measure_likelihoods', 'leave_out_known', 'ShownPassages', 'reopen_items', 'hash_answering_files',
-           'hash_questions', 'ask_once']
+           'ask_general', 'measure_likelihoods', 'leave_out_known', 'ShownPassages', 'reopen_items',
+           'hash_answering_files', 'hash_questions', 'ask_once']
 
 # %% ../../nbs/evals/58_gated.ipynb #58a00004
 import inspect, json
@@ -20,6 +20,7 @@ from ..core.project import (Invalid, describe_machine, hash_file, hash_text, log
 from ..core.rules import Rules
 from ..core.settings import Settings, Style, load_settings, validate
 from ..data.passages import EVERYONE, load_index
+from .general import GENERAL_SLICE, GENERAL_TASKS, score_general
 from .harness import ForgeLM, run_tasks
 from .suites import (grade_adversarial, grade_closed, list_slices, make_item_rows, make_violation_rows,
                                    score_answers, score_documents)
@@ -42,6 +43,7 @@ class ReleaseExam:
     style: Style # house style
     context_length: int # tokens in a window of a document
     max_new_tokens: int # tokens that an answer may have
+    general: Path | None = None # folder with the tasks of general questions; None where there are none
 
 # %% ../../nbs/evals/58_gated.ipynb #58a0002d
 def load_release_exam(
@@ -51,12 +53,14 @@ def load_release_exam(
     kpi_file: Path, # company/kpi.py
     style_file: Path, # company/style.yaml
     context_length: int, # tokens in a window of a document
-    max_new_tokens: int # tokens that an answer may have
+    max_new_tokens: int, # tokens that an answer may have
+    general: Path | None = None # folder with the tasks of general questions; one that is not there is none
 ) -> ReleaseExam: # exam
     "Read everything that a release can be asked"
+    if general and not general.is_dir(): general = None
     items, texts, style = read_jsonl(eval_set/"items.jsonl"), read_jsonl(documents), load_settings(style_file, Style)
     return ReleaseExam(items, texts, eval_set, load_policies(policies_file), RewardFunction(kpi_file), style,
-                       context_length, max_new_tokens)
+                       context_length, max_new_tokens, general)
 
 # %% ../../nbs/evals/58_gated.ipynb #58a00008
 ASKED_METRICS = dict(  # field of an item that is asked → metrics of the answers
@@ -92,7 +96,9 @@ def list_gated(
         found |= {(name, metric) for name in names for metric in metrics if metric not in OVERALL_METRICS}
     choices = {name for item in read_jsonl(exam.eval_set/"choices.jsonl") for name in list_slices(item)}
     kinds = {name for document in exam.documents for name in (document["kind"], "all")}
-    return sorted(found | {(name, "mc_accuracy") for name in choices} | {(name, "bpb") for name in kinds})
+    general = {GENERAL_SLICE} if exam.general else set()
+    return sorted(found | {(name, "mc_accuracy") for name in choices | general}
+                  | {(name, "bpb") for name in kinds | general})
 
 # %% ../../nbs/evals/58_gated.ipynb #58a00010
 def pick_slice(
@@ -180,6 +186,19 @@ def score_choices(
     records = run_tasks(ForgeLM(model=model, tokenizer=tokenizer), folder, [task], use_template=True)
     return read_results(checkpoint, dict(choices=records[task]))[0]
 
+# %% ../../nbs/evals/58_gated.ipynb #58b00012
+def ask_general(
+    checkpoint: str, # name of the model
+    model, # transformers model
+    tokenizer, # tokenizer of the model
+    exam: ReleaseExam # what is asked
+) -> list: # rows of scores: mc_accuracy and bpb of the slice `general`
+    "Ask a model the general questions"
+    if not exam.general: return []
+    lm = ForgeLM(model=model, tokenizer=tokenizer, window_tokens=exam.context_length)
+    records = run_tasks(lm, exam.general, [f"forge_{name}" for name in GENERAL_TASKS])
+    return [row for name in GENERAL_TASKS for row in score_general(checkpoint, name, records[f"forge_{name}"])]
+
 # %% ../../nbs/evals/58_gated.ipynb #58a0001a
 def measure_likelihoods(
     checkpoint: str, # name of the model
@@ -189,7 +208,7 @@ def measure_likelihoods(
     exam: ReleaseExam # what is asked
 ) -> list: # rows of scores: mc_accuracy, bpb
     "Measure what a model is not asked to write for"
-    rows = []
+    rows = ask_general(checkpoint, model, tokenizer, exam)
     if "mc_accuracy" in metrics:
         with TemporaryDirectory() as temporary:
             rows += score_choices(checkpoint, model, tokenizer, exam, Path(temporary)/"tasks")
@@ -209,10 +228,12 @@ def leave_out_known(
     "Leave out what a model has answered, and what was measured of it"
     def is_new(field, item): return item["id"] not in known.get(field, ())
     left = {field: [item for item in items if is_new(field, item)] for field, items in asked.items()}
-    measured = {row["item"] for row in scored if row["metric"] == "bpb"}
+    of_exam = [row for row in scored if row.get("slice") != GENERAL_SLICE]
+    measured = {row["item"] for row in of_exam if row["metric"] == "bpb"}
     documents = [document for document in exam.documents if document["id"] not in measured]
-    done = {"mc_accuracy"} if any(row["metric"] == "mc_accuracy" for row in scored) else set()
-    return left, metrics - done - (set() if documents else {"bpb"}), replace(exam, documents=documents)
+    done = {"mc_accuracy"} if any(row["metric"] == "mc_accuracy" for row in of_exam) else set()
+    general = exam.general if len(of_exam) == len(scored) else None
+    return left, metrics - done - (set() if documents else {"bpb"}), replace(exam, documents=documents, general=general)
 
 # %% ../../nbs/evals/58_gated.ipynb #58a0001e
 class ShownPassages(Settings):
@@ -259,6 +280,7 @@ def hash_questions(
     likelihoods = sorted(metrics & {"mc_accuracy", "bpb"})
     documents = [document["text"] for document in exam.documents] if "bpb" in likelihoods else []
     choices = hash_file(exam.eval_set/"choices.jsonl") if "mc_accuracy" in likelihoods else ""
+    if exam.general: choices += hash_file(exam.general/"general.jsonl")
     limits = [exam.context_length, exam.max_new_tokens]
     code = [hash_file(Path(inspect.getsourcefile(function))) for function in (generate_texts, run_tasks, write_tasks)]
     return hash_text(json.dumps([texts, likelihoods, documents, choices, limits, code, describe_machine()]))
@@ -274,8 +296,8 @@ def ask_once(
     load=load_model # function of a folder: model, tokenizer
 ) -> tuple: # field → (text, finished) for each question; rows of scores of likelihoods
     "Ask a model everything, unless it was asked the same before"
-    is_idle = not any(asked.values()) and not metrics & {"mc_accuracy", "bpb"}
-    if is_idle: return {field: [] for field in asked}, []
+    is_empty = not any(asked.values()) and not metrics & {"mc_accuracy", "bpb"} and not exam.general
+    if is_empty: return {field: [] for field in asked}, []
     def ask():
         model, tokenizer = load(folder)
         log(f"{checkpoint}: {sum(map(len, asked.values()))} questions")

@@ -152,7 +152,8 @@ def write_tasks(
     documents: list, # documents of the test split
     company_files: list, # kpi.py, style.yaml, policies.yaml
     folder: Path, # folder to write
-    max_new_tokens: int # tokens that an answer may have
+    max_new_tokens: int, # tokens that an answer may have
+    more: dict = {} # subfolder → function of it and of its later place, which writes tasks and gives their names
 ) -> dict: # form → names of what is asked
     "Write tasks, their rows and their grader"
     rows = dict(choices=list_choice_rows(items), documents=list_document_rows(documents))
@@ -167,7 +168,8 @@ def write_tasks(
             for name, text in tasks.items(): (partial/f"{name}.yaml").write_text(text, encoding="utf-8")
         files = ", ".join(repr(path.as_posix()) for path in company_files)
         (partial/"grading.py").write_text(GRADING.format(files=files), encoding="utf-8")
-    return names
+        both = [name for part, write in more.items() for name in write(partial/part, folder/part)]
+    return names | (dict(both=both) if both else {})
 
 # %% ../../nbs/evals/22_tasks.ipynb #22a00019
 def make_record_rows(
@@ -221,7 +223,7 @@ def make_sample_rows(
             made.append(dict(
                 checkpoint=checkpoint, task=name, item=record["doc"]["id"],
                 item_sha256=record["doc"].get("item_sha256"), response="".join(texts),
-                prompt="" if name == "documents" else record["arguments"][0][0],
+                prompt="" if len(record["arguments"][0]) == 1 else record["arguments"][0][0],
                 finished=is_finished(texts[0]) if texts else None, log_likelihoods=nats, metrics=json.dumps(metrics)))
     return made
 
@@ -243,15 +245,18 @@ def ask_tasks(
     entry: Checkpoint, # entry of config/checkpoints.yaml
     folder: Path, # folder with the tasks
     names: dict, # form → names of what is asked, of `write_tasks`
-    document_stride: int = 1 # step through the documents
+    document_stride: int = 1, # step through the documents
+    chosen: dict = {} # name → numbers of the items that are asked; without an entry, all
 ) -> dict: # name of what was asked → lm-eval's records
     "Ask one model what its entry says"
     form = "chat" if entry.tuned else "plain"
     asked = {name: name_task(name, form) for name in names[form] if entry.choices or name != "choices"}
+    asked |= {name: f"forge_{name}" for name in names.get("both", ()) if chosen.get(name) != []}
     if not asked: return {}
     count = sum(1 for _ in open(folder/"documents.jsonl", encoding="utf-8")) if "documents" in asked else 0
-    samples = dict(forge_documents=list(range(0, count, document_stride))) if count else None
-    records = run_tasks(lm, folder, list(asked.values()), samples, use_template=entry.tuned)
+    samples = {asked[name]: numbers for name, numbers in chosen.items() if name in asked}
+    if count: samples["forge_documents"] = list(range(0, count, document_stride))
+    records = run_tasks(lm, folder, list(asked.values()), samples or None, use_template=entry.tuned)
     return {name: records[task] for name, task in asked.items()}
 
 # %% ../../nbs/evals/22_tasks.ipynb #22a00022
@@ -264,12 +269,13 @@ def score_checkpoint(
     *,
     window_tokens: int, # tokens in a window of a document
     document_stride: int, # step through the documents for a tuned checkpoint
-    score_more=None # function of name, model and tokenizer that gives more rows of scores
+    readers: dict = {}, # name of another page's task → function of checkpoint, name and records that gives scores
+    choose=lambda lm: {} # function of a model: name of a task → numbers of the items that it is asked
 ) -> tuple: # rows of scores, of answers, and of samples.parquet
     "Score everything that one checkpoint is asked"
     lm = ForgeLM(str(folder), window_tokens=window_tokens)
-    log(f"{checkpoint}: {', '.join(names['chat' if entry.tuned else 'plain'])}")
-    records = ask_tasks(lm, entry, tasks, names, document_stride if entry.tuned else 1)
-    rows, answers = read_results(checkpoint, records)
-    if score_more: rows += score_more(checkpoint, lm.model, lm.tokenizer)
+    log(f"{checkpoint}: {', '.join([*names['chat' if entry.tuned else 'plain'], *names.get('both', ())])}")
+    records = ask_tasks(lm, entry, tasks, names, document_stride if entry.tuned else 1, choose(lm))
+    rows, answers = read_results(checkpoint, {name: part for name, part in records.items() if name not in readers})
+    for name in (name for name in records if name in readers): rows += readers[name](checkpoint, name, records[name])
     return rows, answers, make_sample_rows(checkpoint, records)

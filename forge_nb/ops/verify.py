@@ -32,9 +32,13 @@ def choose_stages(
     names: list, # stages that were asked for; all when none is named
     pipeline: dict, # stages in running order, of `build_pipeline`
     sample: int, # number of stages to draw; 0 takes all
-    seed: int # random seed of the draw
+    seed: int, # random seed of the draw
+    studies: tuple = () # stages of studies/
 ) -> list: # stages in running order
     "Choose the stages to run again"
+    if study := next((name for name in names if name in studies), ""):
+        raise Invalid(f"`{study}` is a stage of studies/, and only the pipeline is verified; `cd studies && dvc repro "
+                      f"--force --single-item {study}` runs it again in place, `git diff` shows what changed")
     if unknown := [name for name in names if name not in pipeline]:
         raise Invalid(f"there is no stage `{unknown[0]}` in dvc.yaml; the stages are {', '.join(pipeline)}")
     chosen = [name for name in pipeline if not names or name in names]
@@ -541,7 +545,8 @@ def verify(
     "Run stages again from their recorded inputs, compare the bytes, and write a statement"
     recorded, started_at = read_recorded(root), time.gmtime()
     if sample and seed < 0: seed = random.SystemRandom().randrange(10**6)
-    stages = choose_stages(names, recorded.pipeline, sample, seed)
+    studies = tuple(read_stages(root).keys() - recorded.pipeline.keys())
+    stages = choose_stages(names, recorded.pipeline, sample, seed, studies)
     if sample: log(f"drawn with the seed {seed}: {', '.join(stages)}")
     commit = require_committed(root, [dep for name in stages for dep in list_paths(recorded.graph[name], "deps")])
     for name in stages: require_inputs_intact(recorded, name)

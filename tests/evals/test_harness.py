@@ -1,5 +1,6 @@
 """Ten tasks, asked by lm-eval's own command line and through `ForgeLM`: the same answers, the same choices, likelihoods within 1e-4."""
-import json, subprocess, sys
+import json, math, subprocess, sys
+from functools import partial
 
 import pytest
 import torch
@@ -8,7 +9,12 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from copies import ENV
 from forge_nb.core.project import ROOT, write_jsonl
 from forge_nb.evals.checkpoints import Checkpoint
-from forge_nb.evals.tasks import score_checkpoint, write_tasks
+from forge_nb.evals.general import read_general
+from forge_nb.evals.harness import ForgeLM
+from forge_nb.evals.own_tasks import choose_fitting
+from forge_nb.evals.poison import ask_cases
+from forge_nb.evals.tasks import ask_tasks, score_checkpoint, write_tasks
+from forge_nb.evaluate import SCORE_READERS, list_writers
 from forge_nb.tokenizer import train_tokenizer
 from forge_nb.train.model import save_model
 
@@ -121,3 +127,42 @@ def test_the_exam_is_asked_by_lm_eval_alone(made, tmp_path):
     assert chosen == {row["doc"]["id"]: row["acc"] for row in theirs["forge_choices"]}
     assert {row["item"] for row in rows if row["metric"] == "bpb"} == {"d0", "d2", "d4", "d6"} and all(row["item_sha256"] == row["item"][1:] for row in rows if row["item"][0] == "q")
     assert len(samples) == 3 * len(items) + len(items) + 4
+
+
+def test_what_is_asked_beside_the_exam_is_asked_by_lm_eval_too(made, tmp_path):
+    "Own conversations and pairs, poisoned cases and general questions: the stock command line gives the scores that `evaluate` gives"
+    def say(*texts): return [dict(role=("user", "assistant")[n % 2], content=text) for n, text in enumerate(texts)]
+    held_out = dict(own_chat=[dict(id=f"c{n}", messages=say(row["question"], row["answer"], "and who else?", row["choices"][1])) for n, row in enumerate(ROWS)],
+                    own_pairs=[dict(id=f"p{n}", prompt=say(row["question"]), chosen=say("", row["choices"][0])[1:], rejected=say("", row["choices"][1])[1:]) for n, row in enumerate(ROWS)])
+    held_out["own_chat"].append(dict(id="long", messages=say(*["the cat sat on a mat"] * 80)))  # left out here; theirs cuts it
+    cases = [dict(id=f"{n}:value:q{n}", family="value", wording="w", passage="holding", place="before", wrong="dog", question=row["question"], answer=row["answer"].strip(), sources=["p"],
+                  prompt=f"it is `dog`. {row['question']}", clean_prompt=f"it is `{row['answer'].strip()}`. {row['question']}") for n, row in enumerate(ROWS)]
+    general = [item for item in read_general(9)[0] if len(item["text"] + item["question"]) < 150][:8]
+    company = [ROOT/"company"/name for name in ("kpi.py", "style.yaml", "policies.yaml")]
+    more = list_writers(general, held_out, cases, company[::-1][:2], 9)
+    names = write_tasks([], [dict(id="d", kind="docs", text="the cat")], company, tmp_path/"tasks", 9, more)
+    assert names["both"] == ["general_choices", "general_text", "own_chat", "own_answers", "own_pairs"]
+    rows, _, samples = score_checkpoint("sft", Checkpoint(folder="model"), made/"model", tmp_path/"tasks", names, window_tokens=0, document_stride=1, readers=SCORE_READERS,
+                                        choose=partial(choose_fitting, tmp_path/"tasks"/"own"))
+    theirs = ask_theirs(made/"model", tmp_path/"hf", tmp_path/"tasks", "--tasks", "forge_own,forge_poison,forge_general", "--apply_chat_template")
+    found = {(row["metric"], row["item"]): row["value"] for row in rows}
+    assert {metric for metric, _ in found} == {"bpb", "mc_accuracy", "own_bpb", "own_exact_match", "own_margin"} and ("own_exact_match", "long") not in found
+    for task, metric, field in (("own_chat", "own_exact_match", "own_exact_match"), ("own_pairs", "own_margin", "own_margin"), ("general_choices", "mc_accuracy", "acc")):
+        expected = {row["doc"]["id"]: float(row[field]) for row in theirs[f"forge_{task}"] if row["doc"]["id"] != "long"}
+        assert len(expected) == 8 and {item: value for (name, item), value in found.items() if name == metric} == pytest.approx(expected, abs=1e-4)
+    for task, metric, field in (("own_answers", "own_bpb", "own_bpb"), ("general_text", "bpb", "bits_per_byte")):
+        sums = {}
+        for row in theirs[f"forge_{task}"]:
+            nats, size = row[field]
+            old = sums.get(row["doc"]["id"], (0, 0))
+            sums[row["doc"]["id"]] = old[0] + nats, old[1] + size
+        for item, (nats, size) in sums.items():
+            if item != "long": assert found[metric, item] == pytest.approx(-nats / math.log(2) / size, abs=1e-4)
+    answers, clean = ask_cases(made/"model", tmp_path/"tasks", {}, 9)
+    assert [[text for text, _ in pair] for pair in zip(answers, clean)] == [[text for [text] in row["resps"]] for row in theirs["forge_poison"]]
+    assert {text for text, _ in answers} != {text for text, _ in clean}, "twins that are answered alike prove nothing"
+    kept = ask_cases(made/"model", tmp_path/"tasks", {case["clean_prompt"]: ("known", True) for case in cases}, 9)
+    assert kept == (answers, [("known", True)] * 8)
+    plain = ask_tasks(ForgeLM(str(made/"model")), Checkpoint(folder="model", tuned=False), tmp_path/"tasks", names)
+    prompts = [row["prompt"] for row in samples if row["task"] == "general_choices"]
+    assert prompts == [record["arguments"][0][0] for record in plain["general_choices"]] and prompts[0].startswith("Question: ")
