@@ -76,8 +76,9 @@ def compare_checkpoints(
     tables, out = [index_scores(rows) for rows in scores_by_seed], []
     for stage, against, metrics in comparisons:
         for metric in metrics:
-            measured = {part for m, part, checkpoint in tables[0] if (m, checkpoint) == (metric, stage)}
-            parts = sorted(part for part in measured if "/" not in part)
+            after, before = ({part for m, part, checkpoint in tables[0] if (m, checkpoint) == (metric, name)}
+                             for name in (stage, against))
+            parts = sorted(part for part in after & (before or after) if "/" not in part)
             out += [compare_slice(tables, stage, against, metric, part) for part in parts]
     return out
 
