@@ -1,5 +1,5 @@
 "Rows with their passages, on a made price list and real pages of the manuals: what is shown, what is cited, what is held out"
-import json, re, shutil
+import re, shutil
 from types import SimpleNamespace
 
 import pytest
