@@ -10,7 +10,7 @@ __all__ = ['KERNEL_OPTIONS', 'START_SECONDS', 'SKIPPED_TAG', 'tail_log', 'join_o
            'apply_profile', 'main']
 
 # %% ../../nbs/core/30_runner.ipynb #4a4d667d
-import difflib, fcntl, json, os, resource, subprocess, sys, tempfile, threading, time
+import difflib, fcntl, json, logging, os, resource, subprocess, sys, tempfile, threading, time
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -180,6 +180,7 @@ def run_notebook(
     "Run a notebook in a kernel of its own"
     import papermill as pm
     from traitlets.config import Config
+    logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of parameters that it cannot parse
     with shorten_tmpdir(), TemporaryDirectory() as sockets:
         sockets_config = dict(transport="ipc", ip=f"{sockets}/kernel")
         config = Config(KernelManager=sockets_config, NotebookClient=KERNEL_OPTIONS)

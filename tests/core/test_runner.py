@@ -25,3 +25,13 @@ def test_a_kernel_may_take_minutes_to_start(tmp_path, monkeypatch):
     nbformat.write(nbformat.v4.new_notebook(), tmp_path/"a.ipynb")
     execute_notebook("a", tmp_path/"a.ipynb", {}, tmp_path/"partial.ipynb")
     assert asked["start_timeout"] >= 600
+
+
+def test_a_parameter_that_papermill_cannot_parse_is_no_warning(tmp_path, caplog):
+    "The runner has checked all parameters by then; a user takes *Passed unknown parameter* for a fault"
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell('weights: list = ["filter_output=3.0"]  # multiples, by kind'), nbformat.v4.new_code_cell("#| run\nprint(weights)")])
+    nb.metadata.kernelspec = dict(name="python3", display_name="python3", language="python")
+    nb.cells[0].metadata["tags"] = ["parameters"]
+    nbformat.write(nb, tmp_path/"toy.ipynb")
+    assert execute_notebook("toy", tmp_path/"toy.ipynb", dict(weights=["a=1"]), tmp_path/"toy.failed.ipynb", tmp_path).cells[-1].outputs[0].text == "['a=1']\n"
+    assert "unknown parameter" not in caplog.text
