@@ -137,7 +137,7 @@ def test_what_is_asked_beside_the_exam_is_asked_by_lm_eval_too(made, tmp_path):
     held_out["own_chat"].append(dict(id="long", messages=say(*["the cat sat on a mat"] * 80)))  # left out here; theirs cuts it
     cases = [dict(id=f"{n}:value:q{n}", family="value", wording="w", passage="holding", place="before", wrong="dog", question=row["question"], answer=row["answer"].strip(), sources=["p"],
                   prompt=f"it is `dog`. {row['question']}", clean_prompt=f"it is `{row['answer'].strip()}`. {row['question']}") for n, row in enumerate(ROWS)]
-    general = [item for item in read_general(9)[0] if len(item["text"] + item["question"]) < 150][:8]
+    general = sorted(read_general(1)[0], key=lambda item: len(item["text"]))[:8]
     company = [ROOT/"company"/name for name in ("kpi.py", "style.yaml", "policies.yaml")]
     more = list_writers(general, held_out, cases, company[::-1][:2], 9)
     names = write_tasks([], [dict(id="d", kind="docs", text="the cat")], company, tmp_path/"tasks", 9, more)
