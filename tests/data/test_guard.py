@@ -8,7 +8,8 @@ import pytest
 from pyarrow import parquet
 from sheets import zipped
 
-from forge_nb.data import readers
+from forge_nb.core.project import Invalid
+from forge_nb.data import fact_tables, readers
 from forge_nb.data.guard import iterate_guarded
 
 PLAIN = dict(templates={}, strict=False)
@@ -114,3 +115,22 @@ def test_who_stops_early_leaves_no_process(tmp_path):
     [child] = [c for c in psutil.Process().children() if c.status() != psutil.STATUS_ZOMBIE][-1:]
     reading.close()
     assert not psutil.pid_exists(child.pid)
+
+
+@pytest.mark.parametrize("ending", ["sqlite", "xlsx", "parquet"])
+def test_a_table_of_facts_that_ends_its_reader_is_one_sentence(tmp_path, monkeypatch, ending):
+    "And the process that asked goes on"
+    name = dict(sqlite="read_database_rows", xlsx="read_sheet_rows", parquet="read_parquet_rows")[ending]
+    monkeypatch.setattr(fact_tables, name, lambda *_: os._exit(3))
+    (tmp_path/f"prices.{ending}").write_bytes(b"whatever")
+    with pytest.raises(Invalid, match=f"prices.{ending}: .*crashed; open it and save it again"): fact_tables.read_fact_table(tmp_path/f"prices.{ending}")
+
+
+def test_a_database_of_facts_is_a_table(tmp_path):
+    database(tmp_path/"parts.sqlite")
+    assert fact_tables.list_fact_tables(tmp_path) == [tmp_path/"parts.sqlite"]
+    assert fact_tables.read_fact_table(tmp_path/"parts.sqlite")[1] == dict(id="2", name="bolt 1")
+    database(tmp_path/"two.sqlite", "amount + 1")
+    with pytest.raises(Invalid, match="two.sqlite: expected one table in a database of facts, found 2"): fact_tables.read_fact_table(tmp_path/"two.sqlite")
+    (tmp_path/"torn.sqlite").write_bytes(b"SQLite format 3\0" + bytes(900))
+    with pytest.raises(Invalid, match="torn.sqlite: expected .*; open it and save it again"): fact_tables.read_fact_table(tmp_path/"torn.sqlite")
