@@ -11,9 +11,9 @@ __all__ = ['RUN_TABLES', 'DATA_TABLES', 'RELEASE_TABLES', 'SCHEMA', 'RUN_VIEWS',
            'is_model_out', 'store_artifact', 'find_makers', 'collect_feeds', 'read_feeds', 'store_run',
            'read_stage_texts', 'find_checkpoints', 'store_commit', 'CommitNames', 'store_document', 'read_facts',
            'resolve_name', 'resolve_row', 'store_documents', 'store_row', 'store_rows', 'read_item_sets',
-           'store_item_set', 'store_scores', 'collect_commit_names', 'list_unread', 'read_row_files', 'read_figures',
+           'store_item_set', 'store_scores', 'collect_commit_names', 'list_row_files', 'read_row_files', 'read_figures',
            'read_commit_files', 'store_releases', 'read_erasures', 'store_receipts', 'describe_lineage_state',
-           'list_pending', 'is_current', 'forget_commits', 'list_new_commits', 'finish_lineage', 'read_history',
+           'list_pending', 'is_current', 'forget_commits', 'list_new_commits', 'finish_lineage', 'store_history',
            'prepare_partial', 'find_cache', 'update_lineage']
 
 # %% ../../nbs/ops/14_lineage_db.ipynb #14d00004
@@ -620,7 +620,7 @@ def collect_commit_names(
     return names
 
 # %% ../../nbs/ops/14_lineage_db.ipynb #14d00043
-def list_unread(
+def list_row_files(
     build: LineageBuild, # build
     artifact: int, # artifact of documents, rows or passages
     path: str, # its path
@@ -648,7 +648,7 @@ def read_row_files(
     "Read artifacts of rows, as far as the cache holds them"
     db, names = build.db, None
     for artifact, path, digest, stage in unread:
-        if (parts := list_unread(build, artifact, path, digest)) is None: continue
+        if (parts := list_row_files(build, artifact, path, digest)) is None: continue
         for part, (file, md5) in parts.items():
             if db.execute("select 1 from artifacts where artifact = ? and is_read", [part]).fetchone(): continue
             names = names or collect_commit_names(build, sha)
@@ -846,7 +846,7 @@ def finish_lineage(
     db.commit()
 
 # %% ../../nbs/ops/14_lineage_db.ipynb #14d00058
-def read_history(
+def store_history(
     build: LineageBuild, # build
     state: str, # what the database is to be made from
     log: Callable = print, # function: line → nothing
@@ -910,6 +910,6 @@ def update_lineage(
     with hold_lock(path.with_name("build.lock"), "lineage"):
         prepare_partial(path, partial)
         with closing(connect_lineage(partial)) as db, open_blobs(root) as read_blob:
-            read_history(LineageBuild(root, db, read_blob, find_cache(root)), state, log)
+            store_history(LineageBuild(root, db, read_blob, find_cache(root)), state, log)
         os.replace(partial, path)
     return path

@@ -62,7 +62,7 @@ def place_stages(
     return places
 
 # %% ../../nbs/ops/18_lineage_page.ipynb #18p0000d
-BOX_WIDTH, BOX_HEIGHT, COLUMN_WIDTH, LINE_HEIGHT = 104, 40, 140, 62
+BOX_WIDTH, BOX_HEIGHT, COLUMN_WIDTH, LINE_HEIGHT = 92, 40, 106, 62
 def draw_box(
     x: int, # left edge, pixels
     y: int, # upper edge, pixels
@@ -82,8 +82,10 @@ def draw_curve(
 ) -> str: # SVG
     "Draw what leads from one stage to the next"
     x, y, below = start[0] + BOX_WIDTH, start[1] + BOX_HEIGHT // 2, end[1] + BOX_HEIGHT // 2
-    bend = (x + end[0]) // 2
-    return f'<path d="M{x} {y} C{bend} {y} {bend} {below} {end[0]} {below}" fill="none" stroke="#8a929a"/>'
+    is_passing = start[1] == end[1] and end[0] - start[0] > COLUMN_WIDTH  # a stage stands between them
+    bend, sag = (x + end[0]) // 2, LINE_HEIGHT // 2 * is_passing
+    return (f'<path d="M{x} {y} C{bend} {y + sag} {bend} {below + sag} {end[0]} {below}" '
+            'fill="none" stroke="#8a929a"/>')
 
 # %% ../../nbs/ops/18_lineage_page.ipynb #18p0030d
 def draw_lineage(
@@ -94,7 +96,7 @@ def draw_lineage(
     "Draw stages as boxes and what leads from one to the next as lines"
     places = place_stages(stages, links)
     corners = {run: (8 + column * COLUMN_WIDTH, 8 + line * LINE_HEIGHT) for run, (column, line) in places.items()}
-    width, height = (max(axis) + 8 + size for axis, size in zip(zip(*corners.values()), (BOX_WIDTH, BOX_HEIGHT)))
+    width, height = (max(axis) + 12 + size for axis, size in zip(zip(*corners.values()), (BOX_WIDTH, BOX_HEIGHT)))
     curves = "".join(draw_curve(corners[source], corners[run]) for source, run in links)
     boxes = "".join(draw_box(*corner, stages[run], notes.get(run, "")) for run, corner in corners.items())
     return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" role="img" '
@@ -175,7 +177,8 @@ def write_lineage_page(
 # %% ../../nbs/ops/18_lineage_page.ipynb #18p00017
 def main():
     "`python -m forge_nb.ops.lineage_page` draws what the released model was made from, reports/html/lineage.html"
-    print(display_path(write_lineage_page(ROOT, ROOT/"reports"/"html")))
+    try: print(display_path(write_lineage_page(ROOT, ROOT/"reports"/"html")))
+    except NotFound as e: print(e)  # before the first run there is nothing to draw
 
 # %% ../../nbs/ops/18_lineage_page.ipynb #18p00018
 if __name__ == "__main__" and "__file__" in globals(): run_cli(main)
