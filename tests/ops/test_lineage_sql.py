@@ -9,6 +9,7 @@ from forge_nb.bench.lineage_growth import CHAIN, make_history
 from forge_nb.core.project import Invalid, run_git, write_json
 from forge_nb.ops import cli, lineage_db
 from forge_nb.ops.lineage_db import LINEAGE_FILE, update_lineage
+from forge_nb.ops.lineage_page import write_lineage_page
 from forge_nb.ops.lineage_sql import LINEAGE_NOTES, query_lineage, run_lineage_query
 
 RUNS, DOCUMENTS = 22, 20  # the versions of runs 10 and 20 have a document more each
@@ -224,3 +225,17 @@ def test_a_thousand_runs_answer_both_ways(tmp_path):
     [[releases]] = ask(root, "select count(*) from document_releases where source = 'docs/3.txt'")
     assert releases == 10
     assert ask(root, "select old, new from changes where before = 'forge@v1.0.0' and after = 'now' and name = 'sft.seed'") == [["99", "999"]]
+
+
+def test_the_page_draws_the_model_at_hand_and_then_the_release(project, tmp_path):
+    (tmp_path/"index.html").write_text("<h1>Reports</h1><blockquote>pages</blockquote><p>stages</p>", encoding="utf-8")
+    texts = []
+    for _ in range(2):
+        texts.append(write_lineage_page(project, tmp_path).read_text(encoding="utf-8"))
+        assert (tmp_path/"index.html").read_text(encoding="utf-8").count("lineage.html") == 1
+        run_git(project, "tag", "forge@v1.0.0", sha_of_run(project, 5))
+    assert "the model at hand, not released" in texts[0] and "release forge@v1.0.0" in texts[1]
+    for text, seed_score in zip(texts, (f"{(RUNS - 1) / 1e4:.4f}", "0.0005")):
+        assert text.count("<rect") == 3 + CHAIN.index("rl") + 1  # curate, synth, tokenizer and the chain as far as the model
+        assert "<td>train</td><td>18</td>" in text or f"<td>train</td><td>{DOCUMENTS - 2 + 2}</td>" in text
+        assert seed_score in text and not re.findall(r"(?:src|href)=\"http|@import|<script", text)
