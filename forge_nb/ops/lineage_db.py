@@ -635,7 +635,8 @@ def list_row_files(
     files = {file: md5 for file, md5 in files.items() if classify_artifact(file)}
     if not all(object_path(build.cache, md5).is_file() for md5 in files.values()): return None
     parts = {store_artifact(build, file, dict(hash=md5, size=0)): (file, md5) for file, md5 in files.items()}
-    build.db.executemany("insert or ignore into parts values (?, ?)", [(artifact, part) for part in parts])
+    pairs = [(whole, part) for part in parts for whole in (artifact, part)]  # a stage may read one file alone
+    build.db.executemany("insert or ignore into parts values (?, ?)", pairs)
     return parts
 
 # %% ../../nbs/ops/14_lineage_db.ipynb #14d00044
