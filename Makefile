@@ -91,6 +91,7 @@ scaling: data  ## the runs behind `forge estimate`'s best size; writes results/s
 report: setup  ## README.md and docs/RESULTS.md from their templates, and reports/ as pages in reports/html/
 	@python -m forge_nb.report.pages readme
 	@python -m forge_nb.report.pages html
+	@python -m forge_nb.ops.lineage_page
 
-bench: data  ## measure in a fresh clone, all or PART=chain|data|readers|index|pretrain|tune|evaluate; writes docs/BENCH.md
+bench: data  ## measure in a fresh clone, all or PART=chain|data|readers|index|pretrain|tune|evaluate|lineage; writes docs/BENCH.md
 	@python -m forge_nb.bench.bench $${PART:+"$$PART"}

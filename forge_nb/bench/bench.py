@@ -10,8 +10,8 @@ __all__ = ['ACTIVATE', 'READ_BOUNDS', 'CURATE', 'CURATE_WITH_DATATROVE', 'ASK_WA
            'curate_with_datatrove', 'run_curation', 'format_speed', 'measure_curation', 'format_baseline',
            'run_baseline', 'measure_nanochat', 'format_depth', 'measure_pretraining', 'measure_questions',
            'measure_pipeline', 'tokens_per_own_step', 'compare_with_defaults', 'measure_post_training',
-           'format_exam_speed', 'measure_evaluation', 'format_growth', 'measure_index', 'render_bench_page',
-           'measure_part', 'main']
+           'format_exam_speed', 'measure_evaluation', 'format_growth', 'measure_index', 'measure_lineage',
+           'render_bench_page', 'measure_part', 'main']
 
 # %% ../../nbs/bench/20_bench.ipynb #7c92accc
 import json, os, random, re, shlex, subprocess, sys, tempfile, time
@@ -515,9 +515,21 @@ def measure_index(
         yield what, format_growth(built, asked), "linear"
         for path in (larger, out): remove_path(path)
 
+# %% ../../nbs/bench/20_bench.ipynb #19b00002
+def measure_lineage(
+    clone: Path # folder for the fresh clone
+): # yields (what, figure, bound) as text
+    "Measure `forge lineage` on a made history: the first build, and each question"
+    make_fresh_clone(clone)
+    run = run_module(clone, "forge_nb.bench.lineage_growth")
+    build = f"{run['build_seconds']:.0f} s, {run['megabytes']:.0f} MB"
+    yield f"`forge lineage`, first build from {run['runs']:,} runs", build, "120 s"
+    for what, seconds in run["seconds"].items(): yield f"`forge lineage`, {what}", f"{seconds:.2f} s", "1 s"
+
 # %% ../../nbs/bench/20_bench.ipynb #c5912f01
 PARTS = dict(chain=measure_pipeline, data=measure_curation, readers=measure_readers, index=measure_index,
-             pretrain=measure_pretraining, tune=measure_post_training, evaluate=measure_evaluation)
+             pretrain=measure_pretraining, tune=measure_post_training, evaluate=measure_evaluation,
+             lineage=measure_lineage)
 
 # %% ../../nbs/bench/20_bench.ipynb #f1b655f1
 def render_bench_page(

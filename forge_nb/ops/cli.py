@@ -9,13 +9,13 @@ __all__ = ['ANSWER_MODELS', 'app', 'DocumentsArgument', 'QueryOption', 'HistoryO
            'GpusOption', 'SecondsOption', 'PlotOption', 'VolumeOption', 'RecordOption', 'CyclesOption', 'AxesArgument',
            'TrialsOption', 'TrialMetricOption', 'SearchNameOption', 'PruneOption', 'RoundsOption', 'ParaphrasesOption',
            'CheckpointOption', 'ItemMetricOption', 'CycleNameOption', 'ReviewSampleOption', 'ReasonOption',
-           'StagesArgument', 'SampleOption', 'SeedOption', 'VerbArgument', 'INTERRUPTED_MESSAGE', 'Failure',
-           'print_error', 'answer_schema', 'show_help', 'print_answer', 'make_line_printer', 'hold_verb_lock',
-           'require_request', 'whereis_verb', 'check_pending_request', 'confirm_erasure', 'dry_run_erasure',
-           'begin_erasure', 'forget_verb', 'require_no_pending_erasure', 'SnapshotAnswer', 'format_snapshot',
-           'snapshot_verb', 'split_names', 'search_verb', 'ask_verb', 'check_verb', 'draft_verb', 'label_verb',
-           'refresh_verb', 'plot_estimate', 'estimate_verb', 'sweep_verb', 'cycle_verb', 'review_verb', 'freeze_verb',
-           'verify_verb', 'rivals_verb', 'schema_verb', 'main']
+           'StagesArgument', 'SampleOption', 'SeedOption', 'SqlArgument', 'VerbArgument', 'INTERRUPTED_MESSAGE',
+           'Failure', 'print_error', 'answer_schema', 'show_help', 'print_answer', 'make_line_printer',
+           'hold_verb_lock', 'require_request', 'whereis_verb', 'check_pending_request', 'confirm_erasure',
+           'dry_run_erasure', 'begin_erasure', 'forget_verb', 'require_no_pending_erasure', 'SnapshotAnswer',
+           'format_snapshot', 'snapshot_verb', 'split_names', 'search_verb', 'ask_verb', 'check_verb', 'draft_verb',
+           'label_verb', 'refresh_verb', 'plot_estimate', 'estimate_verb', 'sweep_verb', 'cycle_verb', 'review_verb',
+           'freeze_verb', 'verify_verb', 'lineage_verb', 'rivals_verb', 'schema_verb', 'main']
 
 # %% ../../nbs/ops/90_cli.ipynb #1036a386
 import json, os, re, sys
@@ -64,7 +64,8 @@ ANSWER_MODELS = dict(
     snapshot="forge_nb.ops.cli:SnapshotAnswer", estimate="forge_nb.train.estimate:EstimateAnswer",
     sweep="forge_nb.ops.sweep:SweepAnswer", cycle="forge_nb.ops.cycle:CycleAnswer",
     review="forge_nb.ops.exam_verbs:ReviewAnswer", freeze="forge_nb.ops.exam_verbs:FreezeAnswer",
-    verify="forge_nb.ops.verify:VerifyAnswer", rivals="forge_nb.ops.rivals:RivalsAnswer")  # verb → model
+    verify="forge_nb.ops.verify:VerifyAnswer", rivals="forge_nb.ops.rivals:RivalsAnswer",
+    lineage="forge_nb.ops.lineage_sql:LineageAnswer")  # verb → model
 
 # %% ../../nbs/ops/90_cli.ipynb #c964267d
 def answer_schema(
@@ -545,6 +546,22 @@ def verify_verb(
     with hold_verb_lock("verify"): answer = verify(ROOT, stages or [], sample, seed, make_line_printer(as_json))
     print_answer(answer, format_verify(answer), as_json)
     if answer.verdict != "same": raise typer.Exit(1)
+
+# %% ../../nbs/ops/90_cli.ipynb #90120002
+SqlArgument = Annotated[str, typer.Argument(
+    metavar="QUERY", help="One select of SQLite's SQL; left out, tables, views and an example of each are listed.")]
+
+# %% ../../nbs/ops/90_cli.ipynb #90120003
+@app.command("lineage", epilog="Example: forge lineage \"select how, path, releases from document_models "
+                               "where source = 'docs/index.txt'\"")
+def lineage_verb(
+    query: SqlArgument = "", # one statement that reads
+    as_json: JsonOption = False # whether a program is listening
+):
+    "What was made from what, in any commit, run and release? Asked in SQL, of a database that only reads."
+    from forge_nb.ops.lineage_sql import format_lineage, query_lineage
+    answer = query_lineage(ROOT, query, make_line_printer(True))
+    print_answer(answer, format_lineage(answer), as_json)
 
 # %% ../../nbs/ops/90_cli.ipynb #58c00031
 @app.command("rivals", epilog="Example: forge rivals")
