@@ -15,7 +15,7 @@ __all__ = ['ANSWER_MODELS', 'app', 'DocumentsArgument', 'QueryOption', 'HistoryO
            'begin_erasure', 'forget_verb', 'require_no_pending_erasure', 'SnapshotAnswer', 'format_snapshot',
            'snapshot_verb', 'split_names', 'search_verb', 'ask_verb', 'check_verb', 'draft_verb', 'label_verb',
            'refresh_verb', 'plot_estimate', 'estimate_verb', 'sweep_verb', 'cycle_verb', 'review_verb', 'freeze_verb',
-           'verify_verb', 'rivals_verb', 'bom_verb', 'schema_verb', 'main']
+           'verify_verb', 'rivals_verb', 'bom_verb', 'papers_verb', 'schema_verb', 'main']
 
 # %% ../../nbs/ops/90_cli.ipynb #1036a386
 import json, os, re, sys
@@ -65,7 +65,7 @@ ANSWER_MODELS = dict(
     sweep="forge_nb.ops.sweep:SweepAnswer", cycle="forge_nb.ops.cycle:CycleAnswer",
     review="forge_nb.ops.exam_verbs:ReviewAnswer", freeze="forge_nb.ops.exam_verbs:FreezeAnswer",
     verify="forge_nb.ops.verify:VerifyAnswer", rivals="forge_nb.ops.rivals:RivalsAnswer",
-    bom="forge_nb.ops.bom:BomAnswer")  # verb → model
+    bom="forge_nb.ops.bom:BomAnswer", papers="forge_nb.ops.papers:PapersAnswer")  # verb → model
 
 # %% ../../nbs/ops/90_cli.ipynb #c964267d
 def answer_schema(
@@ -564,8 +564,20 @@ def bom_verb(
 ):
     "What is in the model: packages, data and models with hashes and licences, as CycloneDX; papers/bom.cdx.json."
     from forge_nb.ops.bom import format_bom, write_bom
-    answer = write_bom(ROOT)
+    require_no_pending_erasure()
+    with hold_verb_lock("papers"): answer = write_bom(ROOT)
     print_answer(answer, format_bom(answer), as_json)
+
+# %% ../../nbs/ops/90_cli.ipynb #26a00031
+@app.command("papers", epilog="Example: forge papers")
+def papers_verb(
+    as_json: JsonOption = False # whether a program is listening
+):
+    "What an audit asks: cards, technical documentation, risks, changes, bill of materials, one page to print; papers/."
+    from forge_nb.ops.papers import format_papers, write_papers
+    require_no_pending_erasure()
+    with hold_verb_lock("papers"): answer = write_papers(ROOT)
+    print_answer(answer, format_papers(answer), as_json)
 
 # %% ../../nbs/ops/90_cli.ipynb #9a9da7ea
 VerbArgument = Annotated[str, typer.Argument(metavar="VERB", help=f"One of {', '.join(ANSWER_MODELS)}.")]
