@@ -13,7 +13,7 @@ ELSEWHERE := elsewhere
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup elsewhere data base adopt run studies test test-slow check export lab profile effects estimate scaling report bench
+.PHONY: help setup elsewhere data base adopt run studies test test-slow check export lab profile effects estimate scaling report papers bench
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## ?/  make \1\t/' | expand -t 18
@@ -92,6 +92,9 @@ report: setup  ## README.md and docs/RESULTS.md from their templates, and report
 	@python -m forge_nb.report.pages readme
 	@python -m forge_nb.report.pages html
 	@python -m forge_nb.ops.lineage_page
+
+papers: setup  ## what an audit asks: cards, technical documentation, risks, changes, bill of materials; writes papers/
+	@forge papers
 
 bench: data  ## measure in a fresh clone, all or PART=chain|data|readers|index|pretrain|tune|evaluate|lineage; writes docs/BENCH.md
 	@python -m forge_nb.bench.bench $${PART:+"$$PART"}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from copies import COMMIT, swap_line
-from forge_nb.core.project import Invalid, hash_weights, read_json, read_jsonl, write_csv, write_json, write_jsonl
+from forge_nb.core.project import Invalid, ROOT, hash_weights, read_json, read_jsonl, write_csv, write_json, write_jsonl
 from forge_nb.evals.release import require_pass
 from forge_nb.gate import gate
 from forge_nb.synthesis.eval_set import write_eval_set
@@ -115,6 +115,9 @@ class Project:
                  "dvc.lock": "schema: '2.0'\nstages:\n  rl:\n    cmd: a\n    outs:\n    - path: artifacts/rl/model\n      hash: md5\n      md5: a1.dir\n",
                  "params.yaml": "gate: {rules_file: rules.yaml}\n"}
         for name, text in texts.items(): (root/name).write_text(text, encoding="utf-8")
+        for name in ("company/card.yaml", "company/licences.yaml", "config/licences.yaml"): (root/name).parent.mkdir(exist_ok=True), shutil.copy(ROOT/name, root/name)
+        self.write_licence("BSD-3-Clause")
+        write_json(root/"artifacts"/"pretrain"/"metrics.json", {})
         write_json(root/"baseline.yaml", dict(name="v1", folder="artifacts/promoted/model", weights_sha256=hash_weights(root/"artifacts"/"promoted"/"model")))
         self.write_rules(("tables", "exact_match"), ("document", "exact_match"))
         self("git init -q")
@@ -126,6 +129,9 @@ class Project:
 
     def write_rules(self, *pairs, max_drop=.2):
         write_json(self.root/"rules.yaml", dict(slices=[dict(slice=part, metric=metric, max_drop=max_drop, min_items=2) for part, metric in pairs]))
+
+    def write_licence(self, licence):
+        write_jsonl(self.root/"artifacts"/"curate"/"documents"/"train.jsonl", [dict(id="d0", source="wiki/a.txt", licence=licence, text="A bolt.")])
 
     def judge(self, **changed) -> dict:
         files = "checkpoints.yaml baseline.yaml eval_set test.jsonl evaluate decide policies.yaml kpi.py style.yaml floors.csv judge"
@@ -148,6 +154,19 @@ def test_a_rank_one_edit_that_damages_one_slice_is_blocked_and_named(trained, tm
     assert rows[slice_name]["after"] < .85
     assert len(verdict["because"]) == 1 and verdict["because"][0].startswith(f"{slice_name}, exact_match: worse by ")
     with pytest.raises(Invalid, match=f"does not let the model out: {slice_name}, exact_match: worse by"): require_pass(project.root/"out"/"verdict.json")
+
+
+def test_a_licence_that_forbids_the_use_stops_an_equal_candidate_until_a_person_signs(trained, tmp_path):
+    project = Project(tmp_path/"project", trained, trained)
+    assert project.judge()["verdict"] == "pass"
+    project.write_licence("CC-BY-NC-4.0")
+    verdict = project.judge()
+    [reason] = verdict["because"]
+    assert verdict["verdict"] == "fail" and reason.startswith("data/wiki (1 documents): CC-BY-NC-4.0 allows no commercial use, and company/licences.yaml says `use.commercial: true`")
+    waived = project.judge(waiver_name="J. Doe", waiver_reason="The holder of the rights agreed on the phone, and the letter is on its way.")
+    assert waived["verdict"] == "pass" and waived["waiver"]["waived"] == [reason]
+    project.write_licence("")
+    assert "no licence is known" in project.judge()["because"][0]
 
 
 def test_shuffled_answers_of_one_slice_are_blocked_and_named(trained, tmp_path):

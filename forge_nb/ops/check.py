@@ -33,6 +33,8 @@ from ..data.tables import read_templates
 from ..evals.answer_pairs import read_judge_labels
 from ..metrics.policies import load_policies
 from ..metrics.rewards import RewardFunction
+from .licences import Rights
+from .paper_words import PaperWords
 from ..synthesis.facts import check_columns, check_templates, read_kind_rows, select_facts
 from ..synthesis.own_exam import EVAL_SETS, UNASKED, read_own_file
 from ..synthesis.paraphrase import load_grammar
@@ -168,7 +170,8 @@ def check_paraphrases(
 
 # %% ../../nbs/ops/72_check.ipynb #72a0000c
 COMPANY_MODELS = {"extracts.yaml": ExtractKinds, "columns.yaml": ColumnPhrasings, "case.yaml": Case,
-                  "card.yaml": AboutFile, "poison.yaml": PoisonFamilies, "rules.yaml": Rules}
+                  "card.yaml": AboutFile, "poison.yaml": PoisonFamilies, "rules.yaml": Rules,
+                  "licences.yaml": Rights, "papers.yaml": PaperWords}
 COMPANY_READERS = {"policies.yaml": load_policies, "kpi.py": RewardFunction, "groups.yaml": read_groups,
                    "templates.yaml": read_templates, "judge_labels.csv": read_judge_labels}
 def check_company(
