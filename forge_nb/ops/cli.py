@@ -46,6 +46,7 @@ def print_error(
 # %% ../../nbs/ops/90_cli.ipynb #7cafeddf
 try:
     from forge_nb.core.dvc import list_stale_stages, run_dvc
+    from forge_nb.core.outbound import guard_process
     from forge_nb.core.project import (Invalid, NotFound, ROOT, RunFailed, all_params, explain_disk_error, load_params,
                                        read_csv, read_stages, write_csv)
     from forge_nb.ops.erasure import (build_dry_run, check_data_recorded, forget, format_undo, plan_erasure,
@@ -579,7 +580,9 @@ def main(
     "Run a verb; its exit code says how it went"
     arguments = sys.argv[1:] if arguments is None else arguments
     report = lambda error, code, **details: print_error(error, code, "--json" in arguments, **details)
-    try: code = app(arguments, prog_name="forge", standalone_mode=False)
+    try:
+        guard_process(ROOT)
+        code = app(arguments, prog_name="forge", standalone_mode=False)
     except NotFound as e: code = report(e, 3)
     except Invalid as e: code = report(e, 2)
     except RunFailed as e: code = report(e, 1, **e.details)
