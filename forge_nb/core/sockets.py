@@ -7,7 +7,7 @@ __all__ = ['LOOPBACK', 'METHODS', 'LOOKUPS', 'is_loopback', 'is_numeric', 'Outsi
            'guard_method', 'guard_lookup', 'guard_sockets', 'unguard_sockets', 'guard_from_environment']
 
 # %% ../../nbs/core/05_sockets.ipynb #05a00004
-import json, os, re, socket, sys, time
+import os, re, socket, sys
 
 # %% ../../nbs/core/05_sockets.ipynb #05a00007
 LOOPBACK = re.compile(r"(?i)(::ffff:)?127(\.\d{1,3}){3}|::1?|(::ffff:)?0\.0\.0\.0|localhost|(.*\.)localhost|")
@@ -38,6 +38,7 @@ def refuse_connection(
 ):
     "Note a connection that is not allowed, and stop with one sentence"
     if path := os.environ.get("FORGE_ATTEMPTS"):
+        import json, time
         attempt = dict(time=round(time.time(), 1), host=host, port=str(port), command=" ".join(sys.argv)[:200])
         with open(path, "a", encoding="utf-8") as f: f.write(json.dumps(attempt) + "\n")
     error = getattr(sys.modules.get("forge_nb.core.project"), "Invalid", OutsidePerimeter)
