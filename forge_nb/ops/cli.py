@@ -15,7 +15,7 @@ __all__ = ['ANSWER_MODELS', 'app', 'DocumentsArgument', 'QueryOption', 'HistoryO
            'begin_erasure', 'forget_verb', 'require_no_pending_erasure', 'SnapshotAnswer', 'format_snapshot',
            'snapshot_verb', 'split_names', 'search_verb', 'ask_verb', 'check_verb', 'draft_verb', 'label_verb',
            'refresh_verb', 'plot_estimate', 'estimate_verb', 'sweep_verb', 'cycle_verb', 'review_verb', 'freeze_verb',
-           'verify_verb', 'rivals_verb', 'schema_verb', 'main']
+           'verify_verb', 'rivals_verb', 'airgap_verb', 'schema_verb', 'main']
 
 # %% ../../nbs/ops/90_cli.ipynb #1036a386
 import json, os, re, sys
@@ -65,7 +65,8 @@ ANSWER_MODELS = dict(
     snapshot="forge_nb.ops.cli:SnapshotAnswer", estimate="forge_nb.train.estimate:EstimateAnswer",
     sweep="forge_nb.ops.sweep:SweepAnswer", cycle="forge_nb.ops.cycle:CycleAnswer",
     review="forge_nb.ops.exam_verbs:ReviewAnswer", freeze="forge_nb.ops.exam_verbs:FreezeAnswer",
-    verify="forge_nb.ops.verify:VerifyAnswer", rivals="forge_nb.ops.rivals:RivalsAnswer")  # verb → model
+    verify="forge_nb.ops.verify:VerifyAnswer", rivals="forge_nb.ops.rivals:RivalsAnswer",
+    airgap="forge_nb.ops.airgap:AirgapAnswer")  # verb → model
 
 # %% ../../nbs/ops/90_cli.ipynb #c964267d
 def answer_schema(
@@ -556,6 +557,18 @@ def rivals_verb(
     from forge_nb.ops.rivals import compare_rivals, format_rivals
     with hold_verb_lock("rivals"): answer = compare_rivals(ROOT)
     print_answer(answer, format_rivals(answer), as_json)
+
+# %% ../../nbs/ops/90_cli.ipynb #84c00002
+@app.command("airgap", epilog="Example: forge airgap")
+def airgap_verb(
+    as_json: JsonOption = False # whether a program is listening
+):
+    "Does anything leave? Pipeline, search and answer, in a copy without a network, traced; results/airgap.json."
+    from forge_nb.ops.airgap import airgap, format_airgap
+    require_no_pending_erasure()
+    with hold_verb_lock("airgap"): answer = airgap(ROOT, make_line_printer(as_json))
+    print_answer(answer, format_airgap(answer), as_json)
+    if answer.verdict != "nothing": raise typer.Exit(1)
 
 # %% ../../nbs/ops/90_cli.ipynb #9a9da7ea
 VerbArgument = Annotated[str, typer.Argument(metavar="VERB", help=f"One of {', '.join(ANSWER_MODELS)}.")]
