@@ -42,8 +42,8 @@ class Perimeter(Settings):
     @model_validator(mode="after")
     def check_hosts(self):
         for host in self.hosts:
-            is_name, is_ipv6 = re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", host), host.count(":") > 1 and is_numeric(host)
-            if not is_name and not is_ipv6: raise ValueError(
+            is_name = re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", host)
+            if not is_name and not (":" in host and is_numeric(host)): raise ValueError(
                 f"`hosts` names {host!r}; write the name or the address alone, in lower case, as models.example, "
                 "without http:// before it or a port behind it")
             if is_loopback(host): raise ValueError(f"`hosts` names {host!r}, this machine, which needs no entry")

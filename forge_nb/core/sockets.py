@@ -42,8 +42,9 @@ def refuse_connection(
         attempt = dict(time=round(time.time(), 1), host=host, port=str(port), command=" ".join(sys.argv)[:200])
         with open(path, "a", encoding="utf-8") as f: f.write(json.dumps(attempt) + "\n")
     error = getattr(sys.modules.get("forge_nb.core.project"), "Invalid", OutsidePerimeter)
-    raise error(f"{host}, port {port}: something wants to connect there, and company/perimeter.yaml does not allow it; "
-                "take out what names this host, or name it under `hosts` with what may go there, its region and a reason")
+    raise error(
+        f"{host}, port {port}: something wants to connect there, and company/perimeter.yaml does not allow it; take "
+        "out what names this host, or name it under `hosts` with what may go there, its region and a reason")
 
 # %% ../../nbs/core/05_sockets.ipynb #05a00011
 class Guard:
