@@ -71,7 +71,7 @@ def parse_host(
     "Read the host of an address"
     scp = re.fullmatch(r"(?:[\w.-]+@)?([\w.-]+\.[\w-]+|[\w-]+@[\w.-]+):[^/\\].*", address)  # as git writes ssh
     try: host = urlsplit(address).hostname or (scp[1] if scp and "://" not in address else "")
-    except ValueError: host = address  # brackets that do not match
+    except ValueError: host = ""  # brackets that do not match: nobody can connect there
     return "" if is_loopback(host or "") else host.lower().rstrip(".")
 
 # %% ../../nbs/core/52_perimeter.ipynb #52a00014

@@ -264,12 +264,16 @@ def snapshot_verb(
     as_json: JsonOption = False # whether a program is listening
 ):
     "Copy a database into data/ as an SQLite file with its keys, and record it."
-    from forge_nb.data.databases import snapshot_database
+    from forge_nb.core.perimeter import Destination, parse_host, require_allowed
     from forge_nb.core.tangle import write_checksums
+    from forge_nb.data.databases import snapshot_database
     require_no_pending_erasure()
     if not re.fullmatch(r"[\w-]+", name): raise Invalid(f"--name {name}: use letters, digits, - and _ alone")
     check_data_recorded(ROOT)
-    tables = snapshot_database(os.environ.get(url, url), ROOT/"data"/f"{name}.sqlite")
+    address = os.environ.get(url, url)
+    database = Destination(host=parse_host(address), purpose="database", file="forge snapshot", field="URL")
+    require_allowed(ROOT, database)
+    tables = snapshot_database(address, ROOT/"data"/f"{name}.sqlite")
     write_checksums(ROOT/"data")
     run_dvc(ROOT, "add", "--quiet", "data")
     answer = SnapshotAnswer(file=f"data/{name}.sqlite", tables=tables)
