@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PURPOSES', 'Purpose', 'OBJECT_STORES', 'ADDRESS_FIELDS', 'AllowedHost', 'Perimeter', 'load_perimeter', 'Destination',
-           'parse_host', 'list_remotes', 'list_hubs', 'list_destinations', 'describe_refusal', 'find_refusals',
+           'parse_host', 'list_dvc_remotes', 'list_hubs', 'list_destinations', 'describe_refusal', 'find_refusals',
            'require_allowed', 'make_perimeter_rows', 'describe_perimeter']
 
 # %% ../../nbs/core/52_perimeter.ipynb #52a00004
@@ -76,7 +76,7 @@ def parse_host(
 
 # %% ../../nbs/core/52_perimeter.ipynb #52a00014
 OBJECT_STORES = ("s3", "gs", "azure", "oss", "gdrive")  # schemes whose addresses name no host
-def list_remotes(
+def list_dvc_remotes(
     root: Path # root folder of the project
 ) -> list: # Destination
     "List the remotes of DVC that lie on other machines"
@@ -127,7 +127,7 @@ def list_destinations(
     for name, rival in rivals.items():
         host, field = parse_host(str(rival.get("url", "")) if isinstance(rival, dict) else ""), f"rivals.{name}.url"
         if host: found.append(Destination(host=host, purpose="rivals", file="config/rivals.yaml", field=field))
-    return found + list_hubs(root, params.get("shared", {}).get("base", "")) + list_remotes(root)
+    return found + list_hubs(root, params.get("shared", {}).get("base", "")) + list_dvc_remotes(root)
 
 # %% ../../nbs/core/52_perimeter.ipynb #52a0001c
 def describe_refusal(
