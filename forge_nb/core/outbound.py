@@ -23,7 +23,8 @@ TELEMETRY_SWITCHES = dict(
                       SWANLAB_MODE="disabled"),
     dvc=dict(DVC_NO_ANALYTICS="1"), dvc_studio_client=dict(DVC_STUDIO_OFFLINE="1"),
     iterative_telemetry=dict(ITERATIVE_DO_NOT_TRACK="1"),
-    ray=dict(RAY_USAGE_STATS_ENABLED="0", RAY_USAGE_STATS_PROMPT_ENABLED="0"),
+    ray=dict(RAY_USAGE_STATS_ENABLED="0", RAY_USAGE_STATS_PROMPT_ENABLED="0",
+             RAY_USAGE_STATS_REPORT_URL="http://127.0.0.1:9/"),  # where nobody listens
     fastapi=dict(OTEL_SDK_DISABLED="true"), xllamacpp=dict(LLAMA_ARG_OFFLINE="1"),
     pip=dict(PIP_DISABLE_PIP_VERSION_CHECK="1"))  # package → variable → value
 

@@ -176,6 +176,32 @@ def test_processes_of_torch_train_together(guarded, tmp_path):
     assert not (tmp_path/"runs"/"attempts.jsonl").exists()
 
 
+RAY = """
+import os, socket
+from forge_nb.core.outbound import guard_process
+from forge_nb.core.project import ROOT
+guard_process(ROOT)
+from forge_nb.data.executors import connect_ray
+connect_ray(1)
+import ray
+@ray.remote
+def connect():
+    try: socket.create_connection(("models.example", 80))
+    except ValueError as error: return str(error)
+print(ray.get(connect.remote()))
+ray.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_ray_works_and_its_workers_are_guarded(mend):
+    "What Ray itself reaches for, the metadata of clouds, is refused, and it goes on"
+    (mend.root/"connect.py").write_text(RAY, encoding="utf-8")
+    assert "models.example, port 80: something wants to connect there" in mend("python - < connect.py")
+    hosts = {row["host"] for row in read_jsonl(mend.root/"runs"/"attempts.jsonl")}
+    assert "models.example" in hosts and hosts <= {"models.example", "169.254.169.254", "metadata.google.internal"}
+
+
 def plant_cell(copy, book: str, source: str):
     "Put a lesson before the others of a stage's page"
     path = copy.root/"nbs"/book
