@@ -12,13 +12,16 @@ ifneq ($(CURDIR) $(shell $(TAG) 2>/dev/null),$(shell cat $(VENV)/ready 2>/dev/nu
 ELSEWHERE := elsewhere
 endif
 
+# a folder of wheels that `make wheels` filled, for a machine without a network
+PACKAGES := $(if $(WHEELS),--no-index --find-links "$(abspath $(WHEELS))")
+
 .DEFAULT_GOAL := help
-.PHONY: help setup elsewhere data base adopt run studies test test-slow check export lab profile effects estimate scaling report papers bench
+.PHONY: help setup elsewhere wheels data base adopt run studies test test-slow check export lab profile effects estimate scaling report papers bench
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## ?/  make \1\t/' | expand -t 18
 
-setup: $(VENV)/ready  ## environment, hooks and notebooks' merge driver; again after the folder was moved or copied
+setup: $(VENV)/ready  ## environment, hooks and notebooks' merge driver; WHEELS=folder takes packages from there, without a network
 	@bash .githooks/setup
 
 elsewhere:
@@ -29,9 +32,14 @@ $(VENV)/ready: requirements.lock pyproject.toml $(ELSEWHERE)
 	@"$(PYTHON)" -c 'import sys; sys.exit(0 if (3, 11, 5) <= sys.version_info < (3, 14) else "error: Python 3.11.5 to 3.13 is needed, %s is %s; name another with `make run PYTHON=python3.11`" % (sys.executable, sys.version.split()[0]))'
 	@echo "setting up $(VENV) (a few minutes, once)"
 	@test -x $(VENV)/bin/python || "$(PYTHON)" -m venv $(VENV)
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(PACKAGES) -r requirements.lock
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation $(PACKAGES) -e .
 	@{ pwd -P && $(TAG); } > $@
+
+wheels: PACKAGES :=
+wheels: setup  ## a wheel of every package of requirements.lock, for machines of this kind without a network; WHEELS=folder
+	@python -m pip wheel --disable-pip-version-check --no-deps --wheel-dir "$(or $(WHEELS),wheels)" -r requirements.lock
+	@echo "$$(ls "$(or $(WHEELS),wheels)" | wc -l) files; carry the folder there, then: make setup WHEELS=folder"
 
 data: setup  ## fetch and check the default data; FROM=folder takes a folder of yours
 	@if [ -n "$$FROM" ]; then python -m forge_nb.data.own_data "$$FROM"; else python -m forge_nb.data.default_company; fi && python -m forge_nb.data.versions

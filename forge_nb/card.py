@@ -10,6 +10,7 @@ __all__ = ['CARD_METRICS', 'CARD_HEAD', 'CARD_DATA', 'CARD_RESULTS', 'CARD_USE',
 # %% ../nbs/95_card.ipynb #31b21328
 from pathlib import Path
 
+from .core.perimeter import describe_perimeter, load_perimeter, make_perimeter_rows
 from .core.project import atomic, read_json, read_jsonl, write_json
 from .core.settings import About, AboutFile, load_settings
 from .data.masking import list_pii_kinds
@@ -271,6 +272,14 @@ All checkpoints, metrics and slices: {{ all_results }}. Choosing at random would
 
 # %% ../nbs/95_card.ipynb #d34df1fa
 CARD_USE = """
+## Where something may go
+
+{{ perimeter }}
+
+{% if hosts %}
+{{ host_table() }}
+
+{% endif %}
 ## How to run it
 
 ```python
@@ -318,21 +327,24 @@ def card(
     stages: dict, # stages of dvc.yaml
     params: dict, # sections of params.yaml
     *,
+    perimeter_file: Path, # company/perimeter.yaml
     max_rows: int, # rows of the table of results
     out: Path # folder to write to
 ) -> str: # card, Markdown
     "Render the card; every number gets a footnote with its source"
     about, citations = load_settings(about_file, AboutFile).about, Citations(artifacts.parent, footnotes=True)
     values, evaluation = collect_card_values(artifacts, stages, citations), artifacts/"evaluate"
-    verdict = read_json(artifacts/"gate"/"verdict.json")
+    verdict, perimeter = read_json(artifacts/"gate"/"verdict.json"), load_perimeter(perimeter_file)
     released, masked = values["checkpoint"], read_json(artifacts/"curate"/"metrics.json")["masked"]
     text = render(
         CARD_HEAD + CARD_DATA + CARD_RESULTS + CARD_USE, "card template", citations, about=about, **values,
         personal_data=lambda: describe_masking(masked, params, values["metric"]),
         verdict=lambda: describe_gate_verdict(verdict, citations.add_source("artifacts/gate/verdict.json: verdict")),
+        host_table=lambda: format_table(make_perimeter_rows(perimeter)),
         slices=lambda: format_table(make_verdict_rows(verdict, citations)),
         results=lambda: format_table(make_result_rows(evaluation, released, citations, max_rows)),
         all_results="artifacts/evaluate/effects.csv and intervals.csv, report reports/evaluate.ipynb",
+        perimeter=describe_perimeter(perimeter), hosts=make_perimeter_rows(perimeter),
         parameters=format_table(list_parameters(stages, values["makers"], params)))
     text = render_front_matter(about, values["base"], evaluation, released) + text
     with atomic(out/"README.md") as t: t.write_text(text, encoding="utf-8")

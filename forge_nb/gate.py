@@ -27,6 +27,7 @@ from .evals.release import (TRIVIAL_BASELINE, PastWaiver, block_release, choose_
                                     judge_candidate, read_floors, refuse_release, seal_verdict, sign_waiver)
 from .evals.side_reports import report_general, weigh_judge
 from .metrics.graders import VALUE_PATTERN
+from .ops.licences import list_licence_reasons
 from .train.model import generate_texts, load_model, render_chat_prompt
 
 # %% ../nbs/85_gate.ipynb #85a00041
@@ -325,7 +326,7 @@ def gate(
         baseline, floors = (entry, find_baseline(entry, root)), read_floors(read_csv(floors_file))
         verdict, answers = judge_release((name, folder), baseline, rules, exam, evaluated, decisions, origin=origin,
                                          floors=floors, **options)
-        if refusal: verdict = block_release(verdict, refusal)
+        for reason in filter(None, [refusal, *list_licence_reasons(root)]): verdict = block_release(verdict, reason)
         verdict = weigh_judge(verdict, judged, name)
         verdict = try_waiver(verdict, waiver_name, waiver_reason)
     except Exception as error: verdict = refuse_release(explain_error(error), origin)

@@ -9,6 +9,7 @@ __all__ = ['apply_parameters', 'require_inputs', 'mirror_root', 'prepare_interac
 import os
 from pathlib import Path
 
+from .outbound import guard_process
 from .project import Invalid, ROOT, make_environment, read_stages, remove_path
 
 # %% ../../nbs/core/60_lab.ipynb #323fa18a
@@ -65,6 +66,7 @@ def prepare_interactive_run(
     lines, folder = apply_parameters(namespace, parameters), ROOT/"runs"/"lab"/name
     mirror_root(ROOT, [name], folder)
     os.chdir(folder)
+    guard_process(ROOT)
     os.environ.update(make_environment(namespace.get("threads", 1)), FORGE_CKPT=str(folder/".ckpt"))
     command = f"{'cd studies && ' if is_study else ''}dvc repro {name}"
     print(*lines, f"by hand: outputs go to {folder.relative_to(ROOT)}/, no artifact is touched; "

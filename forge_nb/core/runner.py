@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from .project import (Invalid, ROOT, all_params, atomic, describe_machine, describe_run, display_path,
                                    explain_disk_error, hash_file, hash_text, load_params, log, make_environment,
                                    parse_yaml, read_stages, read_text, remove_path, run_cli)
+from .outbound import guard_process
 from .tangle import (accept_data, check_exports, check_parameters, extract_build_source,
                                   list_notebooks, page_of_stage, parse_parameters_cell, read_notebook)
 import nbformat  # after tangle, which keeps a grammar from being compiled that takes a second
@@ -292,10 +293,11 @@ def prepare_run(
     code: list, # notebooks, modules and build files that it runs
     parameters: dict # parameter → value
 ) -> tuple: # run log, inputs: file → SHA-256
-    "Set the environment of a run: its log, its checkpoints, its threads"
+    "Set the environment of a run: where it may connect, its log, its checkpoints, its threads"
     log_path = ROOT/"runs"/f"{name}.jsonl"
     log_path.parent.mkdir(parents=True, exist_ok=True)
     log_path.write_text("", encoding="utf-8")
+    guard_process(ROOT)
     os.environ.update(make_environment(parameters.get("threads", 1)), FORGE_LOG=str(log_path))
     inputs = hash_files([*stage["deps"], *(p for p in code if p.suffix == ".py")])
     os.environ["FORGE_CKPT"] = str(ROOT/".ckpt"/name/hash_run(parameters, inputs))

@@ -6,9 +6,9 @@
 __all__ = ['COMPANY_MODELS', 'COMPANY_READERS', 'DEFAULT_WORDS', 'DEFAULT_TABLES', 'USED_BY', 'TRAINED_BY', 'MATERIALS',
            'Problem', 'describe_problem', 'ProblemList', 'check_kinds', 'check_table', 'check_eval_sets', 'check_exam',
            'check_paraphrases', 'check_company', 'note_default_words', 'Material', 'CheckAnswer', 'name_users',
-           'survey_data', 'list_material', 'check_masked_groups', 'known_kinds', 'check_masking', 'list_unread',
-           'list_unread_facts', 'note_unused_rows', 'list_idle_stages', 'survey_facts', 'check', 'format_check',
-           'require_company', 'main']
+           'survey_data', 'list_material', 'check_masked_groups', 'known_kinds', 'check_masking', 'check_perimeter',
+           'list_unread', 'list_unread_facts', 'note_unused_rows', 'list_idle_stages', 'survey_facts', 'check',
+           'format_check', 'require_company', 'main']
 
 # %% ../../nbs/ops/72_check.ipynb #72a00004
 import io, json, sys, unicodedata
@@ -19,6 +19,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field
 
+from ..core.perimeter import describe_refusal, find_refusals, list_destinations, load_perimeter
 from ..core.project import ROOT, Invalid, all_params, run_cli
 from ..core.rules import Rules
 from ..core.settings import (AboutFile, Case, ColumnPhrasings, ExtractKinds, Paraphrases, PoisonFamilies,
@@ -319,6 +320,17 @@ def check_masking(
     found.attempt("company/groups.yaml", lambda: check_masked_groups(sources, read_groups(groups), kinds))
 
 
+# %% ../../nbs/ops/72_check.ipynb #72c00002
+def check_perimeter(
+    found: ProblemList, # problems, added to
+    root: Path # root folder of the project
+):
+    "Name every address that the company does not let anything go to"
+    perimeter = found.attempt("company/perimeter.yaml", lambda: load_perimeter(root/"company"/"perimeter.yaml"))
+    destinations = found.attempt("params.yaml", lambda: list_destinations(root), [])
+    for refused in find_refusals(perimeter, destinations) if perimeter else ():
+        found.problems.append(Problem(file=refused.file, problem=describe_refusal(refused)))
+
 # %% ../../nbs/ops/72_check.ipynb #a56067d0
 def list_unread(
     data: Path, # folder with the raw data
@@ -408,6 +420,7 @@ def check(
     try: templates = read_templates(company/"templates.yaml")
     except Invalid: pass  # named among the problems
     check_masking(found, company, data, params)
+    check_perimeter(found, root)
     exclude = params["ingest"]["exclude"]
     counts, unreadable, private, judged = survey_data(data, exclude, templates, pii_kinds)
     facts, private_facts = survey_facts(data/"facts", pii_kinds)
@@ -444,7 +457,9 @@ def require_company(
     "Stop where a file of company/ or a table of facts is wrong, with every problem named"
     params, tables = all_params(root), root/"data"/"facts"
     limit, pii_kinds = params["synth"]["max_answer_characters"], known_kinds(list_pii_kinds(params))
-    problems = list(map(describe_problem, check_company(root/"company", tables, limit, pii_kinds).problems))
+    found = check_company(root/"company", tables, limit, pii_kinds)
+    check_perimeter(found, root)
+    problems = list(map(describe_problem, found.problems))
     if len(problems) == 1: raise Invalid(problems[0])
     for line in problems: print(line, file=sys.stderr)
     if problems: raise Invalid(f"company/ and data/facts: {len(problems)} problems, named above; mend them, "

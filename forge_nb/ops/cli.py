@@ -15,7 +15,8 @@ __all__ = ['ANSWER_MODELS', 'app', 'DocumentsArgument', 'QueryOption', 'HistoryO
            'dry_run_erasure', 'begin_erasure', 'forget_verb', 'require_no_pending_erasure', 'SnapshotAnswer',
            'format_snapshot', 'snapshot_verb', 'split_names', 'search_verb', 'ask_verb', 'check_verb', 'draft_verb',
            'label_verb', 'refresh_verb', 'plot_estimate', 'estimate_verb', 'sweep_verb', 'cycle_verb', 'review_verb',
-           'freeze_verb', 'verify_verb', 'lineage_verb', 'rivals_verb', 'schema_verb', 'main']
+           'freeze_verb', 'verify_verb', 'lineage_verb', 'rivals_verb', 'bom_verb', 'papers_verb', 'airgap_verb',
+           'schema_verb', 'main']
 
 # %% ../../nbs/ops/90_cli.ipynb #1036a386
 import json, os, re, sys
@@ -46,6 +47,7 @@ def print_error(
 # %% ../../nbs/ops/90_cli.ipynb #7cafeddf
 try:
     from forge_nb.core.dvc import list_stale_stages, run_dvc
+    from forge_nb.core.outbound import guard_process
     from forge_nb.core.project import (Invalid, NotFound, ROOT, RunFailed, all_params, explain_disk_error, load_params,
                                        read_csv, read_stages, write_csv)
     from forge_nb.ops.erasure import (build_dry_run, check_data_recorded, forget, format_undo, plan_erasure,
@@ -65,7 +67,9 @@ ANSWER_MODELS = dict(
     sweep="forge_nb.ops.sweep:SweepAnswer", cycle="forge_nb.ops.cycle:CycleAnswer",
     review="forge_nb.ops.exam_verbs:ReviewAnswer", freeze="forge_nb.ops.exam_verbs:FreezeAnswer",
     verify="forge_nb.ops.verify:VerifyAnswer", rivals="forge_nb.ops.rivals:RivalsAnswer",
-    lineage="forge_nb.ops.lineage_sql:LineageAnswer")  # verb → model
+    lineage="forge_nb.ops.lineage_sql:LineageAnswer",
+    bom="forge_nb.ops.bom:BomAnswer", papers="forge_nb.ops.papers:PapersAnswer",
+    airgap="forge_nb.ops.airgap:AirgapAnswer")  # verb → model
 
 # %% ../../nbs/ops/90_cli.ipynb #c964267d
 def answer_schema(
@@ -263,12 +267,16 @@ def snapshot_verb(
     as_json: JsonOption = False # whether a program is listening
 ):
     "Copy a database into data/ as an SQLite file with its keys, and record it."
-    from forge_nb.data.databases import snapshot_database
+    from forge_nb.core.perimeter import Destination, parse_host, require_allowed
     from forge_nb.core.tangle import write_checksums
+    from forge_nb.data.databases import snapshot_database
     require_no_pending_erasure()
     if not re.fullmatch(r"[\w-]+", name): raise Invalid(f"--name {name}: use letters, digits, - and _ alone")
     check_data_recorded(ROOT)
-    tables = snapshot_database(os.environ.get(url, url), ROOT/"data"/f"{name}.sqlite")
+    address = os.environ.get(url, url)
+    database = Destination(host=parse_host(address), purpose="database", file="forge snapshot", field="URL")
+    require_allowed(ROOT, database)
+    tables = snapshot_database(address, ROOT/"data"/f"{name}.sqlite")
     write_checksums(ROOT/"data")
     run_dvc(ROOT, "add", "--quiet", "data")
     answer = SnapshotAnswer(file=f"data/{name}.sqlite", tables=tables)
@@ -573,6 +581,40 @@ def rivals_verb(
     with hold_verb_lock("rivals"): answer = compare_rivals(ROOT)
     print_answer(answer, format_rivals(answer), as_json)
 
+# %% ../../nbs/ops/90_cli.ipynb #24b00031
+@app.command("bom", epilog="Example: forge bom")
+def bom_verb(
+    as_json: JsonOption = False # whether a program is listening
+):
+    "What is in the model: packages, data and models with hashes and licences, as CycloneDX; papers/bom.cdx.json."
+    from forge_nb.ops.bom import format_bom, write_bom
+    require_no_pending_erasure()
+    with hold_verb_lock("papers"): answer = write_bom(ROOT)
+    print_answer(answer, format_bom(answer), as_json)
+
+# %% ../../nbs/ops/90_cli.ipynb #26a00031
+@app.command("papers", epilog="Example: forge papers")
+def papers_verb(
+    as_json: JsonOption = False # whether a program is listening
+):
+    "What an audit asks: cards, technical documentation, risks, changes, bill of materials, one page to print; papers/."
+    from forge_nb.ops.papers import format_papers, write_papers
+    require_no_pending_erasure()
+    with hold_verb_lock("papers"): answer = write_papers(ROOT)
+    print_answer(answer, format_papers(answer), as_json)
+
+# %% ../../nbs/ops/90_cli.ipynb #84c00002
+@app.command("airgap", epilog="Example: forge airgap")
+def airgap_verb(
+    as_json: JsonOption = False # whether a program is listening
+):
+    "Does anything leave? Pipeline, search and answer, in a copy without a network, traced; results/airgap.json."
+    from forge_nb.ops.airgap import airgap, format_airgap
+    require_no_pending_erasure()
+    with hold_verb_lock("airgap"): answer = airgap(ROOT, make_line_printer(as_json))
+    print_answer(answer, format_airgap(answer), as_json)
+    if answer.verdict != "nothing": raise typer.Exit(1)
+
 # %% ../../nbs/ops/90_cli.ipynb #9a9da7ea
 VerbArgument = Annotated[str, typer.Argument(metavar="VERB", help=f"One of {', '.join(ANSWER_MODELS)}.")]
 
@@ -596,7 +638,9 @@ def main(
     "Run a verb; its exit code says how it went"
     arguments = sys.argv[1:] if arguments is None else arguments
     report = lambda error, code, **details: print_error(error, code, "--json" in arguments, **details)
-    try: code = app(arguments, prog_name="forge", standalone_mode=False)
+    try:
+        guard_process(ROOT)
+        code = app(arguments, prog_name="forge", standalone_mode=False)
     except NotFound as e: code = report(e, 3)
     except Invalid as e: code = report(e, 2)
     except RunFailed as e: code = report(e, 1, **e.details)

@@ -133,7 +133,7 @@ def measured(tmp_path):
 def render_card(artifacts, **changed):
     params = load_params(ROOT/"params.yaml")
     params["shared"] |= changed
-    return card_page.card(artifacts, ROOT/"company"/"card.yaml", read_stages(ROOT), params, max_rows=8, out=artifacts/"card")
+    return card_page.card(artifacts, ROOT/"company"/"card.yaml", read_stages(ROOT), params, perimeter_file=ROOT/"company"/"perimeter.yaml", max_rows=8, out=artifacts/"card")
 
 
 def front_matter(text): return yaml.safe_load(text.split("---\n")[1])
