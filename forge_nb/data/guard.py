@@ -170,17 +170,19 @@ def start_standing(
 
 # %% ../../nbs/data/24_guard.ipynb #24a0b005
 def call_standing(
-    function, # function of a module
+    function, # function of a module; one of a notebook's cells gets a process of its own
     *arguments, # what it is called with; both must travel between processes
     max_seconds: float = MAX_READ_SECONDS, # limit of time
     max_bytes: int = MAX_READ_BYTES # limit of address space
 ): # what the function gives
     "Call a reader in a process that stands by, and make a reject of a crash, a hang or a shortage of memory"
     if sys.platform == "win32": return function(*arguments)
+    call = pickle.dumps((function, arguments))
+    if b"__main__" in call: return call_guarded(lambda: function(*arguments), max_seconds, max_bytes)
     child, pipe = start_standing(max_bytes)
     is_done = False
     try:
-        pipe.send_bytes(pickle.dumps((function, arguments)))
+        pipe.send_bytes(call)
         found = receive_answer(pipe, max_seconds)
         is_done = True
         return found
