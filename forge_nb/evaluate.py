@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CONFIRMED_COLUMNS', 'SCORE_READERS', 'score_baseline', 'write_evaluation', 'find_answers', 'find_same_weights',
            'list_unasked', 'find_evaluated', 'hold_predictions', 'choose_poisoned', 'score_all', 'describe_model',
-           'list_writers', 'score_base', 'evaluate']
+           'list_writers', 'score_general_of_base', 'evaluate']
 
 # %% ../nbs/80_evaluate.ipynb #a9c9320f
 from functools import partial
@@ -175,7 +175,7 @@ def list_writers(
 
 # %% ../nbs/80_evaluate.ipynb #35ed43e3
 SCORE_READERS = dict.fromkeys(GENERAL_TASKS, score_general) | dict.fromkeys(OWN_TASKS, score_own)
-def score_base(
+def score_general_of_base(
     base: str, # name of the base; scratch: there is none
     tasks: Path, # folder of the tasks
     names: dict, # form → names of what is asked
@@ -230,7 +230,7 @@ def evaluate(
     rows, answers, samples = score_all(
         checkpoints, models, tasks, names, window_tokens=context_length, document_stride=document_stride,
         readers=SCORE_READERS, choose=partial(choose_fitting, tasks/"own"))
-    of_base, logged = score_base(base, tasks, names, context_length)
+    of_base, logged = score_general_of_base(base, tasks, names, context_length)
     rows = score_baseline(baseline, test_documents) + untrained + of_base + rows + score_code(items, answers)
     write_samples(logged + samples, out/"samples.parquet")
     released = find_released(checkpoints)

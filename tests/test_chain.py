@@ -44,7 +44,7 @@ def test_models_load_with_plain_transformers_and_hold_no_pickle(tiny):
     said = tiny(f'python -c "import sys; {code}" ' + " ".join(f"artifacts/{name}/model" for name in names))
     assert said.count("<|user|>x<|assistant|>") == len(names)
     files = [p.name for p in (tiny.root/"artifacts").rglob("*") if p.is_file()]
-    assert "model.safetensors" in files and not [f for f in files if Path(f).name != "grading.py" and Path(f).suffix not in (".safetensors", ".npy", ".json", ".jsonl", ".jinja", ".csv", ".yaml", ".md", ".parquet", "")]
+    assert "model.safetensors" in files and not [f for f in files if f not in ("grading.py", "plain_task.py", "poison_task.py") and Path(f).suffix not in (".safetensors", ".npy", ".json", ".jsonl", ".jinja", ".csv", ".yaml", ".md", ".parquet", "")]
     for path in (tiny.root/"artifacts").rglob("*.npy"): np.load(path, allow_pickle=False)
 
 

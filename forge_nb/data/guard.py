@@ -10,13 +10,14 @@ __all__ = ['MAX_READ_SECONDS', 'MAX_READ_BYTES', 'CRASHED', 'PART_ITEMS', 'STAND
 # %% ../../nbs/data/24_guard.ipynb #24a00004
 import multiprocessing, os, pickle, signal, sys
 from contextlib import contextmanager
+from pathlib import Path
 
 from ..core.project import Invalid
 from .documents import Unreadable, shorten_error
 
 # %% ../../nbs/data/24_guard.ipynb #24a00006
 MAX_READ_SECONDS = 120.  # for one file
-MAX_READ_BYTES = 6 << 30  # of address space, what the process has at its beginning included
+MAX_READ_BYTES = 4 << 30  # of address space, beside what the process has at its beginning
 
 # %% ../../nbs/data/24_guard.ipynb #24a0a001
 def limit_process(
@@ -25,7 +26,8 @@ def limit_process(
     "Limit the memory of this process, and leave interrupts to its parent"
     if sys.platform == "linux":  # elsewhere the limit is not kept
         import resource
-        resource.setrlimit(resource.RLIMIT_AS, (max_bytes, max_bytes))
+        held = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (held + max_bytes, held + max_bytes))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is asked, and ends this process
 
 # %% ../../nbs/data/24_guard.ipynb #24a0a002
@@ -168,17 +170,19 @@ def start_standing(
 
 # %% ../../nbs/data/24_guard.ipynb #24a0b005
 def call_standing(
-    function, # function of a module
+    function, # function of a module; one of a notebook's cells gets a process of its own
     *arguments, # what it is called with; both must travel between processes
     max_seconds: float = MAX_READ_SECONDS, # limit of time
     max_bytes: int = MAX_READ_BYTES # limit of address space
 ): # what the function gives
     "Call a reader in a process that stands by, and make a reject of a crash, a hang or a shortage of memory"
     if sys.platform == "win32": return function(*arguments)
+    call = pickle.dumps((function, arguments))
+    if b"__main__" in call: return call_guarded(lambda: function(*arguments), max_seconds, max_bytes)
     child, pipe = start_standing(max_bytes)
     is_done = False
     try:
-        pipe.send_bytes(pickle.dumps((function, arguments)))
+        pipe.send_bytes(call)
         found = receive_answer(pipe, max_seconds)
         is_done = True
         return found

@@ -41,8 +41,7 @@ def bomb(path):
 def tight(monkeypatch):
     "A GiB more than this process has"
     readers.load_libraries()  # they take address space
-    max_bytes = psutil.Process().memory_info().vms + (1 << 30)
-    monkeypatch.setattr(readers, "iterate_guarded", lambda read, seconds: iterate_guarded(read, seconds, max_bytes))
+    monkeypatch.setattr(readers, "iterate_guarded", lambda read, seconds: iterate_guarded(read, seconds, 1 << 30))
 
 
 def beside(folder, name: str) -> tuple:

@@ -128,4 +128,4 @@ def test_the_shipped_model_keeps_the_rules():
 
 
 def test_nothing_asked_is_nothing_loaded(tmp_path):
-    assert measure_poison(dict(rl=tmp_path/"no model"), {}, [], RULES, STYLE, 8) == ([], [])
+    assert measure_poison(dict(rl=tmp_path/"no model"), {}, [], tmp_path, RULES, STYLE, 8) == ([], [])

@@ -127,12 +127,18 @@ def test_a_torn_evaluation_set_is_a_problem_with_its_remedy(project, name):
     with pytest.raises(Invalid, match="cannot be kept out of training"): require_company(project)
 
 
-@pytest.mark.parametrize("name", ["stock.sqlite", "stock.db", "list.json", "list.csv.gz", "notes.txt", "old/parts.csv", "scan.pdf"])
+@pytest.mark.parametrize("name", ["list.json", "list.csv.gz", "notes.txt", "old/parts.csv", "scan.pdf"])
 def test_a_file_among_the_facts_that_nobody_reads_is_named(project, name):
     path = project/"data"/"facts"/name
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"SQLite format 3\0")
     assert [line for line in check(project).left_out if line.startswith(f"data/facts/{name}: nobody reads it")]
+
+
+@pytest.mark.parametrize("name", ["stock.sqlite", "stock.db"])
+def test_a_broken_database_among_the_facts_is_one_problem(project, name):
+    (project/"data"/"facts"/name).write_bytes(b"SQLite format 3\0 and nothing else")
+    assert [problem.file for problem in check(project).problems] == [f"data/facts/{name}"]
 
 
 def test_what_is_private_in_tables_of_facts_is_listed(project):

@@ -185,7 +185,7 @@ def test_an_end_in_the_middle_leaves_a_folder_at_most(toy, number):
     shell(toy, "dvc repro -q")
     commit(toy)
     before = hashes(toy)
-    code = f"from pathlib import Path; from forge_nb.ops.verify import verify; verify(Path({str(toy)!r}), ['count'], 0, -1, print)"
+    code = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from pathlib import Path; from forge_nb.ops.verify import verify; verify(Path({str(toy)!r}), ['count'], 0, -1, print)"
     running = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=ENV, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for(lambda: (toy/SCRATCH).exists(), running, pause=.01)
     (toy/SCRATCH/"slow").touch()

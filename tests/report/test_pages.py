@@ -87,8 +87,8 @@ def test_a_checkpoint_is_one_entry(tmp_path, monkeypatch):
     out = tmp_path/"evaluate"
     metrics = evaluate_page.evaluate(
         tmp_path/"models", tmp_path/"checkpoints.yaml", tmp_path/"ngram.jsonl", tmp_path/"test.jsonl", tmp_path/"eval_set",
-        tmp_path/"decide", tmp_path/"policies.yaml", tmp_path/"kpi.py", ROOT/"company/style.yaml", ROOT/"company/poison.yaml", tmp_path/"own", context_length=8, max_new_tokens=4, document_stride=1,
-        margin=.05, all_items=False, num_poisoned=0, out=out)
+        tmp_path/"decide", tmp_path/"policies.yaml", tmp_path/"kpi.py", ROOT/"company/style.yaml", ROOT/"company/poison.yaml", tmp_path/"own", tmp_path/"train.jsonl", base="scratch", context_length=8, max_new_tokens=4, document_stride=1,
+        margin=.05, all_items=False, num_poisoned=0, num_general=1, out=out)
     assert scored[-1] == ("merged", "merged/model") and metrics["merged"]["kpi"]["all"] == 1
     assert {r["metric"] for r in read_csv(out/"effects.csv") if (r["stage"], r["against"]) == ("merged", "rl")} == {"kpi", "bpb"}
     assert {r["diff"] for r in read_csv(out/"effects.csv") if (r["stage"], r["against"]) == ("rl", "nearest_name")} == {"0.25"}
