@@ -92,5 +92,5 @@ report: setup  ## README.md and docs/RESULTS.md from their templates, and report
 	@python -m forge_nb.report.pages readme
 	@python -m forge_nb.report.pages html
 
-bench: data  ## measure in a fresh clone, all or PART=chain|data|readers|index|pretrain|tune|evaluate; writes docs/BENCH.md
+bench: data  ## measure in a fresh clone, all or PART=chain|ci|data|readers|index|pretrain|tune|evaluate; writes docs/BENCH.md
 	@python -m forge_nb.bench.bench $${PART:+"$$PART"}
