@@ -110,7 +110,7 @@ class Project:
         write_jsonl(root/"test.jsonl", [dict(id=f"d{n}", kind="docs", text=" ".join(item["question"] for item in ITEMS[n::12])) for n in range(12)])
         for name in ("answers", "scores"): write_jsonl(root/"evaluate"/f"{name}.jsonl", [])
         write_jsonl(root/"decide"/"scores.jsonl", [])
-        texts = {"checkpoints.yaml": "checkpoints: {rl: {folder: rl/model, ships: true}}\n", "floors.csv": "slice,metric,floor,seeds\n", "kpi.py": KPI,
+        texts = {"checkpoints.yaml": "checkpoints: {rl: {folder: rl/model, ships: true}}\n", "floors.csv": "slice,metric,mean,floor,seeds,exam\n", "kpi.py": KPI,
                  "style.yaml": STYLE, "policies.yaml": "{}\n", "decide/predictions.csv": "slice,metric,decision\n",
                  "dvc.lock": "schema: '2.0'\nstages:\n  rl:\n    cmd: a\n    outs:\n    - path: artifacts/rl/model\n      hash: md5\n      md5: a1.dir\n",
                  "params.yaml": "gate: {rules_file: rules.yaml}\n"}
@@ -214,7 +214,7 @@ def test_the_floor_of_seeds_is_used_and_shown(trained, tmp_path, floor, decision
     rows = [row | dict(text="`x`.") if row["id"] in [f"fact:{n}" for n in range(20)] else row for row in read_jsonl(project.root/"out"/"answers.jsonl") if row["checkpoint"] == "rl"]
     write_jsonl(project.root/"evaluate"/"answers.jsonl", rows)
     write_json(project.root/"artifacts"/"promoted"/"model"/"note.json", {})
-    if floor: (project.root/"floors.csv").write_text(f"slice,metric,floor,seeds\ntables,exact_match,{floor},3\n", encoding="utf-8")
+    if floor: (project.root/"floors.csv").write_text(f"slice,metric,mean,floor,seeds,exam\ntables,exact_match,0.8,{floor},3,5761\n", encoding="utf-8")
     project.write_rules(("tables", "exact_match"), max_drop=.9)
     verdict = project.judge()
     [row] = verdict["slices"]
