@@ -206,6 +206,17 @@ def test_what_evaluate_measured_is_not_measured_again(trained, tmp_path):
     assert bits["after"] == 1.25
 
 
+def test_what_evaluate_wrote_is_read_once(trained, tmp_path, monkeypatch):
+    from forge_nb.evals.general import read_general, write_general
+    project, read = Project(tmp_path/"project", trained, trained), []
+    write_general(read_general(1)[0][:20], *[project.root/"evaluate"/"tasks"/"general"] * 2)
+    project.write_rules(("tables", "exact_match"), ("docs", "bpb"))
+    for module in ("gate", "evals.gated"): monkeypatch.setattr(f"forge_nb.{module}.read_jsonl", lambda path: read.append(path) or read_jsonl(path))
+    verdict = project.judge()
+    assert verdict["general"] and [row["metric"] for row in verdict["slices"]] == ["exact_match", "bpb"]
+    assert [read.count(project.root/"evaluate"/f"{name}.jsonl") for name in ("scores", "answers")] == [1, 1]
+
+
 @pytest.mark.parametrize("floor, decision", [(None, "blocks"), (.6, "passes")])
 def test_the_floor_of_seeds_is_used_and_shown(trained, tmp_path, floor, decision):
     from forge_nb.evals.release import describe_release
