@@ -20,12 +20,13 @@ from .evals.arms import (DEPTHS, answer_without_model, ask_base, find_answer_ran
                                       make_base_prompts, read_tables, score_found, score_shown_violations,
                                       show_first_passage)
 from .evals.paths import gather_evidence, recommend
-from .evals.predictions import predict
+from .evals.predictions import predict, read_measured
 from .evals.suites import nest_means, score_answers
 from .metrics.graders import NO_SOURCE, format_answer
 from .metrics.policies import load_policies
 from .metrics.rewards import RewardFunction
 from .metrics.stats import summarize_scores
+from .synthesis.eval_lock import hash_exam
 from .synthesis.facts import load_facts
 from .synthesis.open_book import find_sources, format_prompt
 from .train.bases import find_base
@@ -213,6 +214,7 @@ def decide(
     company: Path, # folder with the company's files
     versions: Path, # results/versions.csv
     costs: Path, # results/costs.csv, which may be missing
+    floors: Path, # results/floors.csv
     *,
     base: str, # base model, or scratch
     depth: int, # passages among which the answer must stand
@@ -241,7 +243,8 @@ def decide(
     changes = measure_changes(recorded)
     percents = {source: change["percent"] for source, change in changes.items()}
     predictions = predict(exam.items, rows, percents, depth=depth, margin=margin,
-                          max_change_percent=max_change_percent)
+                          max_change_percent=max_change_percent,
+                          measured=read_measured(read_csv(floors), hash_exam(items)))
     megabytes = sum(len(text["text"].encode()) for text in texts) / 1e6
     evidence = gather_evidence(exam.items, predictions, rows, base=base, base_parameters=parameters,
                                megabytes=megabytes)

@@ -17,8 +17,7 @@ from .evals.checkpoints import BASELINE, Checkpoint, find_released, list_compari
 from .evals.coding import score_code
 from .evals.general import BASE_MODEL, GENERAL_TASKS, choose_general, score_general, write_general
 from .evals.headline import summarize_released, take_arm_scores
-from .evals.own import read_held_out
-from .evals.own_tasks import OWN_TASKS, choose_fitting, score_own, write_own
+from .evals.own_tasks import OWN_TASKS, choose_fitting, read_held_out, score_own, write_own
 from .evals.poison import make_cases, measure_poison, write_cases, write_poison
 from .evals.predictions import confirm_predictions
 from .evals.suites import nest_means, score_documents

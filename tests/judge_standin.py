@@ -94,6 +94,7 @@ def make_project(folder: Path, num_people: int, num_questions: int = 400) -> Pat
     row = lambda n, name, text: dict(checkpoint=name, id=f"q{n}", prompt_field="prompt", question=items[n]["question"], truth=items[n]["answer"], text=text, finished=True)
     write_jsonl(folder/"answers.jsonl", [row(n, name, text) for n in range(num_questions) for name, text in zip(("rl", "sft"), both(n))])
     (folder/"checkpoints.yaml").write_text("checkpoints: {sft: {folder: sft}, rl: {folder: rl, ships: true}}\n", encoding="utf-8")
+    (folder/"baseline.yaml").write_text('name: ""\n', encoding="utf-8")
     (folder/"style.yaml").write_bytes((ROOT/"company"/"style.yaml").read_bytes())
     labelled = [make_pair(f"q{n}", items[n]["question"], *both(n), "tie" if n % 4 > 1 else "a", "A. Person") for n in range(num_people)]
     with open(folder/"judge_labels.csv", "w", newline="", encoding="utf-8") as file:
@@ -105,6 +106,6 @@ def make_project(folder: Path, num_people: int, num_questions: int = 400) -> Pat
 
 def run_judge_stage(folder: Path, url: str = "", **changed) -> dict:
     "The stage on such a project, with the parameters of params.yaml but for those named here"
-    params = load_params(ROOT/"params.yaml")["judge"] | dict(endpoint_url=url, endpoint_name="m" if url else "", endpoint_key="TEST_JUDGE_KEY", num_compared=20)
-    paths = [folder/name for name in ("answers.jsonl", "items.jsonl", "judge_labels.csv", "style.yaml", "checkpoints.yaml")]
-    return judge(*paths, folder/"kept", **params | changed, out=folder/"out")
+    params = load_params(ROOT/"params.yaml")["judge"] | dict(threads=1, endpoint_url=url, endpoint_name="m" if url else "", endpoint_key="TEST_JUDGE_KEY", num_compared=20)
+    paths = [folder/name for name in ("answers.jsonl", "items.jsonl", "judge_labels.csv", "style.yaml", "checkpoints.yaml", "baseline.yaml")]
+    return judge(*paths, folder, folder/"kept", **params | changed, out=folder/"out")

@@ -8,6 +8,7 @@ from forge_nb.data.passages import build_index, read_table_passages, save_index
 from forge_nb.decide import decide
 from forge_nb.evals.predictions import confirm_predictions
 from forge_nb.evals.suites import make_score_row
+from forge_nb.synthesis.eval_lock import hash_exam
 from forge_nb.synthesis.open_book import shorten_id
 
 KIND = dict(table="prices.csv", key=["name"], answer="price", ask=["Price of {name}?"], ask_held_out=["What does {name} cost?"], state="{name} costs {answer}.")
@@ -21,7 +22,7 @@ PARAMS = load_params(ROOT/"params.yaml")["decide"] | dict(pii=[], pii_patterns=[
 class Company:
     "Forty prices of a table with two columns, and forty orders whose answer is the word `noted` in the house's form, which stands nowhere"
     def __init__(self, root):
-        self.root, self.case, self.days = root, {}, ["2026-03-01"]
+        self.root, self.case, self.days, self.floors = root, {}, ["2026-03-01"], []
         for name, content in dict(questions=dict(price=KIND), style=STYLE, policies=RULE).items(): write_json(root/f"{name}.yaml", content)
         (root/"kpi.py").write_text("def kpi(question, answer, row): return float(row['answer'] in answer)", encoding="utf-8")
         write_csv(root/"facts"/"prices.csv", [dict(name=f"bolt M{n}", price=f"{n} EUR") for n in range(20, 60)])
@@ -41,7 +42,8 @@ class Company:
         write_json(self.root/"case.yaml", self.case)
         rows = [dict(version=f"v{n}", date=day, source="facts/prices.csv" if n else "", before=40 if n else "", kept=0 if n else "") for n, day in enumerate(self.days)]
         write_csv(self.root/"versions.csv", rows)
-        inputs = [self.root/name for name in ("eval_set", "live", "facts", "train.jsonl", ".", "versions.csv", "costs.csv")]
+        inputs = [self.root/name for name in ("eval_set", "live", "facts", "train.jsonl", ".", "versions.csv", "costs.csv", "floors.csv")]
+        write_csv(self.root/"floors.csv", self.floors, "slice metric mean floor seeds exam".split())
         decide(*inputs, **PARAMS | changed, out=self.root/"out")
         self.predictions = read_csv(self.root/"out"/"predictions.csv")
         return {row["slice"]: row for row in self.predictions if row["metric"] == "exact_match"}
@@ -74,6 +76,17 @@ def test_two_columns_are_an_answer_and_wide_rows_have_to_be_read(company):
     wide = [item | dict(passages=[p | dict(text=p["text"].replace("; price", "; stock `9`; price")) for p in item["passages"]]) for item in company.items("What does {name} cost?")]
     assert company.run(company.items("What does {name} cost?"))["fact"]["lookup_arm"] == "top_passage"
     assert company.run(wide)["fact"]["decision"] == "both"
+
+
+def test_what_earlier_models_read_worse_than_it_is_shown_is_looked_up(company):
+    items = company.items("What does {name} cost?")
+    half = [item | dict(passages=[p | dict(text=p["text"].replace("; price", "; stock `9`; price")) for p in item["passages"]]) if n % 2 else item for n, item in enumerate(items)]
+    def decision(mean, exam=""):
+        company.floors = [dict(slice="fact", metric="exact_match", mean=mean, floor=.1, seeds=3, exam=exam or hash_exam(half))]
+        return company.run(half)["fact"]
+    assert decision(.3)["lookup"] == "0.5" and decision(.3)["because"].endswith("showing what is found has 50 %; earlier models that were trained to read it had 30 %")
+    assert [decision(mean)["decision"] for mean in (.3, .45, .9)] == ["look up", "both", "both"]  # .45 is no further from .5 than seeds lie apart
+    assert decision(.3, exam="another")["decision"] == "both"
 
 
 def test_a_budget_counts_what_was_estimated(company):

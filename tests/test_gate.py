@@ -110,7 +110,7 @@ class Project:
         write_jsonl(root/"test.jsonl", [dict(id=f"d{n}", kind="docs", text=" ".join(item["question"] for item in ITEMS[n::12])) for n in range(12)])
         for name in ("answers", "scores"): write_jsonl(root/"evaluate"/f"{name}.jsonl", [])
         write_jsonl(root/"decide"/"scores.jsonl", [])
-        texts = {"checkpoints.yaml": "checkpoints: {rl: {folder: rl/model, ships: true}}\n", "floors.csv": "slice,metric,floor,seeds\n", "kpi.py": KPI,
+        texts = {"checkpoints.yaml": "checkpoints: {rl: {folder: rl/model, ships: true}}\n", "floors.csv": "slice,metric,mean,floor,seeds,exam\n", "kpi.py": KPI,
                  "style.yaml": STYLE, "policies.yaml": "{}\n", "decide/predictions.csv": "slice,metric,decision\n",
                  "dvc.lock": "schema: '2.0'\nstages:\n  rl:\n    cmd: a\n    outs:\n    - path: artifacts/rl/model\n      hash: md5\n      md5: a1.dir\n",
                  "params.yaml": "gate: {rules_file: rules.yaml}\n"}
@@ -225,6 +225,17 @@ def test_what_evaluate_measured_is_not_measured_again(trained, tmp_path):
     assert bits["after"] == 1.25
 
 
+def test_what_evaluate_wrote_is_read_once(trained, tmp_path, monkeypatch):
+    from forge_nb.evals.general import read_general, write_general
+    project, read = Project(tmp_path/"project", trained, trained), []
+    write_general(read_general(1)[0][:20], *[project.root/"evaluate"/"tasks"/"general"] * 2)
+    project.write_rules(("tables", "exact_match"), ("docs", "bpb"))
+    for module in ("gate", "evals.gated"): monkeypatch.setattr(f"forge_nb.{module}.read_jsonl", lambda path: read.append(path) or read_jsonl(path))
+    verdict = project.judge()
+    assert verdict["general"] and [row["metric"] for row in verdict["slices"]] == ["exact_match", "bpb"]
+    assert [read.count(project.root/"evaluate"/f"{name}.jsonl") for name in ("scores", "answers")] == [1, 1]
+
+
 @pytest.mark.parametrize("floor, decision", [(None, "blocks"), (.6, "passes")])
 def test_the_floor_of_seeds_is_used_and_shown(trained, tmp_path, floor, decision):
     from forge_nb.evals.release import describe_release
@@ -233,7 +244,7 @@ def test_the_floor_of_seeds_is_used_and_shown(trained, tmp_path, floor, decision
     rows = [row | dict(text="`x`.") if row["id"] in [f"fact:{n}" for n in range(20)] else row for row in read_jsonl(project.root/"out"/"answers.jsonl") if row["checkpoint"] == "rl"]
     write_jsonl(project.root/"evaluate"/"answers.jsonl", rows)
     write_json(project.root/"artifacts"/"promoted"/"model"/"note.json", {})
-    if floor: (project.root/"floors.csv").write_text(f"slice,metric,floor,seeds\ntables,exact_match,{floor},3\n", encoding="utf-8")
+    if floor: (project.root/"floors.csv").write_text(f"slice,metric,mean,floor,seeds,exam\ntables,exact_match,0.8,{floor},3,5761\n", encoding="utf-8")
     project.write_rules(("tables", "exact_match"), max_drop=.9)
     verdict = project.judge()
     [row] = verdict["slices"]

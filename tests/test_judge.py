@@ -3,11 +3,16 @@ import json, os, signal, subprocess, sys, threading, time
 from collections import Counter
 
 import pytest
+import torch
 from copies import ENV, HANG, ROOT, wait_for
 from judge_standin import (SECRET, JudgeServer, make_project, prefer_first, prefer_longer, prefer_right, prefer_right_in_four_of_five,
                            run_judge_stage, say)
 
-from forge_nb.core.project import Invalid, read_csv, read_json, read_jsonl
+from forge_nb.core.project import Invalid, hash_weights, load_params, read_csv, read_json, read_jsonl, write_json, write_jsonl
+from forge_nb.judge import judge
+from forge_nb.tokenizer import train_tokenizer
+from forge_nb.train.architecture import ModelShape, build_model
+from forge_nb.train.model import generate_texts, load_model, render_chat_prompt, save_model
 
 
 @pytest.fixture(autouse=True)
@@ -167,3 +172,72 @@ def test_without_a_judge_the_stage_passes_and_says_so(tmp_path):
     found = run_judge_stage(make_project(tmp_path, 3))
     assert found["vote"] is False and "no judge is named" in found["reason"]
     assert read_jsonl(tmp_path/"out"/"verdicts.jsonl") == [] and json.loads((tmp_path/"out"/"metrics.json").read_text(encoding="utf-8")) == found
+
+
+@pytest.fixture(scope="module")
+def promoted(tmp_path_factory):
+    "A small model with random weights, as it was promoted"
+    tokenizer = train_tokenizer(["What does bolt M4 cost? It is `4 EUR`."] * 9, 300)
+    torch.manual_seed(3)
+    save_model(build_model(tokenizer, ModelShape(num_hidden_layers=1, hidden_size=64, intermediate_size=64, context_length=64)), tokenizer,
+               folder := tmp_path_factory.mktemp("promoted")/"model")
+    return folder
+
+
+def with_prompts(folder):
+    "The project's questions, as a model is asked them"
+    items = [item | dict(part="fact", prompt=item["question"]) for item in read_jsonl(folder/"items.jsonl")]
+    write_jsonl(folder/"items.jsonl", items)
+    return items
+
+
+def name_baseline(folder, model, **changed):
+    write_json(folder/"baseline.yaml", dict(name="v1", folder=str(model), weights_sha256=hash_weights(model)) | changed)
+
+
+def test_the_released_checkpoint_is_compared_with_the_promoted_model_once_there_is_one(promoted, tmp_path):
+    items = with_prompts(make_project(tmp_path, 22))
+    before = {row["text"] for row in read_jsonl(tmp_path/"answers.jsonl") if row["checkpoint"] == "sft"}
+    options = dict(min_labels=40, num_verified=20, num_compared=12, max_answer_tokens=6)
+    with JudgeServer(prefer_right) as server:
+        first = run_judge_stage(tmp_path, server.url, **options)
+        assert first["compared"] == "`rl` is compared with `sft`: no model was promoted yet."
+        assert {row["against"] for row in read_csv(tmp_path/"out"/"comparisons.csv")} == {"sft"}
+        name_baseline(tmp_path, promoted)
+        second = run_judge_stage(tmp_path, server.url, **options)
+    assert second["compared"] == "`rl` is compared with the last promoted model, v1, with the passages of today."
+    assert {name: second[name] for name in first if name != "compared"} == {name: first[name] for name in first if name != "compared"}
+    model, tokenizer = load_model(promoted)
+    answers = {item["id"]: text.strip() for item, (text, _) in zip(items, generate_texts(
+        model, tokenizer, [render_chat_prompt(tokenizer, item["prompt"]) for item in items], max_new_tokens=6))}
+    compared = [row for row in read_jsonl(tmp_path/"out"/"verdicts.jsonl") if row["purpose"] == "comparison"]
+    assert len(compared) == 12 and {row["against"] for row in compared} == {"promoted v1"}
+    assert all(row["answer_b"] == answers[row["id"].rpartition("#")[0]] and row["answer_b"] not in before for row in compared)
+    with JudgeServer(prefer_right) as server: assert run_judge_stage(tmp_path, server.url, **options, against="sft")["compared"] == \
+        "`rl` is compared with `sft`, which `judge.against` names."
+
+
+def test_a_promoted_model_that_is_not_the_one_is_a_sentence_where_a_judge_is_named(promoted, tmp_path):
+    with_prompts(make_project(tmp_path, 22))
+    name_baseline(tmp_path, promoted, weights_sha256="00")
+    with pytest.raises(Invalid, match="are not those of v1; fetch the model that was promoted"): run_judge_stage(tmp_path, "http://127.0.0.1:9/v1")
+    assert run_judge_stage(tmp_path)["compared"] == "`rl` is compared with the last promoted model, v1."  # nobody is asked, the gate says it
+
+
+def test_the_chain_s_small_model_as_the_baseline(tiny, tmp_path):
+    "The chain's own files; its sft is what was promoted, so the judge sees what `evaluate` wrote for sft, answer by answer"
+    source = tiny.root/"artifacts"
+    name_baseline(tmp_path, source/"sft"/"model")
+    params = load_params(tiny.root/"params.yaml")["judge"] | dict(endpoint_name="m", endpoint_key="TEST_JUDGE_KEY", threads=1, num_compared=9)
+    rows = read_jsonl(source/"evaluate"/"answers.jsonl")
+    texts = {name: {row["id"]: row["text"].strip() for row in rows if (row["checkpoint"], row["prompt_field"]) == (name, "prompt")} for name in ("sft", "rl")}
+    with JudgeServer(lambda prompt, n: say("score: 4" if "score:" in prompt else "verdict: tie")) as server:
+        found = judge(source/"evaluate"/"answers.jsonl", source/"synth"/"eval_set"/"items.jsonl", tiny.root/"company"/"judge_labels.csv",
+                      tiny.root/"company"/"style.yaml", tiny.root/"config"/"checkpoints.yaml", tmp_path/"baseline.yaml", tmp_path, tmp_path/"kept",
+                      **params | dict(endpoint_url=server.url), out=tmp_path/"out")
+    assert found["compared"] == "`rl` is compared with the last promoted model, v1, with the passages of today."
+    compared = [row for row in read_jsonl(tmp_path/"out"/"verdicts.jsonl") if row["purpose"] == "comparison"]
+    assert len(compared) == 9
+    for row in compared:
+        item = row["id"].rpartition("#")[0]
+        assert (row["answer_a"], row["answer_b"]) == (texts["rl"][item], texts["sft"][item])

@@ -26,7 +26,7 @@ from .documents import (MAX_FILE_BYTES, DECOMPRESSORS, LICENCE_FILE, MAX_ARCHIVE
                                      identify_licence, is_licence_file, make_document, make_reject, shorten_error)
 from .guard import MAX_READ_SECONDS, call_guarded, call_standing, iterate_guarded
 from .mail import list_attachments, list_mails, parse_mail, read_mail_text
-from .office import read_docx_file, read_markup_file, read_sheets_file, read_slides_file
+from .office import OLD_FORMATS, read_docx_file, read_markup_file, read_sheets_file, read_slides_file
 from .pdf import read_pdf_file
 from .records import read_json_file, read_jsonl_file, read_parquet_file
 from .tables import read_csv_file
@@ -277,13 +277,16 @@ def find_archive_reader(
     return next((reader for part, reader in OFFICE_PARTS.items() if has(part)), None)
 
 # %% ../../nbs/data/60_readers.ipynb #60r0d004
-OLD_PARTS = {"Workbook": read_sheets_file, "__nameid_version1.0": refuse_outlook_mail}
+OLD_PARTS = {"__nameid_version1.0": refuse_outlook_mail, "Workbook": read_sheets_file,
+             **dict.fromkeys(OLD_FORMATS, read_slides_file)}
 def find_old_reader(
-    file # binary, seekable
-): # reader of an office file of before 2007, whatever its name; None for others
-    "Tell an old office file by the parts in it"
+    file, # binary, seekable
+    by_name # reader that its name asks for
+): # reader of an office file of before 2007, whatever its name; that of its name for others
+    "Tell an old office file by the parts in it; where one is embedded in another, its name decides"
     raw = file.read(MAX_FILE_BYTES)
-    return next((reader for name, reader in OLD_PARTS.items() if name.encode("utf-16-le") in raw), None)
+    found = [reader for name, reader in OLD_PARTS.items() if name.encode("utf-16-le") in raw]
+    return by_name if by_name in found or not found else found[0]
 
 # %% ../../nbs/data/60_readers.ipynb #60r0000c
 # readers that run in processes of their own
@@ -307,10 +310,10 @@ def choose_reader(
         found = find_archive_reader(file)
         file.seek(0)
     if head.startswith(b"\xd0\xcf\x11\xe0"):
-        found = find_old_reader(file)
+        found = find_old_reader(file, by_name)
         file.seek(0)
     is_page = re.match(rb"\s*<(!doctype html|html|\?xml|table|meta)", head, re.I)
-    return found or (read_html_file if by_name is read_sheets_file and is_page else by_name)
+    return found or (read_html_file if by_name in (read_sheets_file, read_slides_file) and is_page else by_name)
 
 # %% ../../nbs/data/60_readers.ipynb #60r00011
 # packages that write a reader's text

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['GUESSES', 'LOOKUPS', 'FORM_METRICS', 'FORM_ARMS', 'MIN_ITEMS', 'RARELY', 'MOSTLY', 'REASONS', 'read_scores',
-           'pick_best_arm', 'compare_items', 'find_change_source', 'choose_way', 'predict_slice', 'is_silent',
-           'predict_form', 'explain_prediction', 'order_slices', 'predict', 'judge_prediction', 'confirm_predictions']
+           'pick_best_arm', 'compare_items', 'find_change_source', 'choose_way', 'read_measured', 'predict_slice',
+           'is_silent', 'predict_form', 'explain_prediction', 'order_slices', 'predict', 'judge_prediction',
+           'confirm_predictions']
 
 # %% ../../nbs/evals/30_predictions.ipynb #e30a0004
 from collections import Counter
@@ -88,6 +89,15 @@ def choose_way(
     if gain["before"] >= MOSTLY or gain["after"] >= RARELY: return "neither"
     return "look up" if is_volatile else "train"
 
+# %% ../../nbs/evals/30_predictions.ipynb #e30a0041
+def read_measured(
+    rows: list, # rows of results/floors.csv
+    exam: str # hash of the frozen exam
+) -> dict: # slice → mean share of right answers of earlier models, and how far their seeds lie apart
+    "Read what earlier models scored on this exam"
+    return {row["slice"]: (float(row["mean"]), float(row["floor"])) for row in rows
+            if row["metric"] == "exact_match" and row.get("exam") == exam}
+
 # %% ../../nbs/evals/30_predictions.ipynb #e30a0015
 def predict_slice(
     table: dict, # scores of `index_scores`
@@ -95,7 +105,8 @@ def predict_slice(
     *,
     depth: int, # passages that a reader gets
     margin: float, # share by which a look-up may fall short of the reach
-    is_volatile: bool # whether the source changes too fast to be trained on
+    is_volatile: bool, # whether the source changes too fast to be trained on
+    measured: tuple = None # mean of earlier models on this exam, and how far their seeds lie apart
 ) -> dict: # row: metric, slice, n, decision, nature, scores and names of the arms, margin, low, high, untrained_arm
     "Predict for one slice of questions"
     (guess_arm, guess), (lookup_arm, lookup) = (pick_best_arm(table, "exact_match", part, arms)
@@ -105,6 +116,7 @@ def predict_slice(
     guess, lookup = guess or dict.fromkeys(reach, 0.), lookup or dict.fromkeys(reach, 0.)
     gain, unread, shown = compare_items(guess, reach), compare_items(lookup, reach), compare_items(guess, lookup)
     way = choose_way(gain, unread, margin, is_volatile)
+    if way == "both" and measured and sum(measured) < unread["before"]: way = "look up"
     is_guess = shown["diff"] < 0
     untrained = guess if is_guess else lookup
     left = compare_items(untrained, dict.fromkeys(untrained, 1.))
@@ -112,7 +124,7 @@ def predict_slice(
     nature = {"look up": "knowledge", "both": "knowledge", "train": "behaviour"}.get(way, "")
     row = dict(metric="exact_match", slice=part, n=len(reach), decision=way, nature=nature)
     row |= dict(guess=gain["before"], guess_arm=guess_arm, lookup=unread["before"], lookup_arm=lookup_arm)
-    row |= dict(reach=unread["after"])
+    row |= dict(reach=unread["after"], reader=measured[0] if measured else "")
     row |= dict(margin=expected["diff"], low=expected["low"], high=expected["high"])
     return row | dict(untrained_arm=guess_arm if is_guess else lookup_arm)
 
@@ -144,7 +156,7 @@ def predict_form(
     way = "open" if left["n"] < MIN_ITEMS else "neither" if left["before"] >= MOSTLY else "train"
     nature = "behaviour" if way == "train" else ""
     row = dict(metric=metric, slice=part, n=left["n"], decision=way, nature=nature)
-    row |= dict(guess=0., guess_arm="none", lookup=left["before"], lookup_arm=arm, reach=left["before"])
+    row |= dict(guess=0., guess_arm="none", lookup=left["before"], lookup_arm=arm, reach=left["before"], reader="")
     return row | dict(margin=left["diff"], low=left["low"], high=left["high"], untrained_arm=arm)
 
 # %% ../../nbs/evals/30_predictions.ipynb #e30a001a
@@ -169,7 +181,8 @@ def explain_prediction(
                 "writes as it finds")
     if is_volatile and row["reach"] < RARELY and row["decision"] == "look up":
         return f"found in {shares['reach']} only, and the source changes too fast for weights: add the documents"
-    return REASONS[row["decision"]].format(**row | shares)
+    tried = f"; earlier models that were trained to read it had {100 * row['reader']:.0f} %" if row["reader"] else ""
+    return REASONS[row["decision"]].format(**row | shares) + tried
 
 # %% ../../nbs/evals/30_predictions.ipynb #e30a002b
 def order_slices(
@@ -188,7 +201,8 @@ def predict(
     *,
     depth: int, # passages that a reader gets
     margin: float, # share by which a look-up may fall short of the reach
-    max_change_percent: float # percent of a source in a month from which it is not trained on
+    max_change_percent: float, # percent of a source in a month from which it is not trained on
+    measured: dict = {} # slice → mean and floor of earlier models on this exam
 ) -> list: # rows: metric, slice, n, decision, …, source, change_percent, because
     "Predict for every slice of the exam"
     table, by_id, predictions = index_scores(rows), {item["id"]: item for item in items}, []
@@ -199,7 +213,8 @@ def predict(
         percent = changes.get(source)
         is_volatile = percent is not None and percent > max_change_percent
         if part == "absent": row = predict_form(table, "exact_match", part)
-        else: row = predict_slice(table, part, depth=depth, margin=margin, is_volatile=is_volatile)
+        else: row = predict_slice(table, part, depth=depth, margin=margin, is_volatile=is_volatile,
+                                  measured=measured.get(part))
         origin = dict(source=source, change_percent="" if percent is None else percent)
         predictions.append(row | origin | dict(because=explain_prediction(row, is_volatile)))
     for metric in ("style_rate", "violation_rate"):

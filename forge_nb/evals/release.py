@@ -277,8 +277,9 @@ def choose_trivial(
 # %% ../../nbs/evals/60_release.ipynb #60a00036
 def measure_floors(
     scores_by_seed: list, # rows of scores of each seed
-    checkpoint: str # released checkpoint
-) -> list: # rows: slice, metric, floor, seeds
+    checkpoint: str, # released checkpoint
+    exam: str # hash of the exam
+) -> list: # rows: slice, metric, mean, floor, seeds, exam
     "Measure how far the seeds of one recipe lie apart, on every whole part of the exam"
     by_seed = [collect_scores(rows, checkpoint) for rows in scores_by_seed]
     common = sorted(set.intersection(*(set(scores) for scores in by_seed)))
@@ -286,8 +287,8 @@ def measure_floors(
     for name, metric in common:
         if "/" in name: continue
         means = [float(np.mean(list(scores[name, metric].values()))) for scores in by_seed]
-        floor = round(measure_seed_floor(means), 6)
-        rows.append(dict(slice=name, metric=metric, floor=floor, seeds=len(means)))
+        mean, floor = (round(float(value), 6) for value in (np.mean(means), measure_seed_floor(means)))
+        rows.append(dict(slice=name, metric=metric, mean=mean, floor=floor, seeds=len(means), exam=exam))
     return rows
 
 # %% ../../nbs/evals/60_release.ipynb #60a00037

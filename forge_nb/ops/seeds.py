@@ -10,13 +10,14 @@ __all__ = ['run_seed', 'read_experiment_rows', 'read_compared', 'keep_compared',
 import csv, json, sys
 
 from ..core.dvc import read_experiment_file, require_commit, run_experiment
-from ..core.project import Invalid, ROOT, run_cli, run_git, write_csv
+from ..core.project import Invalid, ROOT, read_json, run_cli, run_git, write_csv
 from ..core.settings import Style, load_settings
 from ..evals.checkpoints import find_released, list_comparisons, load_checkpoints
 from ..metrics.graders import VALUE_PATTERN
 from ..evals.gates import classify_effect
 from ..evals.release import measure_floors
 from ..metrics.stats import compare_checkpoints
+from ..synthesis.eval_lock import LOCK_NAME
 
 # %% ../../nbs/ops/35_seeds.ipynb #5ed50007
 def run_seed(
@@ -103,10 +104,10 @@ def main():
     style = load_settings(ROOT/"company"/"style.yaml", Style)
     released = find_released(checkpoints)
     examples = select_examples(answers, released, style.unknown_answer)
-    floors = measure_floors(scores, released)
+    floors = measure_floors(scores, released, read_json(ROOT/LOCK_NAME)["exam"]["sha256"])
     write_csv(ROOT/"results"/"effects.csv", effects)
     write_csv(ROOT/"results"/"answers.csv", examples)
-    write_csv(ROOT/"results"/"floors.csv", floors, ["slice", "metric", "floor", "seeds"])
+    write_csv(ROOT/"results"/"floors.csv", floors, "slice metric mean floor seeds exam".split())
     for row in effects: print(format_effect(row))
 
 # %% ../../nbs/ops/35_seeds.ipynb #5ed50011

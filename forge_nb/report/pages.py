@@ -127,7 +127,8 @@ def summarize_verdict(
     "Say in a paragraph what the gate decided, and on what"
     def name(row):
         cells = describe_verdict_row(row)
-        return f"{row['slice']}, {cells['measured']} {cells['before → after']} ({row['n']} items): {row['decision']}"
+        shares = cells["before → after"].lstrip(" →")
+        return f"{row['slice']}, {cells['measured']} {shares} ({row['n']} items): {row['decision']}"
     passes = verdict["verdict"] == "pass"
     outcome = "lets the model of this commit out" if passes else "**stops the model of this commit**"
     waiver = f" It goes out by a waiver of {verdict['waiver']['name']}." if verdict["waiver"] else ""

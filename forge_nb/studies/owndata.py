@@ -18,7 +18,6 @@ import numpy as np
 import torch
 
 from ..core.project import make_checkpoint_folder, pin, read_jsonl, stable_uniform
-from ..evals.own import score_own_rows
 from .common import compare_variants, round_fields, run_variant, write_study
 from ..synthesis.own_rows import make_own_conversation, make_own_pair
 from ..train.finetune import encode_conversations, make_sft_trainer, training_order
@@ -154,6 +153,7 @@ def score_run(
     max_new_tokens: int # tokens of an answer, at most
 ) -> dict: # metric → values, one a row; bpb: bits per byte of documents
     "Score a model on own rows and on documents"
+    from forge_nb.evals.own_tasks import score_own_rows
     model.eval()
     scores = score_own_rows("own", model, tokenizer, held_out, max_new_tokens)
     values = {metric: [row["value"] for row in scores if row["metric"] == metric]

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['LOCK_NAME', 'GRADERS', 'GRADED_BY', 'JUDGED_BY', 'FIRST_REASON', 'OTHER_REASON', 'REASON_VARIABLE', 'hash_id',
-           'hash_judge', 'make_lock', 'parse_lock', 'read_lock', 'flatten_lock', 'diff_locks', 'compare_locks',
-           'keep_frozen_items', 'count_items', 'describe_lock_changes', 'write_lock', 'is_other_exam',
-           'summarize_freeze', 'freeze_exam', 'give_reason', 'frozen_after_training', 'describe_frozen_after']
+           'hash_judge', 'hash_parts', 'hash_exam', 'make_lock', 'parse_lock', 'read_lock', 'flatten_lock',
+           'diff_locks', 'compare_locks', 'keep_frozen_items', 'count_items', 'describe_lock_changes', 'write_lock',
+           'is_other_exam', 'summarize_freeze', 'freeze_exam', 'give_reason', 'frozen_after_training',
+           'describe_frozen_after']
 
 # %% ../../nbs/synthesis/66_eval_lock.ipynb #66a00004
 import json, os
@@ -42,6 +43,22 @@ def hash_judge(
     lines = read_text(path).splitlines()
     return hash_text("\n".join(line for line in lines if line and not line.startswith("#")))
 
+# %% ../../nbs/synthesis/66_eval_lock.ipynb #66a000f1
+def hash_parts(
+    items: list # items of the evaluation set
+) -> dict: # part → hash of an item by the hash of its id
+    "Hash every item, part by part"
+    parts = {}
+    for item in items: parts.setdefault(item["part"], {})[hash_id(item["id"])] = hash_item(item)
+    return {part: dict(sorted(found.items())) for part, found in sorted(parts.items())}
+
+# %% ../../nbs/synthesis/66_eval_lock.ipynb #66a000f2
+def hash_exam(
+    items: list # items of the evaluation set
+) -> str: # 64 hex digits
+    "Hash all questions, answers and what they are graded with; passages are free"
+    return hash_text(json.dumps(hash_parts(items), sort_keys=True))
+
 # %% ../../nbs/synthesis/66_eval_lock.ipynb #66a00008
 def make_lock(
     items: list, # items of the evaluation set
@@ -49,17 +66,12 @@ def make_lock(
     files: list # files that define the exam beside its items, from the root
 ) -> dict: # exam, files, versions, items by part
     "Hash what the exam is"
-    parts = {}
-    for item in items:
-        part = parts.setdefault(item["part"], {})
-        part[hash_id(item["id"])] = hash_item(item)
-    parts = {part: dict(sorted(found.items())) for part, found in sorted(parts.items())}
+    parts = hash_parts(items)
     missing = [name for name in files if not (root/name).exists()]
     if missing: raise Invalid(f"{missing[0]} is missing, and the exam is judged by it; `dvc repro synth` makes tasks, "
                               "`git checkout` brings a file of company/ back")
     sizes = {part: len(found) for part, found in parts.items()}
-    exam = dict(items=len(items), parts=sizes)
-    exam["sha256"] = hash_text(json.dumps(parts, sort_keys=True))
+    exam = dict(items=len(items), parts=sizes, sha256=hash_exam(items))
     hashes = {name: hash_judge(root/name) for name in sorted(files)}
     return dict(exam=exam, files=hashes, versions={"lm-eval": version("lm-eval")}, items=parts)
 

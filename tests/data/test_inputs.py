@@ -101,6 +101,13 @@ def test_an_old_spreadsheet_is_known_by_its_content(tmp_path, name):
     assert [d["record"]["values"]["Shelf"] for d in documents][:2] == ["D-02", "D-05"] and not rejects
 
 
+@pytest.mark.parametrize("name", ["memo.doc", "memo.pptx", "memo.docx", "memo.xls", "memo"])
+def test_an_old_text_of_word_is_known_by_its_content(tmp_path, name):
+    with zipfile.ZipFile(Path(__file__).with_name("old_office.zip")) as archive: (tmp_path/name).write_bytes(archive.read("memo.doc"))
+    [document], rejects = read(tmp_path, name)
+    assert "bearing" in document["text"] and not rejects
+
+
 @pytest.mark.parametrize("name", ["a.msg", "a.bin"])
 def test_a_mail_of_outlook_is_one_sentence(tmp_path, name):
     (tmp_path/name).write_bytes(b"\xd0\xcf\x11\xe0" + bytes(2000) + "__nameid_version1.0".encode("utf-16-le"))

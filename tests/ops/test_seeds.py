@@ -3,13 +3,15 @@ import random, shutil
 
 import pytest
 
-from forge_nb.core.project import ROOT, read_csv
+from forge_nb.core.project import ROOT, read_csv, write_json
 from forge_nb.core.rules import Rules
+from forge_nb.evals.predictions import read_measured
 from forge_nb.evals.release import collect_scores, describe_release, judge_candidate, measure_floors, read_floors
 from forge_nb.metrics.paired import measure_seed_floor
 from forge_nb.ops import seeds as seeds_page
 
 RIGHT = {0: .80, 1: .83, 2: .785}  # share of right answers about tables, by seed
+EXAM = "5761" * 16
 
 
 def make_scores(seed, checkpoint="rl"):
@@ -31,6 +33,7 @@ def effects(tmp_path, monkeypatch):
     changed = dict(ROOT=tmp_path, require_commit=lambda root: None, run_git=lambda *arguments: "", run_seed=str,
                    read_experiment_rows=lambda name, seed: rows[name](int(seed)), read_compared=lambda seed: {("rl", "dpo")})
     for name, value in changed.items(): monkeypatch.setattr(seeds_page, name, value)
+    write_json(tmp_path/"eval_set.lock", dict(exam=dict(sha256=EXAM)))
     monkeypatch.setattr("sys.argv", ["seeds", "0", "1", "2"])
     seeds_page.main()
     return tmp_path/"results"
@@ -39,6 +42,8 @@ def effects(tmp_path, monkeypatch):
 def test_floors_are_written_and_the_gate_shows_them(effects):
     rows = read_csv(effects/"floors.csv")
     assert {(row["slice"], row["metric"]) for row in rows} == {("tables", "exact_match"), ("all", "bpb")} and {row["seeds"] for row in rows} == {"3"}
+    assert read_measured(rows, EXAM) == dict(tables=(pytest.approx((.8 + .83 + .785) / 3, abs=1e-5), pytest.approx(measure_seed_floor([.8, .83, .785]), abs=1e-5)))
+    assert read_measured(rows, "another exam") == {}
     floors = read_floors(rows)
     assert floors["tables", "exact_match"] == pytest.approx(measure_seed_floor([.8, .8300, .785]), abs=1e-5)
     assert floors["tables", "exact_match"] > .05 and 0 < floors["all", "bpb"] < .1
@@ -63,4 +68,4 @@ def test_no_two_seeds_of_the_recipe_block_each_other(effects):
 
 def test_a_slice_that_one_seed_lacks_has_no_floor():
     lacking = [row for row in make_scores(1) if row["metric"] != "bpb"]
-    assert [(row["slice"], row["metric"]) for row in measure_floors([make_scores(0), lacking], "rl")] == [("tables", "exact_match")]
+    assert [(row["slice"], row["metric"]) for row in measure_floors([make_scores(0), lacking], "rl", EXAM)] == [("tables", "exact_match")]
