@@ -131,7 +131,9 @@ def export_forms(
         for name in chosen:
             row, answers = export_form(name, folder, ask, judge, out/name)
             rows.append(row)
-            texts += [dict(format=name, id=item["id"], **answer) for item, answer in zip(picked, answers)]
+            kept = ("text", "finished", "tokens")  # the prompt is the exam's, and stays there
+            texts += [dict(format=name, id=item["id"], **{field: answer[field] for field in kept})
+                      for item, answer in zip(picked, answers)]
     return rows, texts
 
 # %% ../nbs/87_export.ipynb #87a00018

@@ -63,6 +63,8 @@ def write_index_file(
     if index.vectors is not None: raise Invalid(
         "params.yaml: `retrieval.embedding_model` ranks passages, and a device has no such model; leave it empty, then "
         "`dvc repro retrieval`")
+    unknown = sorted(set(groups) - {EVERYONE, *index.groups})
+    if unknown: raise Invalid(f"no passage is for the group {unknown[0]}; name groups of company/groups.yaml")
     readable = restrict(index, groups)
     if readable.matrix is None: raise Invalid(
         f"no passage may be read by {', '.join([EVERYONE, *groups])}; name groups of company/groups.yaml")
