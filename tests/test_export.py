@@ -253,7 +253,7 @@ def take_tokenizer(base, folder):
     for path in base.iterdir():
         if path.suffix != ".safetensors": shutil.copy(path, folder)
     config = json.loads((folder/"config.json").read_text(encoding="utf-8"))
-    config |= dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=32, intermediate_size=32)
+    config |= dict(dtype="float32", hidden_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=32, intermediate_size=32)
     write_json(folder/"config.json", config)
     from transformers import AutoConfig, AutoModelForCausalLM
     AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).save_pretrained(folder)
