@@ -10,7 +10,7 @@ from forge_nb.tokenizer import train_tokenizer
 from forge_nb.train.architecture import ModelShape, build_model
 
 TUNED = "sft dpo reward rlhf rl distill".split()
-STAGES = ["ingest", "assess", "curate", "retrieval", "synth", "decide", "tokenizer", "ngram", "pretrain", *TUNED, "evaluate", "judge", "gate", "card"]
+STAGES = ["ingest", "assess", "curate", "retrieval", "synth", "decide", "tokenizer", "ngram", "pretrain", *TUNED, "evaluate", "judge", "gate", "export", "card"]
 
 
 def swap(path: Path, old: str, new: str):
@@ -94,7 +94,7 @@ def test_parameter_reruns_its_stage_and_what_follows_and_reverting_restores(tiny
     before, weights = (tiny.root/"dvc.lock").read_text(encoding="utf-8"), (tiny.root/"artifacts/rl/model/model.safetensors").read_bytes()
     rate = set_parameter(tiny, "rl", "learning_rate", 0)
     set_parameter(tiny, "rl", "learning_rate", 2 * float(rate))
-    assert tiny.executed(tiny("dvc repro")) == ["tangle", "rl", "distill", "evaluate", "judge", "gate", "card"]
+    assert tiny.executed(tiny("dvc repro")) == ["tangle", "rl", "distill", "evaluate", "judge", "gate", "export", "card"]
     assert (tiny.root/"artifacts/rl/model/model.safetensors").read_bytes() != weights
     tiny("git checkout -q params.yaml")
     said = tiny("dvc repro")

@@ -27,7 +27,8 @@ def check_gguf(
 # %% ../../nbs/evals/05_llama.ipynb #05a0000b
 def start_llama(
     path: Path, # GGUF file
-    context_length: int # tokens that the model reads
+    context_length: int, # tokens that the model reads
+    socket: str = "" # Unix socket to listen on, which needs no network; empty: a port, with a key that nobody knows
 ): # xllamacpp.Server
     "Load a GGUF file into this process"
     import os, secrets
@@ -38,7 +39,8 @@ def start_llama(
     params.n_ctx, params.n_parallel, params.cache_ram_mib = min(context_length, MAX_CONTEXT), 1, 0
     threads = min(os.cpu_count(), 1 + path.stat().st_size // BYTES_PER_THREAD)
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
-    params.hostnames, params.port, params.api_keys = ["127.0.0.1"], 0, [secrets.token_hex()]
+    params.hostnames, params.port = [socket or "127.0.0.1"], 0
+    if not socket: params.api_keys = [secrets.token_hex()]
     params.warmup = params.ui = False
     try: server = xllamacpp.Server(params)
     except RuntimeError: raise Invalid(

@@ -9,14 +9,14 @@ __all__ = ['ANSWER_MODELS', 'app', 'DocumentsArgument', 'QueryOption', 'HistoryO
            'GpusOption', 'SecondsOption', 'PlotOption', 'VolumeOption', 'RecordOption', 'CyclesOption', 'AxesArgument',
            'TrialsOption', 'TrialMetricOption', 'SearchNameOption', 'PruneOption', 'RoundsOption', 'ParaphrasesOption',
            'CheckpointOption', 'ItemMetricOption', 'CycleNameOption', 'ReviewSampleOption', 'ReasonOption',
-           'StagesArgument', 'SampleOption', 'SeedOption', 'SqlArgument', 'VerbArgument', 'INTERRUPTED_MESSAGE',
-           'Failure', 'print_error', 'answer_schema', 'show_help', 'print_answer', 'make_line_printer',
-           'hold_verb_lock', 'require_request', 'whereis_verb', 'check_pending_request', 'confirm_erasure',
-           'dry_run_erasure', 'begin_erasure', 'forget_verb', 'require_no_pending_erasure', 'SnapshotAnswer',
-           'format_snapshot', 'snapshot_verb', 'split_names', 'search_verb', 'ask_verb', 'check_verb', 'draft_verb',
-           'label_verb', 'refresh_verb', 'plot_estimate', 'estimate_verb', 'sweep_verb', 'cycle_verb', 'review_verb',
-           'freeze_verb', 'verify_verb', 'lineage_verb', 'rivals_verb', 'bom_verb', 'papers_verb', 'airgap_verb',
-           'schema_verb', 'main']
+           'StagesArgument', 'SampleOption', 'SeedOption', 'SqlArgument', 'TargetArgument', 'FormatOption',
+           'VerbArgument', 'INTERRUPTED_MESSAGE', 'Failure', 'print_error', 'answer_schema', 'show_help',
+           'print_answer', 'make_line_printer', 'hold_verb_lock', 'require_request', 'whereis_verb',
+           'check_pending_request', 'confirm_erasure', 'dry_run_erasure', 'begin_erasure', 'forget_verb',
+           'require_no_pending_erasure', 'SnapshotAnswer', 'format_snapshot', 'snapshot_verb', 'split_names',
+           'search_verb', 'ask_verb', 'check_verb', 'draft_verb', 'label_verb', 'refresh_verb', 'plot_estimate',
+           'estimate_verb', 'sweep_verb', 'cycle_verb', 'review_verb', 'freeze_verb', 'verify_verb', 'lineage_verb',
+           'rivals_verb', 'bom_verb', 'papers_verb', 'bundle_verb', 'airgap_verb', 'schema_verb', 'main']
 
 # %% ../../nbs/ops/90_cli.ipynb #1036a386
 import json, os, re, sys
@@ -69,7 +69,7 @@ ANSWER_MODELS = dict(
     verify="forge_nb.ops.verify:VerifyAnswer", rivals="forge_nb.ops.rivals:RivalsAnswer",
     lineage="forge_nb.ops.lineage_sql:LineageAnswer",
     bom="forge_nb.ops.bom:BomAnswer", papers="forge_nb.ops.papers:PapersAnswer",
-    airgap="forge_nb.ops.airgap:AirgapAnswer")  # verb → model
+    airgap="forge_nb.ops.airgap:AirgapAnswer", bundle="forge_nb.ops.bundle:BundleAnswer")  # verb → model
 
 # %% ../../nbs/ops/90_cli.ipynb #c964267d
 def answer_schema(
@@ -602,6 +602,27 @@ def papers_verb(
     require_no_pending_erasure()
     with hold_verb_lock("papers"): answer = write_papers(ROOT)
     print_answer(answer, format_papers(answer), as_json)
+
+# %% ../../nbs/ops/90_cli.ipynb #88a00032
+TargetArgument = Annotated[
+    Path, typer.Argument(metavar="FOLDER", help="New, empty, or an earlier bundle, which is replaced.")]
+FormatOption = Annotated[
+    str, typer.Option("--format", help="gguf-q8_0 or gguf-f16; without it, the smaller that ships.")]
+
+# %% ../../nbs/ops/90_cli.ipynb #88a00033
+@app.command("bundle", epilog="Example: forge bundle /media/stick/manuals")
+def bundle_verb(
+    folder: TargetArgument, # folder to write
+    groups: GroupsOption = "", # names of groups whose passages go along
+    form: FormatOption = "", # form of the model; empty: the smallest that ships
+    k: KOption = 3, # passages that an answer reads
+    as_json: JsonOption = False # whether a program is listening
+):
+    "Model, index and a reader that needs nothing of this project, in one folder for a device without a network."
+    from forge_nb.ops.bundle import format_bundle, write_bundle
+    require_no_pending_erasure()
+    answer = write_bundle(ROOT, folder, split_names(groups), form, k)
+    print_answer(answer, format_bundle(answer), as_json)
 
 # %% ../../nbs/ops/90_cli.ipynb #84c00002
 @app.command("airgap", epilog="Example: forge airgap")

@@ -216,7 +216,7 @@ def generate_answer(
     server, # xllamacpp.Server
     turn: str, # text of the user's turn
     max_new_tokens: int # tokens to write, at most
-) -> dict: # text; finished: whether it ended by itself; tokens: numbers of the tokens written
+) -> dict: # text; finished: whether it ended by itself; tokens: those written, by number; prompt: text of the template
     "Answer a turn greedily, through the model's chat template"
     messages = [dict(role="user", content=turn)]
     request = dict(messages=messages, max_tokens=max_new_tokens, temperature=0, verbose=True, return_tokens=True,
@@ -225,4 +225,4 @@ def generate_answer(
     if "choices" not in response: raise Invalid(f"llama.cpp: {response.get('message', response)}; ask in fewer words")
     choice = response["choices"][0]
     return dict(text=choice["message"]["content"], finished=choice["finish_reason"] == "stop",
-                tokens=response["__verbose"]["tokens"])
+                tokens=response["__verbose"]["tokens"], prompt=response["__verbose"]["prompt"])
