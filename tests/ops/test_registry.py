@@ -9,7 +9,7 @@ import torch
 import copies
 from copies import ENV, FORGE, Copy, ask, refuse
 from forge_nb.core.dvc import parse_out_hash
-from forge_nb.core.project import Invalid, NotFound, ROOT, RunFailed, hash_file, hash_weights, read_json, run_git, write_json
+from forge_nb.core.project import Invalid, NotFound, ROOT, RunFailed, hash_file, hash_weights, read_json, run_git, write_json, write_jsonl
 from forge_nb.data.passages import build_index, load_index, make_document_passages, save_index
 from forge_nb.core.settings import load_settings
 from forge_nb.evals.gated import ShownPassages, validate
@@ -19,7 +19,9 @@ from forge_nb.ops import registry
 from forge_nb.ops.lineage_db import find_cache, object_path
 from forge_nb.ops.lineage_sql import query_lineage
 from forge_nb.ops.registry import promote, read_served, rollback
+from forge_nb.ops.receipt import CACHE_COPY, GIT_COPY
 from forge_nb.ops.release_files import list_folder_files
+from forge_nb.ops.release_holders import find_holding_releases, protect_releases, revoke_holders
 from forge_nb.ops.release_tags import list_versions, read_release_entry, read_release_events
 from forge_nb.ops.served import fetch, prune, releases, revoke_release, served, verify_release
 from forge_nb.tokenizer import train_tokenizer
@@ -27,7 +29,7 @@ from forge_nb.train.architecture import ModelShape, build_model
 from forge_nb.train.model import load_model, save_model
 
 OUTS = {"rl": "artifacts/rl/model", "retrieval": "artifacts/retrieval/live", "synth": "artifacts/synth/eval_set", "card": "artifacts/card/README.md",
-        "gate": "artifacts/gate/verdict.json", "export": "artifacts/export/gguf"}
+        "gate": "artifacts/gate/verdict.json", "export": "artifacts/export/gguf", "curate": "artifacts/curate/documents/train.jsonl"}
 PIPELINE = "stages:\n" + "".join(
     f"  {stage}:\n    cmd: rm -rf {out} && mkdir -p {Path(out).parent} && cp -r made/{Path(out).name} {out}\n    deps: [made/{Path(out).name}]\n"
     + (f"    metrics: [{out}: {{cache: false}}]\n" if stage == "gate" else f"    outs: [{out}]\n") for stage, out in OUTS.items())
@@ -40,6 +42,9 @@ def make_documents(texts): return [dict(id=s, kind="docs", language="en", source
 def write_index(root, texts=TEXTS):
     shutil.rmtree(root/"made"/"live", ignore_errors=True)
     save_index(build_index(make_document_passages(make_documents(texts), {}, "en", 1200)), root/"made"/"live")
+
+
+def write_training_set(root, texts=TEXTS): write_jsonl(root/"made"/"train.jsonl", make_documents(texts))
 
 
 def write_model(root, seed: int):
@@ -89,6 +94,7 @@ def made(tmp_path_factory) -> Copy:
     (root/"made"/".gitignore").write_text("", encoding="utf-8")
     write_model(root, 1)
     write_index(root)
+    write_training_set(root)
     write_verdict(root)
     copy("git init -q && git config user.name Ada && git config user.email ada@localhost && dvc init -q && git add -A && git commit -qm first")
     run_pipeline(copy)
@@ -515,3 +521,36 @@ def test_the_history_knows_releases(two):
     assert query_lineage(two.root, "select is_active from releases where version = 'v1.0.0'").rows == [[0]]
     assert [row.is_revoked for row in releases(two.root).history if row.version == "v1.0.0"] == [True] * 3
     assert "v1.1.0" in two("gto history forge")
+
+
+# A document that has to go
+
+def test_an_erasure_finds_and_revokes_the_releases_that_hold_a_document(three):
+    root, page = three.root, "docs/bolts.txt"
+    write_training_set(root, rest := {source: text for source, text in TEXTS.items() if source != page})
+    run_pipeline(three, "trained without it")
+    assert promote(root, "", "staging").release == "forge@v1.2.0"  # its index has the page still
+    write_index(root, rest)
+    run_pipeline(three, "a new index")
+    assert promote(root, "", "staging").release == "forge@v1.2.1"
+    held = find_holding_releases(root, {page})
+    assert [(r.release, r.holds_in, r.serves_in) for r in held] == [
+        ("forge@v1.2.0", ["index"], []), ("forge@v1.1.0", ["training", "index"], ["production"]), ("forge@v1.0.0", ["training", "index"], [])]
+    assert not find_holding_releases(root, {"docs/none.txt"}) and len(find_holding_releases(root, {"docs/nuts.txt"})) == 4
+    journal = dict(started_at="2026-11-30T10:00:00Z", releases=[r.model_dump() for r in held])
+    for _ in range(2): assert all(r.is_revoked for r in revoke_holders(root, journal))  # a forget that was cut off does it again
+    assert not find_holding_releases(root, {page}) and page not in run_git(root, "tag", "-l", "--format=%(contents)")
+    with pytest.raises(Invalid, match="v1.1.0 is revoked .an erasure of 2026-11-30"): rollback(root, "v1.1.0", "tried", "staging")
+    assert "served/production" in faults_of(served(root)) and promote(root, "v1.2.1", "production").before == "v1.1.0"
+    cache, other = protect_releases(root, [CACHE_COPY, GIT_COPY], held)[:2]
+    assert cache.command == "forge prune" and other == GIT_COPY
+    assert [copy.command for copy in protect_releases(root, [], held)] == ["rm -r releases/v1.2.0", "rm -r releases/v1.1.0", "rm -r releases/v1.0.0"]
+    assert prune(root).dropped == ["v1.2.0", "v1.1.0", "v1.0.0"] and verify_release(root, "v1.2.1").verdict == "whole"
+    texts = "".join(path.read_text(encoding="utf-8", errors="replace") for path in find_cache(root).rglob("*") if path.is_file())
+    assert TEXTS[page] not in texts and TEXTS["docs/nuts.txt"] in texts
+
+
+def test_where_the_cache_lost_it_nobody_can_tell(two):
+    lock = (two.root/"dvc.lock").read_text(encoding="utf-8")
+    object_path(find_cache(two.root), parse_out_hash(lock, "artifacts/curate/documents/train.jsonl")).unlink()
+    assert {part for release in find_holding_releases(two.root, {"docs/none.txt"}) for part in release.holds_in} == {"unknown"}
