@@ -21,7 +21,6 @@ from ..core.dvc import parse_data_hash
 from ..core.project import (Invalid, NotFound, atomic, hash_file, hash_text, hash_weights, parse_yaml, read_json,
                                    read_text, remove_path, run_git, write_json)
 from ..evals.checkpoints import find_released, load_checkpoints
-from ..evals.release import require_pass
 from .lineage_db import find_cache, object_path
 from .release_files import (EXAM, INDEX, RELEASE_LIST, RULES, SIGNATURE, VERDICT, collect_release,
                                         find_file_faults, hash_part, read_committed, read_stored_list, store_folder,
@@ -70,6 +69,7 @@ def require_candidate(
     checkpoint: str # checkpoint that somebody means; '' for the one that ships
 ) -> dict: # checkpoint, commit, and names: 'model' and 'rules' → path from the root
     "Stop with one sentence unless the commit has a model that may go out"
+    from forge_nb.evals.release import require_pass
     commit = run_git(root, "rev-parse", "--verify", "--quiet", "HEAD")
     if not commit or read_committed(root, commit, "dvc.lock") is None: raise Invalid(
         "no commit has a dvc.lock, and a release is one of a commit; `dvc repro`, then `git add -A` and `git commit`")
@@ -90,6 +90,7 @@ def check_verdict(
     folder: Path # folder with what the commit has
 ):
     "Stop with one sentence unless the verdict is that of the commit, and about its weights"
+    from forge_nb.evals.release import require_pass
     if hash_file(root/VERDICT_FILE) != hash_file(folder/VERDICT): raise Invalid(
         f"{VERDICT_FILE} is not the one that dvc.lock names; `dvc repro gate`, then commit")
     require_pass(root/VERDICT_FILE, hash_weights(folder/"model"))

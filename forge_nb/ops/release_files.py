@@ -15,7 +15,6 @@ from pathlib import Path
 
 from ..core.project import (Invalid, RunFailed, atomic, hash_file, hash_text, parse_dvc_lock, parse_yaml,
                                    read_json, remove_path, write_json)
-from ..data.passages import EVERYONE
 from .lineage_db import object_path
 
 # %% ../../nbs/ops/27_release_files.ipynb #27a00007
@@ -127,6 +126,7 @@ def describe_open_book(
     params: dict # section → field → value
 ) -> dict: # content of open_book.json
     "Say what of an index a prompt shows"
+    from forge_nb.data.passages import EVERYONE
     synth = params["synth"]
     return dict(num_passages=synth["num_passages"], max_characters=synth["max_passage_characters"],
                 groups=synth["groups"] or [EVERYONE])

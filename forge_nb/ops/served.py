@@ -303,15 +303,19 @@ def fetch_stored(
     "Bring the folder of a release into DVC's cache"
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
+    from dvc_data.hashfile.hash_info import HashInfo
     cache, digest = find_cache(root), read_release_entry(root, event.target).get("md5", "")
     if not digest: raise Invalid(f"refs/tags/{event.tag} points to {event.target[:12]}, which has no {RELEASE_FILE}: "
                                  "it was moved; `git fetch --tags --force` brings the tags of the remote")
     listed = read_stored_list(cache, digest)
     if listed is not None and all(object_path(cache, md5).is_file() for md5 in listed.values()): return 0
-    try: return Repo(str(root)).fetch(targets=[RELEASE_FILE], revs=[event.target], workspace=False)
-    except DvcException as e: raise RunFailed(
-        f"{event.version}: DVC's cache lacks it, and no remote gives it ({str(e).splitlines()[0]}); "
-        "`dvc push --all-tags` where the release was made, `dvc remote add` here") from None
+    try: result = Repo(str(root)).cloud.pull([HashInfo("md5", digest)])
+    except (DvcException, OSError) as e: reason = " ".join(str(e).split())
+    else: reason = f"{len(result.failed)} files are not there" if result.failed else ""
+    if reason: raise RunFailed(
+        f"{event.version}: DVC's cache lacks it, and no remote gives it ({reason}); "
+        "`dvc push --all-tags` where the release was made, `dvc remote add` here")
+    return len(result.transferred)
 
 # %% ../../nbs/ops/82_served.ipynb #82a00024
 def fetch(

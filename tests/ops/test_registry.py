@@ -83,20 +83,21 @@ def made(tmp_path_factory) -> Copy:
     copy, root = object.__new__(Copy), tmp_path_factory.mktemp("registry")/"project"
     copy.root = root
     (root/"made"/"eval_set").mkdir(parents=True)
+    (root/"data").mkdir()
+    (root/"data"/"bolts.txt").write_text("A bolt.", encoding="utf-8")
     (root/"made"/"gguf").mkdir()
-    for name in ("config", "company", "params.yaml", ".gitignore", "eval_set.lock", "data.dvc"):
+    for name in ("config", "company", "params.yaml", ".gitignore", "eval_set.lock"):
         (shutil.copytree if (ROOT/name).is_dir() else shutil.copy)(ROOT/name, root/name)
     (root/"forge_nb").symlink_to(ROOT/"forge_nb")
     (root/"dvc.yaml").write_text(PIPELINE, encoding="utf-8")
     (root/"made"/"eval_set"/"items.jsonl").write_text('{"id": "a"}\n', encoding="utf-8")
     (root/"made"/"gguf"/"model.gguf").write_bytes(b"GGUF")
     (root/"made"/"README.md").write_text("# Card\n", encoding="utf-8")
-    (root/"made"/".gitignore").write_text("", encoding="utf-8")
     write_model(root, 1)
     write_index(root)
     write_training_set(root)
     write_verdict(root)
-    copy("git init -q && git config user.name Ada && git config user.email ada@localhost && dvc init -q && git add -A && git commit -qm first")
+    copy("git init -q && git config user.name Ada && git config user.email ada@localhost && dvc init -q && dvc add -q data && git add -A && git commit -qm first")
     run_pipeline(copy)
     return copy
 
