@@ -23,7 +23,7 @@ from .release_files import (RELEASE_LIST, SIGNATURE, find_file_faults, hash_md5,
                                         read_stored_list)
 from .release_tags import (RELEASE_FILE, find_version, list_assignments, list_revoked, list_versions,
                                        load_registry, read_release_entry, read_release_events, revoke)
-from .signing import PUBLIC_KEY, find_public_key, find_signature_fault
+from .signing import MISFIT, PUBLIC_KEY, find_public_key, find_signature_fault
 
 # %% ../../nbs/ops/82_served.ipynb #82a00007
 def find_tag_faults(
@@ -94,8 +94,8 @@ def inspect_release(
     try: release = load_release(root, event)
     except Invalid: return state, [(f"{place}/{RELEASE_LIST}", f"is not the one that {event.tag} names"), *faults], {}
     found = find_file_faults(folder, list_expected(event, release))
-    named = {file for file, _ in found}
-    faults = [(file, fault) for file, fault in faults if Path(file).name not in named]
+    is_named = SIGNATURE in dict(found)
+    faults = [(file, fault) for file, fault in faults if not is_named and not (found and fault == MISFIT)]
     return state, [*((f"{place}/{file}".rstrip("/"), fault) for file, fault in found), *faults], release
 
 # %% ../../nbs/ops/82_served.ipynb #82a0000e
