@@ -311,7 +311,7 @@ def fetch_stored(
     if listed is not None and all(object_path(cache, md5).is_file() for md5 in listed.values()): return 0
     try: result = Repo(str(root)).cloud.pull([HashInfo("md5", digest)])
     except (DvcException, OSError) as e: reason = " ".join(str(e).split())
-    else: reason = f"{len(result.failed)} files are not there" if result.failed else ""
+    else: reason = "it is not there" if result.failed or read_stored_list(cache, digest) is None else ""
     if reason: raise RunFailed(
         f"{event.version}: DVC's cache lacks it, and no remote gives it ({reason}); "
         "`dvc push --all-tags` where the release was made, `dvc remote add` here")
