@@ -10,13 +10,16 @@ __all__ = ['ANSWER_MODELS', 'app', 'DocumentsArgument', 'QueryOption', 'HistoryO
            'TrialsOption', 'TrialMetricOption', 'SearchNameOption', 'PruneOption', 'RoundsOption', 'ParaphrasesOption',
            'CheckpointOption', 'ItemMetricOption', 'CycleNameOption', 'ReviewSampleOption', 'ReasonOption',
            'StagesArgument', 'SampleOption', 'SeedOption', 'SqlArgument', 'TargetArgument', 'FormatOption',
-           'VerbArgument', 'INTERRUPTED_MESSAGE', 'Failure', 'print_error', 'answer_schema', 'show_help',
-           'print_answer', 'make_line_printer', 'hold_verb_lock', 'require_request', 'whereis_verb',
-           'check_pending_request', 'confirm_erasure', 'dry_run_erasure', 'begin_erasure', 'forget_verb',
-           'require_no_pending_erasure', 'SnapshotAnswer', 'format_snapshot', 'snapshot_verb', 'split_names',
-           'search_verb', 'ask_verb', 'check_verb', 'draft_verb', 'label_verb', 'refresh_verb', 'plot_estimate',
-           'estimate_verb', 'sweep_verb', 'cycle_verb', 'review_verb', 'freeze_verb', 'verify_verb', 'lineage_verb',
-           'rivals_verb', 'bom_verb', 'papers_verb', 'bundle_verb', 'airgap_verb', 'schema_verb', 'main']
+           'WhatArgument', 'ToStageOption', 'BecauseOption', 'MajorOption', 'VersionOption', 'StageOption',
+           'VersionArgument', 'FetchedArgument', 'DryPruneOption', 'VerbArgument', 'INTERRUPTED_MESSAGE', 'Failure',
+           'print_error', 'answer_schema', 'show_help', 'print_answer', 'make_line_printer', 'hold_verb_lock',
+           'require_request', 'whereis_verb', 'check_pending_request', 'confirm_erasure', 'dry_run_erasure',
+           'begin_erasure', 'forget_verb', 'require_no_pending_erasure', 'SnapshotAnswer', 'format_snapshot',
+           'snapshot_verb', 'split_names', 'search_verb', 'ask_verb', 'check_verb', 'draft_verb', 'label_verb',
+           'refresh_verb', 'plot_estimate', 'estimate_verb', 'sweep_verb', 'cycle_verb', 'review_verb', 'freeze_verb',
+           'verify_verb', 'lineage_verb', 'rivals_verb', 'bom_verb', 'papers_verb', 'bundle_verb', 'airgap_verb',
+           'promote_verb', 'rollback_verb', 'served_verb', 'verify_release_verb', 'releases_verb', 'fetch_verb',
+           'revoke_verb', 'prune_verb', 'schema_verb', 'main']
 
 # %% ../../nbs/ops/90_cli.ipynb #1036a386
 import json, os, re, sys
@@ -69,7 +72,12 @@ ANSWER_MODELS = dict(
     verify="forge_nb.ops.verify:VerifyAnswer", rivals="forge_nb.ops.rivals:RivalsAnswer",
     lineage="forge_nb.ops.lineage_sql:LineageAnswer",
     bom="forge_nb.ops.bom:BomAnswer", papers="forge_nb.ops.papers:PapersAnswer",
-    airgap="forge_nb.ops.airgap:AirgapAnswer", bundle="forge_nb.ops.bundle:BundleAnswer")  # verb → model
+    airgap="forge_nb.ops.airgap:AirgapAnswer", bundle="forge_nb.ops.bundle:BundleAnswer",
+    promote="forge_nb.ops.registry:PromoteAnswer", rollback="forge_nb.ops.registry:RollbackAnswer",
+    releases="forge_nb.ops.served:ReleasesAnswer", served="forge_nb.ops.served:ServedAnswer",
+    revoke="forge_nb.ops.served:RevokeAnswer", fetch="forge_nb.ops.served:FetchAnswer",
+    prune="forge_nb.ops.served:PruneAnswer",
+    **{"verify-release": "forge_nb.ops.served:VerifyReleaseAnswer"})  # verb → model
 
 # %% ../../nbs/ops/90_cli.ipynb #c964267d
 def answer_schema(
@@ -635,6 +643,114 @@ def airgap_verb(
     with hold_verb_lock("airgap"): answer = airgap(ROOT, make_line_printer(as_json))
     print_answer(answer, format_airgap(answer), as_json)
     if answer.verdict != "nothing": raise typer.Exit(1)
+
+# %% ../../nbs/ops/90_cli.ipynb #82c00002
+WhatArgument = Annotated[str, typer.Argument(
+    metavar="STAGE", help="The checkpoint that ships, or a version that is there, as v1.2.0.")]
+ToStageOption = Annotated[str, typer.Option("--to", metavar="STAGE", help="staging or production.")]
+BecauseOption = Annotated[str, typer.Option("--because", help="Why; it stands in the history of releases.")]
+MajorOption = Annotated[bool, typer.Option("--major", help="Users must prepare for it: raise the first number.")]
+VersionOption = Annotated[str, typer.Option("--to", metavar="VERSION", help="Without it, the one before.")]
+StageOption = Annotated[str, typer.Option("--stage", help="Without it, the last one that serves something.")]
+VersionArgument = Annotated[str, typer.Argument(metavar="VERSION", help="As v1.2.0; `forge releases` lists them.")]
+FetchedArgument = Annotated[str, typer.Argument(metavar="WHAT", help="A version, or a stage, which then serves it.")]
+DryPruneOption = Annotated[bool, typer.Option("--dry-run", help="Count what would go; drop nothing.")]
+
+# %% ../../nbs/ops/90_cli.ipynb #82c00003
+@app.command("promote", epilog="Example: forge promote --to staging")
+def promote_verb(
+    what: WhatArgument = "", # checkpoint that ships, or a version that is there
+    to: ToStageOption = "", # stage
+    because: BecauseOption = "", # reason
+    major: MajorOption = False, # whether users must prepare for it
+    as_json: JsonOption = False # whether a program is listening
+):
+    "Let the model out that passed the gate: version, signature, tag, a folder in releases/, a link in served/."
+    from forge_nb.ops.registry import format_promote, promote
+    require_no_pending_erasure()
+    with hold_verb_lock("registry"): answer = promote(ROOT, what, to, because, major)
+    print_answer(answer, format_promote(answer), as_json)
+
+# %% ../../nbs/ops/90_cli.ipynb #82c00004
+@app.command("rollback", epilog='Example: forge rollback --because "it invents prices"')
+def rollback_verb(
+    to: VersionOption = "", # version
+    because: BecauseOption = "", # reason
+    stage: StageOption = "", # stage
+    as_json: JsonOption = False # whether a program is listening
+):
+    "Let an earlier release serve again, byte for byte, and the work tree as it is."
+    from forge_nb.ops.registry import format_rollback, rollback
+    with hold_verb_lock("registry"): answer = rollback(ROOT, to, because, stage)
+    print_answer(answer, format_rollback(answer), as_json)
+
+# %% ../../nbs/ops/90_cli.ipynb #82c00005
+@app.command("served", epilog="Example: forge served")
+def served_verb(
+    as_json: JsonOption = False # whether a program is listening
+):
+    "What is served in each stage, since when and why; every file is hashed, and what was tampered with is named."
+    from forge_nb.ops.served import format_served, served
+    answer = served(ROOT)
+    print_answer(answer, format_served(answer), as_json)
+    if any(found.faults for found in answer.stages): raise typer.Exit(1)
+
+# %% ../../nbs/ops/90_cli.ipynb #82c00007
+@app.command("verify-release", epilog="Example: forge verify-release v1.2.0")
+def verify_release_verb(
+    version: VersionArgument, # version
+    as_json: JsonOption = False # whether a program is listening
+):
+    "Is a release what its tag says? Folder, list, signature, tag and cache; what was tampered with is named."
+    from forge_nb.ops.served import format_verify_release, verify_release
+    answer = verify_release(ROOT, version)
+    print_answer(answer, format_verify_release(answer), as_json)
+    if answer.faults: raise typer.Exit(1)
+
+# %% ../../nbs/ops/90_cli.ipynb #82c00008
+@app.command("releases", epilog="Example: forge releases --json")
+def releases_verb(
+    as_json: JsonOption = False # whether a program is listening
+):
+    "What was released, promoted, rolled back and revoked: version, stage, who, when, why."
+    from forge_nb.ops.served import format_releases, releases
+    answer = releases(ROOT)
+    print_answer(answer, format_releases(answer), as_json)
+
+# %% ../../nbs/ops/90_cli.ipynb #82c0000a
+@app.command("fetch", epilog="Example: forge fetch production")
+def fetch_verb(
+    what: FetchedArgument, # version, or a stage
+    as_json: JsonOption = False # whether a program is listening
+):
+    "Bring a release here, by its tag and DVC's cache or remote; hold every file against the tag; serve it."
+    from forge_nb.ops.served import fetch, format_fetch
+    with hold_verb_lock("registry"): answer = fetch(ROOT, what)
+    print_answer(answer, format_fetch(answer), as_json)
+
+# %% ../../nbs/ops/90_cli.ipynb #82c0000b
+@app.command("revoke", epilog='Example: forge revoke v1.0.0 --because "a letter in its index had to go"')
+def revoke_verb(
+    version: VersionArgument, # version
+    because: BecauseOption = "", # reason
+    as_json: JsonOption = False # whether a program is listening
+):
+    "Say that a release must never be served again; nothing takes it back."
+    from forge_nb.ops.served import format_revoke, revoke_release
+    with hold_verb_lock("registry"): answer = revoke_release(ROOT, version, because)
+    print_answer(answer, format_revoke(answer), as_json)
+
+# %% ../../nbs/ops/90_cli.ipynb #82c0000d
+@app.command("prune", epilog="Example: forge prune --dry-run")
+def prune_verb(
+    dry_run: DryPruneOption = False, # whether to count only
+    as_json: JsonOption = False # whether a program is listening
+):
+    "Drop from DVC's cache what neither the work tree nor a release that is not revoked uses."
+    from forge_nb.ops.served import format_prune, prune
+    require_no_pending_erasure()
+    with hold_verb_lock("registry"): answer = prune(ROOT, dry_run)
+    print_answer(answer, format_prune(answer), as_json)
 
 # %% ../../nbs/ops/90_cli.ipynb #9a9da7ea
 VerbArgument = Annotated[str, typer.Argument(metavar="VERB", help=f"One of {', '.join(ANSWER_MODELS)}.")]

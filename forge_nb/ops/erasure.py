@@ -9,10 +9,11 @@ __all__ = ['STAGE_LINES', 'ForgetAnswer', 'check_filled', 'describe_row', 'is_pa
            'check_question', 'check_questions', 'check_cells', 'plan_erasure', 'journal_path', 'read_journal',
            'read_uncached_files', 'format_fact_rows', 'collect_fact_numbers', 'read_rewritten_texts',
            'read_remaining_texts', 'read_cell_texts', 'read_removed_texts', 'compare_with_remaining',
-           'list_learned_models', 'start_journal', 'update_checksums', 'remove_temporary_files',
-           'remove_with_empty_folders', 'remove_from_data', 'record_stage_line', 'rerun_pipeline', 'remove_old_data',
-           'undo_erasure', 'UndoAnswer', 'read_data_hash', 'undo_pending', 'format_undo', 'require_idle',
-           'check_data_recorded', 'check_proof', 'mask_journal', 'forget', 'list_affected_artifacts', 'build_dry_run']
+           'list_learned_models', 'list_holding_releases', 'start_journal', 'update_checksums',
+           'remove_temporary_files', 'remove_with_empty_folders', 'remove_from_data', 'record_stage_line',
+           'rerun_pipeline', 'remove_old_data', 'undo_erasure', 'UndoAnswer', 'read_data_hash', 'undo_pending',
+           'format_undo', 'require_idle', 'check_data_recorded', 'check_proof', 'mask_journal', 'forget',
+           'list_affected_artifacts', 'build_dry_run']
 
 # %% ../../nbs/ops/30_erasure.ipynb #a4207487
 import io, re, sys, tempfile, time
@@ -33,6 +34,7 @@ from .inventory import (NearDuplicate, check_column, collect_duplicates, collect
                                     list_names, list_raw_files, locate_file, make_name_masker, make_target,
                                     match_fact_rows, read_curated, read_texts, relative_to_data, resolve_targets)
 from .lineage import list_learned
+from .release_holders import find_holding_releases, protect_releases, revoke_holders
 from .receipt import (ArtifactChange, DataChange, ErasurePlan, FactRowCount, Proof, Receipt,
                                   RemovedFile, RemovedRow, build_receipt, compile_path_pattern,
                                   list_remaining_copies, prove_erasure, write_receipt)
@@ -496,6 +498,19 @@ def list_learned_models(
     wanted += [target for target in (find_fact_row(s, root) for s in sources) if target]
     return [model.model_dump() for model in list_learned(root, wanted)]
 
+# %% ../../nbs/ops/30_erasure.ipynb #30c00001
+def list_holding_releases(
+    root: Path, # folder of the project
+    erasure_plan: ErasurePlan # files and rows that go
+) -> list: # HoldingRelease of each
+    "List the releases that hold what goes, by its sources, ids and rows of facts"
+    files, rows = {r.path for r in erasure_plan.removed}, {row.source for row in erasure_plan.rows}
+    gone = [d for d in inventory(root) if d["file"] in files or d["source"] in rows]
+    sources = files | rows | {d["source"] for d in gone}
+    facts = collect_fact_rows(root, sources)
+    names = sources | {d["id"] for d in gone if d["id"]}
+    return find_holding_releases(root, names | {f"{table}:{n}" for table, found in facts.items() for n in found})
+
 # %% ../../nbs/ops/30_erasure.ipynb #d4e0c3d1
 def start_journal(
     root: Path, # folder of the project
@@ -519,7 +534,8 @@ def start_journal(
         commit=run_git(root, "rev-parse", "HEAD"), **erasure_plan.model_dump(), sources=sorted(sources),
         shared=[dict(source=source, runs=n) for source, n in most_first], mentioned=mentioned, stale=stale,
         old=list_artifact_hashes(graph, lock), uncached_files=read_uncached_files(graph, root),
-        learned=list_learned_models(root, files, sources), ran=[], restored=[], leftovers=[])
+        learned=list_learned_models(root, files, sources), ran=[], restored=[], leftovers=[],
+        releases=[release.model_dump() for release in list_holding_releases(root, erasure_plan)])
     found = prove_erasure(root, journal)
     journal["before"] = {kind: found[kind] for kind in ("ids", "paths", "ngrams")}
     write_json(journal_path(root), journal)
@@ -748,9 +764,11 @@ def forget(
     check_proof(proof)
     graph = read_stages(root, existing_only=True)
     lock = read_recorded_stages(root, graph)
+    releases = revoke_holders(root, journal)
+    copies = protect_releases(root, list_remaining_copies(root), releases)
     receipt = build_receipt(mask_journal(root, journal), list_artifact_hashes(graph, lock),
-                            read_uncached_files(graph, root), proof, list_remaining_copies(root))
-    return write_receipt(root, receipt)
+                            read_uncached_files(graph, root), proof, copies)
+    return write_receipt(root, receipt.model_copy(update=dict(releases=releases)))
 
 # %% ../../nbs/ops/30_erasure.ipynb #64f33930
 def list_affected_artifacts(
@@ -777,8 +795,9 @@ def build_dry_run(
     "Say what an erasure would do"
     may_run, artifacts = list_affected_artifacts(root, erasure_plan)
     unknown = ("shared", "mentioned", "learned", "ran", "restored", "leftovers", "evaluation", "effects")
+    releases = list_holding_releases(root, erasure_plan)
     return Receipt(
         state="dry-run", receipt=None, started_at=None, commit=run_git(root, "rev-parse", "HEAD"),
         **erasure_plan.model_dump(), stale=stale, may_run=may_run, artifacts=artifacts, proof=None,
         data=DataChange(old=read_data_hash(root), new=None), **{field: [] for field in unknown},
-        remaining_copies=list_remaining_copies(root))
+        releases=releases, remaining_copies=protect_releases(root, list_remaining_copies(root), releases))

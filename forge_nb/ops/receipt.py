@@ -8,10 +8,11 @@ __all__ = ['REGENERABLE_FOLDERS', 'CACHE_COPY', 'STUDIES_COPY', 'GIT_COPY', 'OUT
            'decode_token_file', 'parse_json_strings', 'extract_texts', 'count_traces', 'list_output_files',
            'search_traces', 'is_regenerable', 'prove_erasure', 'RemovedFile', 'FactRowCount', 'RemovedRow',
            'ErasurePlan', 'TraceCounts', 'FileTraces', 'Proof', 'SharedRuns', 'Mention', 'DataChange', 'ArtifactChange',
-           'MetricChange', 'EffectChange', 'LearnedModel', 'RemainingCopy', 'Receipt', 'flatten_metrics',
-           'compare_metrics', 'read_effects', 'compare_effects', 'list_remotes', 'list_remaining_copies',
-           'compare_artifacts', 'build_receipt', 'format_figure', 'list_changed', 'render_receipt', 'write_numbered',
-           'write_receipt', 'list_removals', 'list_results', 'format_forget']
+           'MetricChange', 'EffectChange', 'LearnedModel', 'HoldingRelease', 'RemainingCopy', 'Receipt',
+           'flatten_metrics', 'compare_metrics', 'read_effects', 'compare_effects', 'list_remotes',
+           'list_remaining_copies', 'compare_artifacts', 'build_receipt', 'format_figure', 'list_changed',
+           'render_receipt', 'write_numbered', 'write_receipt', 'describe_holding', 'list_removals', 'list_results',
+           'format_forget']
 
 # %% ../../nbs/ops/20_receipt.ipynb #629bc6df
 import io, json, re
@@ -306,6 +307,15 @@ class LearnedModel(BaseModel, extra="forbid"):
     path: str = Field(description="folder, from the root")
     hash: str = Field(description="hash before the erasure")
 
+# %% ../../nbs/ops/20_receipt.ipynb #20c00001
+class HoldingRelease(BaseModel, extra="forbid"):
+    "A release that holds what was removed"
+    release: str = Field(description="name and version, as forge@v1.2.0")
+    holds_in: list[Literal["training", "index", "exam", "unknown"]] = Field(
+        description="parts that hold it; unknown: DVC's cache lacks a file, so nobody can tell")
+    is_revoked: bool = Field(description="whether the erasure revoked it: its index or its training data hold it")
+    serves_in: list[str] = Field(description="stages that served it here when the erasure began")
+
 # %% ../../nbs/ops/20_receipt.ipynb #d7b70b57
 class RemainingCopy(BaseModel, extra="forbid"):
     "A place that still holds old versions"
@@ -328,6 +338,7 @@ class Receipt(ErasurePlan):
     ran: list[str] = Field(description="stages that ran")
     restored: list[str] = Field(description="stages whose outs came from DVC's cache")
     learned: list[LearnedModel] = Field([], description="models and checkpoints that had learned from it, before")
+    releases: list[HoldingRelease] = Field([], description="releases that hold it and could be served, before")
     data: DataChange = Field(description="hash of data/")
     artifacts: list[ArtifactChange] = Field(description="every artifact")
     leftovers: list[str] = Field(description="pages, logs and caches deleted because they held traces")
@@ -567,6 +578,16 @@ Out of date before, so that not every change is due to forgetting: {{ r.stale | 
 {% endfor %}
 {% endif %}
 
+{% if r.releases %}
+## Releases that hold it
+
+| release | holds it in | from now on |
+|---|---|---|
+{% for e in r.releases %}
+| {{ e.release }} | {{ e.holds_in | join(", ") }} | {{ "revoked, never served again" if e.is_revoked else "stays" }} |
+{% endfor %}
+
+{% endif %}
 ## Not forgotten by this
 
 {% for c in r.remaining_copies %}
@@ -628,6 +649,16 @@ def write_receipt(
     for name in (".pending.json", ".pending.ngrams"): remove_path(root/"receipts"/name)
     return receipt
 
+# %% ../../nbs/ops/20_receipt.ipynb #20c00002
+def describe_holding(
+    release: HoldingRelease # release that holds what goes
+) -> str: # line for people
+    "Say that a release holds what goes, and what to do"
+    reasons = {"training", "index"} & set(release.holds_in)
+    fate = "revoked" if release.is_revoked else "will be revoked" if reasons else "stays"
+    where = f"; it serves in {', '.join(release.serves_in)}: promote another one" if release.serves_in else ""
+    return f"  {release.release} holds it ({', '.join(release.holds_in)}): {fate}{where if reasons else ''}"
+
 # %% ../../nbs/ops/20_receipt.ipynb #ddebe7ca
 def list_removals(
     receipt: Receipt # receipt, or what would be done
@@ -644,6 +675,7 @@ def list_removals(
     for t in receipt.kept_duplicates: yield f"  KEPT  {t.source}  ({t.reason}): {consequence}"
     for table in receipt.tables: yield f"  LEFT ALONE  data/{table} holds the words; edit it yourself"
     if receipt.stale: yield f"  out of date before: {', '.join(receipt.stale)}"
+    if receipt.state == "dry-run": yield from map(describe_holding, receipt.releases)
 
 # %% ../../nbs/ops/20_receipt.ipynb #71711e59
 def list_results(
@@ -654,6 +686,7 @@ def list_results(
     num_changed = sum(a.old != a.new for a in artifacts)
     ran = ", ".join(receipt.ran) or "nothing"
     if receipt.learned: yield f"  had learned from it: {', '.join(m.path for m in receipt.learned)}"
+    for release in receipt.releases: yield describe_holding(release)
     yield f"  ran again: {ran}; {num_changed} of {len(artifacts)} artifacts changed"
     yield (f"  proof: 0 of {proof.ids_searched:,} ids, {proof.paths_searched:,} paths, {proof.ngrams_searched:,} "
            f"runs of eight words in {proof.files:,} files downstream")
