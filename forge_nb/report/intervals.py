@@ -56,8 +56,8 @@ def plot_effects(
     path: Path # effects.csv
 ):
     "Plot each comparison over all items as a point with its interval, grey where zero lies inside"
-    if read_table(path).empty: return
     effects = read_table(path).query("slice == 'all'").rename(columns=dict(diff="value"))
+    if effects.empty: return
     effects["name"] = effects["stage"] + " ← " + effects["against"] + " · " + effects["metric"]
     is_bpb = effects["metric"].isin(IN_BITS)
     groups = [("bits per byte", effects[is_bpb]), ("share", effects[~is_bpb])]
