@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['check_conversation', 'describe_length_fault', 'check_and_encode_rows', 'find_in_dataset', 'extract_loss_masks',
-           'check_loss_mask', 'check_packing', 'pack_order', 'tune_and_check', 'order_rows', 'write_evidence',
-           'check_optimizer', 'sft']
+           'check_loss_mask', 'check_packing', 'pack_order', 'load_start', 'tune_and_check', 'order_rows',
+           'write_evidence', 'check_settings', 'sft']
 
 # %% ../nbs/50_sft.ipynb #aee22ad2
 from dataclasses import replace
@@ -14,9 +14,11 @@ from pathlib import Path
 from .train.trainer import (TrainingConfig, check_training_config, find_skip_reason, judge_training,
                                     load_tokenizer_and_context, pass_model_on, run_trainer, save_with_manifest,
                                     summarize_loss, write_run)
-from .core.project import Invalid, log, name_parameter, read_json, read_jsonl, write_json, write_jsonl
+from .core.project import (Invalid, log, make_checkpoint_folder, name_parameter, read_json, read_jsonl,
+                                   write_json, write_jsonl)
 from .train.finetune import (encode_conversations, make_sft_trainer, pack_rows, packing_leak,
                                      training_order)
+from .train.positions import extend_folder, find_extension_limit
 from .train.lora import MAX_MERGE_ERROR, AdapterConfig, check_method, load_for_tuning, merge_and_check
 
 # %% ../nbs/50_sft.ipynb #cb94e8f7
@@ -143,6 +145,21 @@ def pack_order(
     sequences = pack_rows(order, max_length=max_length, seed=training.seed)
     return sequences, replace(training, batch_size=max(1, round(step_tokens / max_length)))
 
+# %% ../nbs/50_sft.ipynb #50b00004
+def load_start(
+    base: Path, # model folder
+    method: str, # what is tuned: full, lora or qlora
+    encoded_rows: list, # rows of `check_and_encode_rows`
+    context_length: int # tokens that the model was made for
+) -> tuple: # model, its folder, metrics: rope_factor where the context was extended
+    "Load the model to tune, with a longer context where a row needs it"
+    longest, folder, extension = max(len(row["input_ids"]) for row in encoded_rows), base, {}
+    if longest > context_length:
+        folder = make_checkpoint_folder()/"extended"
+        extension = dict(rope_factor=extend_folder(base, folder, longest))
+    model, _ = load_for_tuning(folder, method)
+    return model, folder, extension
+
 # %% ../nbs/50_sft.ipynb #d6c526d9
 def tune_and_check(
     trainer, # trainer of `make_sft_trainer`
@@ -195,11 +212,12 @@ def write_evidence(
     write_jsonl(out/"left_out.jsonl", left_out)
 
 # %% ../nbs/50_sft.ipynb #81c5964f
-def check_optimizer(
+def check_settings(
     training: TrainingConfig, # settings of the run
     adapter: AdapterConfig # settings of an adapter
 ):
-    "Stop at an unknown method, and where Muon is asked for and an adapter is tuned"
+    "Stop at settings that cannot be, an unknown method, and Muon where an adapter is tuned"
+    check_training_config("sft", training)
     check_method(adapter)
     if training.matrix_lr and adapter.method != "full": raise Invalid(
         f"{name_parameter('sft.matrix_lr')} is {training.matrix_lr} and `sft.method` is {adapter.method}; "
@@ -236,26 +254,26 @@ def sft(
     "Fine-tune `base` on conversations, with the loss on the assistant's tokens and documents replayed"
     tokenizer, context_length = load_tokenizer_and_context(base)
     data, encoded_rows, left_out = check_and_encode_rows(
-        rows, read_jsonl(rows) if enabled else [], tokenizer, max_length, context_length)
+        rows, read_jsonl(rows) if enabled else [], tokenizer, max_length,
+        find_extension_limit(base, context_length, max_length))
     if reason := find_skip_reason("sft", enabled, data, f"{rows.name} holds no rows" + " that fit" * bool(left_out)):
         write_evidence(out, [], left_out)
         return pass_model_on("sft", base, out, reason, {"curve.csv": ["step", "loss"]})
     training = TrainingConfig(seed, learning_rate, batch_size, num_train_epochs, lr_scheduler_type, warmup_ratio,
                               weight_decay, max_grad_norm, matrix_lr)
     adapter = AdapterConfig(method, lora_r, lora_alpha, lora_dropout, tuple(lora_target_modules))
-    check_training_config("sft", training)
-    check_optimizer(training, adapter)
+    check_settings(training, adapter)
     order, counts = order_rows(encoded_rows, tokenizer, documents, training, replay_percent=replay_percent,
                                replay_window=min(replay_window, max_length))
-    model, tokenizer = load_for_tuning(base, method)
+    model, start, extension = load_start(base, method, encoded_rows, context_length)
     if packing: check_packing(model, base, encoded_rows)
     sequences, training = pack_order(order, training, max_length) if packing else (order, training)
     trainer = make_sft_trainer(model, tokenizer, sequences, training, adapter)
-    final_model, masks, curve, adapter_metrics = tune_and_check(trainer, data, encoded_rows, order, base)
+    final_model, masks, curve, adapter_metrics = tune_and_check(trainer, data, encoded_rows, order, start)
     write_evidence(out, masks, left_out)
     forgetting, reason = judge_training("sft", base, final_model, tokenizer, documents/"valid.jsonl", max_bpb_increase)
     if reason: return pass_model_on("sft", base, out, reason, {"curve.csv": ["step", "loss"]})
-    metrics = counts | summarize_loss(curve) | adapter_metrics | forgetting
+    metrics = counts | extension | summarize_loss(curve) | adapter_metrics | forgetting
     save_with_manifest(final_model, tokenizer, out/"model")
     write_run(out, curve, metrics | (dict(left_out=len(left_out)) if left_out else {}))
     return metrics

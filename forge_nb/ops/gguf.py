@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ARCHITECTURES', 'USUAL_SETTINGS', 'BYTE_LEVEL', 'DIGITS', 'PRE_TOKENIZERS', 'find_model_fault', 'find_pre_tokenizer',
-           'find_gguf_fault', 'add_hyperparameters', 'read_chat_template', 'list_tokens', 'add_tokenizer',
+           'find_gguf_fault', 'add_yarn', 'add_hyperparameters', 'read_chat_template', 'list_tokens', 'add_tokenizer',
            'interleave_halves', 'iter_weights', 'add_weights', 'write_gguf', 'hash_model_folder', 'prepare_gguf',
            'generate_answer']
 
@@ -29,7 +29,7 @@ def find_model_fault(
     unusual = [name for name, usual in USUAL_SETTINGS.items() if config.get(name, usual) != usual]
     if unusual: return f"`{unusual[0]}` is {config[unusual[0]]}"
     rope = config["rope_parameters"]["rope_type"]
-    return "" if rope == "default" else f"`rope_type` is {rope}"
+    return "" if rope in ("default", "yarn") else f"`rope_type` is {rope}"
 
 # %% ../../nbs/ops/55_gguf.ipynb #9d9f49e3
 BYTE_LEVEL = dict(type="ByteLevel", add_prefix_space=False, use_regex=True)
@@ -57,6 +57,19 @@ def find_gguf_fault(
     if find_pre_tokenizer(read_json(folder/"tokenizer.json")): return ""
     return f"its tokenizer splits text by none of the rules {', '.join(PRE_TOKENIZERS)}"
 
+# %% ../../nbs/ops/55_gguf.ipynb #7329932d
+def add_yarn(
+    writer, # gguf.GGUFWriter
+    rope: dict # rope_parameters of config.json
+):
+    "Write by how much the positions are scaled"
+    import gguf
+    writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+    writer.add_rope_scaling_factor(rope["factor"])
+    writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+    writer.add_rope_scaling_yarn_beta_fast(rope["beta_fast"])
+    writer.add_rope_scaling_yarn_beta_slow(rope["beta_slow"])
+
 # %% ../../nbs/ops/55_gguf.ipynb #7329932c
 def add_hyperparameters(
     writer, # gguf.GGUFWriter
@@ -73,6 +86,7 @@ def add_hyperparameters(
         rope_dimension_count=head_dim, rope_freq_base=config["rope_parameters"]["rope_theta"],
         layer_norm_rms_eps=config["rms_norm_eps"], vocab_size=config["vocab_size"], file_type=file_type)
     for name, value in values.items(): getattr(writer, f"add_{name}")(value)
+    if config["rope_parameters"]["rope_type"] == "yarn": add_yarn(writer, config["rope_parameters"])
 
 # %% ../../nbs/ops/55_gguf.ipynb #d0c2a497
 def read_chat_template(
