@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_LINE_BYTES', 'MAX_FILE_BYTES', 'MAX_UNPACKED_BYTES', 'MAX_UNPACK_RATIO', 'MAX_ARCHIVE_DEPTH',
-           'LOCK_TIMEOUT_SECONDS', 'LANGUAGE_SAMPLE', 'INVISIBLE', 'JOINERS', 'LANGUAGE_BY_EXTENSION',
+           'LOCK_TIMEOUT_SECONDS', 'LANGUAGE_SAMPLE', 'INVISIBLE', 'JOINERS', 'UNUSUAL', 'LANGUAGE_BY_EXTENSION',
            'LANGUAGE_BY_FILE_NAME', 'LANGUAGE_BY_INTERPRETER', 'DECOMPRESSORS', 'SPDX_TAG', 'LICENCE_FILE',
            'LICENCE_PHRASES', 'Unreadable', 'make_reject', 'format_reject', 'shorten_error', 'normalize_text',
            'tidy_prose', 'hash_content', 'get_file_name', 'detect_code_language', 'detect_language', 'identify_licence',
@@ -78,13 +78,15 @@ INVISIBLE = str.maketrans({**dict.fromkeys("\u00ad\u200b\u2060\ufeff"), "\u202f"
                            "\ufb01": "fi", "\ufb02": "fl", "\ufb03": "ffi", "\ufb04": "ffl"})
 # joiners are spelling in Arabic and Indian scripts, and make one picture of several
 JOINERS = re.compile("(?<![\u0600-\u0dff\u2600-\u27bf\ufe0f\U0001f000-\U0001faff])[\u200c\u200d]")
+UNUSUAL = re.compile(f"[{''.join(map(chr, INVISIBLE))}\u200c\u200d]")  # most texts have none
 
 # %% ../../nbs/data/10_documents.ipynb #10d00003
 def tidy_prose(
     text: str # text as it was read
 ) -> str: # the same without signs that nobody sees
     "Take out and plain signs that a reader does not see"
-    return text if text.isascii() else JOINERS.sub("", text.translate(INVISIBLE))
+    if text.isascii() or not UNUSUAL.search(text): return text
+    return JOINERS.sub("", text.translate(INVISIBLE))
 
 # %% ../../nbs/data/10_documents.ipynb #f1728e02
 def hash_content(

@@ -10,7 +10,7 @@ __all__ = ['MONOSPACE', 'OLD_FORMATS', 'RTF_SUPERSCRIPT', 'SUPERSCRIPT_STYLE', '
            'read_sheets_file']
 
 # %% ../../nbs/data/52_office.ipynb #50c00004
-import io, json, re, zipfile
+import io, re, zipfile
 
 from .documents import MAX_FILE_BYTES, Unreadable, make_document, make_reject, shorten_error
 from .tables import find_header, get_table_name, make_table_documents, read_header
@@ -41,7 +41,7 @@ def check_unpacked_size(
         f"expected at most {4 * MAX_FILE_BYTES >> 20} MiB unpacked; take out its pictures or split it")
 
 # %% ../../nbs/data/52_office.ipynb #50c0000b
-MONOSPACE = ("courier", "consolas", "mono", "menlo", "lucida console")  # parts of the names of code's typefaces
+MONOSPACE = re.compile("courier|consolas|mono|menlo|lucida console")  # parts of the names of code's typefaces
 
 # %% ../../nbs/data/52_office.ipynb #50c0000c
 def render_run(
@@ -114,10 +114,8 @@ def is_set_as_code(
     runs: list # parts of a paragraph
 ) -> bool: # whether every word is in a typeface of code
     "Tell code from prose by its typeface"
-    words = [run for run in runs if run.get("text", "").strip()]
-    fonts = [run.get("font_name", "").lower() for run in words]
-    is_monospace = lambda font: any(part in font for part in MONOSPACE)
-    return bool(fonts) and all(map(is_monospace, fonts))
+    fonts = [run.get("font_name", "") for run in runs if run.get("text", "").strip()]
+    return bool(fonts) and all(MONOSPACE.search(font.lower()) for font in fonts)
 
 # %% ../../nbs/data/52_office.ipynb #50c00015
 def render_blocks(
@@ -145,10 +143,11 @@ def read_docx_file(
     context: dict # what is known of the file
 ): # (document, None)
     "A Word file as Markdown"
+    import orjson
     from office_oxide import Document
     raw, remedy = read_whole_file(file), "save it again as .docx, without a password"
     check_unpacked_size(raw)
-    read = lambda raw: json.loads(Document.from_bytes(raw, "docx").to_ir_json())
+    read = lambda raw: orjson.loads(Document.from_bytes(raw, "docx").to_ir_json())
     lines, sections = [], call_reader(read, raw, "a Word file", remedy).get("sections", ())
     for section in sections: lines += render_blocks(section.get("elements", ()))
     if not any(lines): raise Unreadable(f"expected text in a Word file, found none; {remedy}")

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['LEFT_BEHIND', 'READERS', 'OFFICE_PARTS', 'OLD_PARTS', 'GUARDED', 'STREAMED', 'LIBRARIES', 'resolve_folder',
            'unpack_stream', 'open_packed_stream', 'read_packed_file', 'is_document_path', 'read_archive_members',
-           'read_zip_file', 'read_tar_file', 'read_letter', 'read_mail_file', 'read_at_once', 'read_apart',
-           'read_mailbox_file', 'refuse_outlook_mail', 'get_reader', 'find_archive_reader', 'find_old_reader',
-           'choose_reader', 'describe_reader', 'hash_reader_code', 'load_libraries', 'read_once', 'read_streamed',
+           'read_zip_file', 'read_tar_file', 'read_letter', 'read_mail_file', 'load_libraries', 'read_at_once',
+           'read_apart', 'read_mailbox_file', 'refuse_outlook_mail', 'get_reader', 'find_archive_reader',
+           'find_old_reader', 'choose_reader', 'describe_reader', 'hash_reader_code', 'read_once', 'read_streamed',
            'remove_unused', 'read_file', 'list_sources', 'find_dvc_cache', 'is_dvc_link', 'read_source',
            'read_documents', 'split_into_shards']
 
@@ -24,7 +24,7 @@ from .databases import read_sqlite_file
 from .documents import (MAX_FILE_BYTES, DECOMPRESSORS, LICENCE_FILE, MAX_ARCHIVE_DEPTH, MAX_UNPACKED_BYTES,
                                      MAX_UNPACK_RATIO, Unreadable, detect_language, find_folder_licence, format_reject,
                                      identify_licence, is_licence_file, make_document, make_reject, shorten_error)
-from .guard import MAX_READ_SECONDS, call_guarded, call_standing, iterate_guarded
+from .guard import MAX_READ_SECONDS, call_standing, iterate_guarded
 from .mail import list_attachments, list_mails, parse_mail, read_mail_text
 from .office import OLD_FORMATS, read_docx_file, read_markup_file, read_sheets_file, read_slides_file
 from .pdf import read_pdf_file
@@ -191,6 +191,14 @@ def read_mail_file(
     "A mail in a file of its own"
     yield from read_letter(read_whole_file(file), source, context)
 
+# %% ../../nbs/data/60_readers.ipynb #60r0001b
+@lru_cache(maxsize=None)
+def load_libraries():
+    "Load what every process that reads a file would load by itself"
+    names = "anydoc office_oxide pdf_inspector pdf_oxide pyarrow.parquet python_calamine sqlalchemy"
+    for name in names.split(): import_module(name)
+    detect_language("The pump is greased every forty hours.", "docs", "")
+
 # %% ../../nbs/data/60_readers.ipynb #60r0a002
 def read_at_once(
     reader, # reader of a format
@@ -211,6 +219,7 @@ def read_apart(
     "Read a file in the process that stands by"
     if context.get("is_guarded"): return read_at_once(reader, read_whole_file(file), source, context)
     inner = context | dict(is_guarded=True)
+    load_libraries()
     return call_standing(read_at_once, reader, read_whole_file(file), source, inner)
 
 # %% ../../nbs/data/60_readers.ipynb #60r00006
@@ -338,14 +347,6 @@ def hash_reader_code() -> str: # 64 hex digits
     folder = Path(make_document.__code__.co_filename).parent
     return hash_text("".join(map(hash_file, sorted(folder.glob("*.py")))))
 
-# %% ../../nbs/data/60_readers.ipynb #60r0001b
-@lru_cache(maxsize=None)
-def load_libraries():
-    "Load what every process that reads a file would load by itself"
-    names = "anydoc office_oxide pdf_inspector pdf_oxide pyarrow.parquet python_calamine sqlalchemy"
-    for name in names.split(): import_module(name)
-    detect_language("The pump is greased every forty hours.", "docs", "")
-
 # %% ../../nbs/data/60_readers.ipynb #60r00016
 def read_once(
     reader, # one of GUARDED
@@ -353,10 +354,8 @@ def read_once(
     source: str, # origin of the documents
     context: dict # what is known of the file; its `cache` is a folder, or None
 ): # pairs (document, None) or (None, reject)
-    "Read a file in a process of its own, unless the same was read before"
-    def read():
-        load_libraries()
-        return call_guarded(lambda: [*reader(file, source, context | dict(is_guarded=True))])
+    "Read a file in the process that stands by, unless the same was read before"
+    read = lambda: read_apart(reader, file, source, context)
     if not context.get("cache"): return read()
     content = hashlib.file_digest(file, "sha256").hexdigest()
     file.seek(0)
