@@ -7,6 +7,7 @@ import pytest
 from forge_nb.core.project import Invalid, ROOT
 from forge_nb.data import databases, readers, tables
 from forge_nb.data.documents import format_reject, hash_content, normalize_text
+from forge_nb.data.guard import end_standing
 
 PLAIN = dict(templates={}, strict=False)
 
@@ -38,6 +39,7 @@ def limit(monkeypatch, name: str, value):
     "Set a limit of the page documents in every module that reads it"
     for module in "databases documents mail office pdf readers records shapes tables text".split():
         monkeypatch.setattr(f"forge_nb.data.{module}.{name}", value, raising=False)
+    end_standing()  # it was forked with the limit of before
 
 
 def texts(documents: list) -> list: return [d["text"] for d in documents]
