@@ -34,6 +34,7 @@ from .inventory import (NearDuplicate, check_column, collect_duplicates, collect
                                     list_names, list_raw_files, locate_file, make_name_masker, make_target,
                                     match_fact_rows, read_curated, read_texts, relative_to_data, resolve_targets)
 from .lineage import list_learned
+from .rebuild_noise import SCORES, read_two_runs
 from .release_holders import find_holding_releases, protect_releases, revoke_holders
 from .receipt import (ArtifactChange, DataChange, ErasurePlan, FactRowCount, Proof, Receipt,
                                   RemovedFile, RemovedRow, build_receipt, compile_path_pattern,
@@ -766,8 +767,9 @@ def forget(
     lock = read_recorded_stages(root, graph)
     releases = revoke_holders(root, journal)
     copies = protect_releases(root, list_remaining_copies(root), releases)
-    receipt = build_receipt(mask_journal(root, journal), list_artifact_hashes(graph, lock),
-                            read_uncached_files(graph, root), proof, copies)
+    old_hash, files = journal["old"].get(SCORES, {}).get("hash", ""), read_uncached_files(graph, root)
+    runs = read_two_runs(root, old_hash, journal["uncached_files"], files)
+    receipt = build_receipt(mask_journal(root, journal), list_artifact_hashes(graph, lock), files, proof, copies, runs)
     return write_receipt(root, receipt.model_copy(update=dict(releases=releases)))
 
 # %% ../../nbs/ops/30_erasure.ipynb #64f33930

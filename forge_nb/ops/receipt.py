@@ -11,8 +11,8 @@ __all__ = ['REGENERABLE_FOLDERS', 'CACHE_COPY', 'STUDIES_COPY', 'GIT_COPY', 'OUT
            'MetricChange', 'EffectChange', 'LearnedModel', 'HoldingRelease', 'RemainingCopy', 'Receipt',
            'flatten_metrics', 'compare_metrics', 'read_effects', 'compare_effects', 'list_remotes',
            'list_remaining_copies', 'compare_artifacts', 'build_receipt', 'format_figure', 'list_changed',
-           'render_receipt', 'write_numbered', 'write_receipt', 'describe_holding', 'list_removals', 'list_results',
-           'format_forget']
+           'split_by_noise', 'name_change', 'format_interval', 'render_receipt', 'write_numbered', 'write_receipt',
+           'describe_holding', 'list_removals', 'list_metric_changes', 'list_results', 'format_forget']
 
 # %% ../../nbs/ops/20_receipt.ipynb #629bc6df
 import io, json, re
@@ -24,6 +24,7 @@ from ..core.project import atomic, read_stages, remove_path, write_json
 from .inventory import (NearDuplicate, format_address, hash_ngrams, inventory, isin_sorted,
                                     make_name_masker)
 from .lineage import read_table_batches
+from .rebuild_noise import ChangeInterval, TwoRuns, bound_change, bound_effect_change
 from pydantic import BaseModel, Field
 
 # %% ../../nbs/ops/20_receipt.ipynb #e1674edf
@@ -287,7 +288,7 @@ class ArtifactChange(DataChange):
     path: str = Field(description="out, from the root")
 
 # %% ../../nbs/ops/20_receipt.ipynb #3e53cc67
-class MetricChange(BaseModel, extra="forbid"):
+class MetricChange(ChangeInterval, extra="forbid"):
     "A metric of the evaluation"
     metric: str = Field(description="checkpoint.metric.slice")
     before: float | None = Field(description="value before")
@@ -360,12 +361,16 @@ def flatten_metrics(
 # %% ../../nbs/ops/20_receipt.ipynb #d43f6fd9
 def compare_metrics(
     before: str, # JSON text of metrics, or ''
-    after: str # JSON text of metrics, or ''
+    after: str, # JSON text of metrics, or ''
+    runs: TwoRuns = TwoRuns() # what both evaluations left behind
 ) -> list: # changes of metrics
-    "Compare metrics with those of an earlier run"
+    "Compare metrics with those of an earlier run; what moved gets an interval"
     old, new = (dict(flatten_metrics(json.loads(text or "{}"))) for text in (before, after))
-    find = lambda name: dict(before=old.get(name), after=new.get(name))
-    return [MetricChange(metric=name, **find(name)) for name in old | new]
+    def describe(name):
+        values, key = dict(before=old.get(name), after=new.get(name)), tuple(name.split(".", 2))
+        is_known = len(key) == 3 and values["before"] != values["after"]
+        return dict(metric=name) | values | (bound_change(runs, key, **values).model_dump() if is_known else {})
+    return [MetricChange(**describe(name)) for name in old | new]
 
 # %% ../../nbs/ops/20_receipt.ipynb #65c5b480
 def read_effects(
@@ -380,13 +385,16 @@ def read_effects(
 # %% ../../nbs/ops/20_receipt.ipynb #f4745362
 def compare_effects(
     before: str, # text of effects.csv, or ''
-    after: str # text of effects.csv, or ''
+    after: str, # text of effects.csv, or ''
+    runs: TwoRuns = TwoRuns() # what both evaluations left behind
 ) -> list: # changes of effects
     "Compare the effect of each stage with that of an earlier run"
     import pandas as pd
     columns = dict(before=read_effects(before), after=read_effects(after))
     table = pd.concat(columns, axis=1).reset_index().astype(object)
-    return [EffectChange(**row) for row in table.where(table.notna(), None).to_dict("records")]
+    found = table.where(table.notna(), None).to_dict("records")
+    bound = lambda row: bound_effect_change(runs, row).model_dump() if row["before"] != row["after"] else {}
+    return [EffectChange(**row, **bound(row)) for row in found]
 
 # %% ../../nbs/ops/20_receipt.ipynb #0d246c44
 CACHE_COPY = RemainingCopy(
@@ -447,7 +455,8 @@ def build_receipt(
     new_hashes: dict, # path → stage, hash: artifacts afterwards
     uncached_files: dict, # path → text: metrics afterwards
     proof: Proof, # proof of the erasure
-    remaining_copies: list # places of `list_remaining_copies`
+    remaining_copies: list, # places of `list_remaining_copies`
+    runs: TwoRuns = TwoRuns() # what the evaluations before and after left behind
 ) -> Receipt: # receipt, under the first name that it could get
     "Put together everything that is to be known about an erasure"
     old_files, first = journal["uncached_files"], (journal["removed"] + journal["rows"])[0]
@@ -461,8 +470,8 @@ def build_receipt(
         mentioned=[Mention(path=path, by=by) for path, by in journal["mentioned"].items()],
         data=DataChange(old=old_data, new=new_data), artifacts=compare_artifacts(journal["old"], new_hashes),
         proof=proof, remaining_copies=remaining_copies,
-        evaluation=compare_metrics(*before_and_after("artifacts/evaluate/metrics.json")),
-        effects=compare_effects(*before_and_after("artifacts/evaluate/effects.csv")))
+        evaluation=compare_metrics(*before_and_after("artifacts/evaluate/metrics.json"), runs),
+        effects=compare_effects(*before_and_after("artifacts/evaluate/effects.csv"), runs))
 
 # %% ../../nbs/ops/20_receipt.ipynb #a6b23239
 REMOVED_TEMPLATE = """\
@@ -560,22 +569,25 @@ Out of date before, so that not every change is due to forgetting: {{ r.stale | 
 
 ## Evaluation
 
-{{ metrics | length }} of {{ r.evaluation | length }} metrics moved.
-{% if metrics %}
-
-| metric | before | after |
-|---|---|---|
-{% for m in metrics %}
-| {{ m.metric }} | {{ m.before | figure }} | {{ m.after | figure }} |
-{% endfor %}
+{{ counts | sum }} of {{ r.evaluation | length }} metrics moved
+{%- if counts | sum %}: {{ counts[0] }} beyond noise, {{ counts[1] }} within it
+{%- if counts[2] %}, {{ counts[2] }} without an interval{% endif %}{% endif %}.
+{% if counts[0] + counts[1] %}
+A model that is made again differs by noise alone; the interval of a change says by how much. At 95 %, about
+{{ (0.05 * (counts[0] + counts[1])) | round | int }} of {{ counts[0] + counts[1] }} would miss zero by chance.
 {% endif %}
-{% if effects %}
+{% for title, changes in shown.items() if changes %}
 
-| what a stage changed | before | after |
-|---|---|---|
-{% for e in effects %}
-| {{ e.against }} → {{ e.stage }}: {{ e.metric }}, {{ e.slice }} | {{ e.before | figure }} | {{ e.after | figure }} |
+| {{ title }} | before | after | change | 95 % interval | rests on |
+|---|---|---|---|---|---|
+{% for m in changes %}
+| {{ m | name }} | {{ m.before | figure }} | {{ m.after | figure }} | {{ m.change | figure }} |
+{{- " " }}{{ m | interval }} | {{ m.basis }}{{ " (%d)" % m.items if m.items }} |
 {% endfor %}
+{% endfor %}
+{% if within %}
+
+Within noise: {{ within | map("name") | join("; ") }}.
 {% endif %}
 
 {% if r.releases %}
@@ -609,6 +621,29 @@ def list_changed(
     "Leave out what did not change"
     return [c for c in changes if c.before != c.after]
 
+# %% ../../nbs/ops/20_receipt.ipynb #20a11002
+def split_by_noise(
+    changes: list # changes of metrics or effects
+) -> tuple: # those beyond noise, within it, and without an interval
+    "Split what moved by whether noise alone explains it"
+    moved = list_changed(changes)
+    return tuple([c for c in moved if c.within_noise is verdict] for verdict in (False, True, None))
+
+# %% ../../nbs/ops/20_receipt.ipynb #20a11003
+def name_change(
+    change: MetricChange # change of a metric, or of an effect
+) -> str: # name for people
+    "Name what changed"
+    if not isinstance(change, EffectChange): return change.metric
+    return f"{change.against} → {change.stage}: {change.metric}, {change.slice}"
+
+# %% ../../nbs/ops/20_receipt.ipynb #20a11004
+def format_interval(
+    change: MetricChange # change of a metric, or of an effect
+) -> str: # interval for people
+    "Write the interval of a change"
+    return "–" if change.low is None else f"{format_figure(change.low)} to {format_figure(change.high)}"
+
 # %% ../../nbs/ops/20_receipt.ipynb #a41f36ac
 def render_receipt(
     receipt: Receipt # receipt of an erasure
@@ -616,10 +651,13 @@ def render_receipt(
     "Write a receipt as a page"
     from jinja2 import Environment, StrictUndefined
     jinja = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    jinja.filters["figure"] = format_figure
+    jinja.filters |= dict(figure=format_figure, interval=format_interval, name=name_change)
     template = jinja.from_string(REMOVED_TEMPLATE + PROOF_TEMPLATE + REBUILT_TEMPLATE)
-    changes = dict(metrics=list_changed(receipt.evaluation), effects=list_changed(receipt.effects))
-    return template.render(r=receipt.model_dump(), kinds=TRACE_KINDS, **changes).rstrip("\n") + "\n"
+    metrics, effects = split_by_noise(receipt.evaluation), split_by_noise(receipt.effects)
+    shown = {"metric": metrics[0] + metrics[2], "what a stage changed": effects[0] + effects[2]}
+    page = template.render(r=receipt.model_dump(), kinds=TRACE_KINDS, counts=[len(part) for part in metrics],
+                           shown=shown, within=metrics[1] + effects[1])
+    return page.rstrip("\n") + "\n"
 
 # %% ../../nbs/ops/20_receipt.ipynb #20e0e002
 def write_numbered(
@@ -677,6 +715,18 @@ def list_removals(
     if receipt.stale: yield f"  out of date before: {', '.join(receipt.stale)}"
     if receipt.state == "dry-run": yield from map(describe_holding, receipt.releases)
 
+# %% ../../nbs/ops/20_receipt.ipynb #20a11006
+def list_metric_changes(
+    receipt: Receipt # receipt of an erasure that is done
+): # lines
+    "List the metrics that moved by more than noise, and count the others"
+    beyond, within, unknown = split_by_noise(receipt.evaluation)
+    if within: yield f"  {len(within)} of {len(receipt.evaluation)} metrics moved within noise"
+    if beyond: yield f"  {len(beyond)} moved beyond it (by chance about {.05 * len(beyond + within):.0f} would):"
+    for e in beyond + unknown:
+        interval = f"  ({format_interval(e)})" if e.low is not None else "  (no interval)"
+        yield f"    {e.metric:36} {format_figure(e.before)} → {format_figure(e.after)}{interval}"
+
 # %% ../../nbs/ops/20_receipt.ipynb #71711e59
 def list_results(
     receipt: Receipt # receipt of an erasure that is done
@@ -690,8 +740,7 @@ def list_results(
     yield f"  ran again: {ran}; {num_changed} of {len(artifacts)} artifacts changed"
     yield (f"  proof: 0 of {proof.ids_searched:,} ids, {proof.paths_searched:,} paths, {proof.ngrams_searched:,} "
            f"runs of eight words in {proof.files:,} files downstream")
-    for e in list_changed(receipt.evaluation):
-        yield f"    {e.metric:36} {format_figure(e.before)} → {format_figure(e.after)}"
+    yield from list_metric_changes(receipt)
     yield f"  receipt: {receipt.receipt}, and as a page: {receipt.receipt.removesuffix('.json')}.md"
     yield "  not forgotten by this:"
     for c in receipt.remaining_copies: yield f"    {c.what}: {c.command or c.how}"
