@@ -16,7 +16,7 @@ endif
 PACKAGES := $(if $(WHEELS),--no-index --find-links "$(abspath $(WHEELS))")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup elsewhere wheels data base adopt run studies test test-slow check export lab profile effects estimate scaling report papers bench
+.PHONY: help setup elsewhere wheels edge data base adopt run studies test test-slow check export lab profile effects estimate scaling report papers bench
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## ?/  make \1\t/' | expand -t 18
@@ -37,9 +37,12 @@ $(VENV)/ready: requirements.lock pyproject.toml $(ELSEWHERE)
 	@{ pwd -P && $(TAG); } > $@
 
 wheels: PACKAGES :=
-wheels: setup  ## a wheel of every package of requirements.lock, for machines of this kind without a network; WHEELS=folder
-	@python -m pip wheel --disable-pip-version-check --no-deps --wheel-dir "$(or $(WHEELS),wheels)" -r requirements.lock
+wheels: setup  ## a wheel of every package of the locks, for machines of this kind without a network; WHEELS=folder
+	@python -m pip wheel --disable-pip-version-check --no-deps --wheel-dir "$(or $(WHEELS),wheels)" -r requirements.lock -r requirements-edge.lock
 	@echo "$$(ls "$(or $(WHEELS),wheels)" | wc -l) files; carry the folder there, then: make setup WHEELS=folder"
+
+edge: setup  ## the packages that write and replay the forms onnx and pte; WHEELS=folder takes them from there
+	@python -m pip install --quiet --disable-pip-version-check --no-deps $(PACKAGES) -r requirements-edge.lock
 
 data: setup  ## fetch and check the default data; FROM=folder takes a folder of yours
 	@if [ -n "$$FROM" ]; then python -m forge_nb.data.own_data "$$FROM"; else python -m forge_nb.data.default_company; fi && python -m forge_nb.data.versions
@@ -104,5 +107,5 @@ report: setup  ## README.md and docs/RESULTS.md from their templates, and report
 papers: setup  ## what an audit asks: cards, technical documentation, risks, changes, bill of materials; writes papers/
 	@forge papers
 
-bench: data  ## measure in a fresh clone, all or PART=chain|ci|data|readers|index|pretrain|tune|evaluate|lineage; writes docs/BENCH.md
+bench: data  ## measure in a fresh clone, all or PART=chain|ci|data|readers|index|pretrain|tune|evaluate|lineage|release; writes docs/BENCH.md
 	@python -m forge_nb.bench.bench $${PART:+"$$PART"}

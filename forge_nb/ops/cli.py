@@ -637,7 +637,7 @@ def bundle_verb(
 def airgap_verb(
     as_json: JsonOption = False # whether a program is listening
 ):
-    "Does anything leave? Pipeline, search and answer, in a copy without a network, traced; results/airgap.json."
+    "Does anything leave? Pipeline, export, search, answer, in a copy without a network, traced; results/airgap.json."
     from forge_nb.ops.airgap import airgap, format_airgap
     require_no_pending_erasure()
     with hold_verb_lock("airgap"): answer = airgap(ROOT, make_line_printer(as_json))

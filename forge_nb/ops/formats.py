@@ -123,7 +123,7 @@ def choose_formats(
     missing = [(name, module) for name in names for module in FORMATS[name].modules if not find_spec(module)]
     if missing: raise Invalid(
         f"params.yaml: `{field}` names {missing[0][0]}, and the package {missing[0][1]} is not installed; "
-        "`pip install -e .[edge]`, or take the form out")
+        "`make edge`, or take the form out")
     return {name: entry for name, entry in FORMATS.items() if name in names}
 
 # %% ../../nbs/ops/57_formats.ipynb #57a00013

@@ -146,15 +146,15 @@ def interleave_halves(
 def iter_weights(
     folder: Path, # model folder
     config: dict # its config.json
-): # pairs (name, numpy array), one in memory at a time
+): # pairs (name, numpy array of float32), one in memory at a time
     "Yield a model's weights as GGUF wants them"
     from safetensors import safe_open
     heads = dict(q_proj=config["num_attention_heads"], k_proj=config["num_key_value_heads"])
     for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "np") as file:
+        with safe_open(path, "pt") as file:
             for name in sorted(file.keys()):
                 if name == "lm_head.weight" and config["tie_word_embeddings"]: continue
-                weights, part = file.get_tensor(name), name.split(".")[-2]
+                weights, part = file.get_tensor(name).float().numpy(), name.split(".")[-2]
                 is_rotated = config["model_type"] == "llama" and part in heads
                 yield name, interleave_halves(weights, heads[part]) if is_rotated else weights
 
@@ -172,9 +172,9 @@ def add_weights(
     for name, weights in iter_weights(folder, config):
         gguf_name = names.get_name(name, try_suffixes=(".weight",))
         if gguf_name is None: raise Invalid(f"{display_path(folder)}: GGUF has no name for the weights {name}")
-        if weights.ndim == 1: writer.add_tensor(gguf_name, weights.astype("float32"))
+        if weights.ndim == 1: writer.add_tensor(gguf_name, weights)
         else:
-            try: blocks = gguf.quants.quantize(weights.astype("float32"), quantization)
+            try: blocks = gguf.quants.quantize(weights, quantization)
             except gguf.quants.QuantError: raise Invalid(
                 f"{display_path(folder)}: {name} has rows of {weights.shape[1]} values, and {quantization.name} "
                 "takes multiples of 32; write F16") from None

@@ -5,7 +5,7 @@ import pytest
 from jsonschema import validate
 
 from copies import ENV, OFFLINE
-from forge_nb.core.project import ROOT, Invalid, RunFailed, read_json
+from forge_nb.core.project import ROOT, Invalid, RunFailed, load_params, read_json, write_json
 from forge_nb.ops import airgap as page
 from forge_nb.ops.cli import answer_schema
 
@@ -130,3 +130,27 @@ def test_set_up_from_a_folder_of_wheels(tmp_path):
     lock.write_text("part-of-lock==1.0\nnot-in-the-folder==1.0\n", encoding="utf-8")
     done = subprocess.run(["bash", "-c", make], cwd=project, env=offline, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode and "not-in-the-folder" in done.stderr
+
+
+def write_skipped(project, reason: str):
+    (project/"artifacts"/"export").mkdir(parents=True, exist_ok=True)
+    write_json(project/"artifacts"/"export"/"metrics.json", dict(shipped=0, **dict(skipped=reason) if reason else {}))
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_the_export_runs_though_the_gate_stops_a_model_of_minutes(tmp_path, stopped):
+    "By a waiver in the copy where there must be one, without where the gate let it out"
+    shutil.copy(ROOT/"params.yaml", tmp_path)
+    steps = page.list_steps(tmp_path)
+    while (step := next(steps))[0] != "pipeline": assert step[0] in ("profile", "check")
+    write_skipped(tmp_path, "document, exact_match: worse" if stopped else "")
+    name, command, may_find_nothing = next(steps)
+    assert (name, command[-2:], may_find_nothing) == ("export", ["repro", "export"], False)
+    assert (load_params(tmp_path/"params.yaml")["gate"]["waiver_name"] == "forge airgap") == stopped
+    with pytest.raises(RunFailed, match="nothing was exported: the waiver has no name"):
+        write_skipped(tmp_path, "the waiver has no name")
+        next(steps)
+
+
+def test_where_the_pipeline_ended_at_an_attempt_nothing_is_asked_of_it(tmp_path):
+    assert [name for name, *_ in page.list_steps(tmp_path)] == ["profile", "check", "pipeline"]

@@ -2,6 +2,7 @@
 import httpx2
 import pytest
 import torch
+from safetensors import safe_open
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen3Config,
                           Qwen3ForCausalLM)
@@ -20,7 +21,7 @@ STEPS = {"gpt-2": pre_tokenizers.ByteLevel(add_prefix_space=False),
          "smollm": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])}
 
 
-def save_model(folder, architecture: str = "qwen3", rule: str = "gpt-2", tied: bool = True):
+def save_model(folder, architecture: str = "qwen3", rule: str = "gpt-2", tied: bool = True, dtype=torch.float32):
     "A random model with a tokenizer trained on a page of the manuals"
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer, bpe.decoder = STEPS[rule], decoders.ByteLevel()
@@ -33,7 +34,7 @@ def save_model(folder, architecture: str = "qwen3", rule: str = "gpt-2", tied: b
     model = kind(config(vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16, intermediate_size=96,
                         max_position_embeddings=512, tie_word_embeddings=tied, eos_token_id=0, pad_token_id=1, bos_token_id=None))
     for weights in model.parameters(): weights.data.mul_(1.5)
-    model.save_pretrained(folder)
+    model.to(dtype).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -73,6 +74,19 @@ def test_answers_are_those_of_transformers(tmp_path, architecture, tied):
         assert generate_answer(server, text, 16)["tokens"] == expected, text
 
 
+@pytest.mark.parametrize("architecture", ["qwen3", "llama"])
+def test_weights_in_bfloat16_answer_as_transformers_in_float32(tmp_path, architecture):
+    "What a base's folder holds: F16 loses nothing of such weights, and the answers are those of the wider computation"
+    folder = save_model(tmp_path/"model", architecture, dtype=torch.bfloat16)
+    with safe_open(folder/"model.safetensors", "pt") as file: assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}
+    server, tokenizer = start(folder, tmp_path/"m.gguf", "F16"), AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for text in TEXTS[:6]:
+        ids = tokenizer.apply_chat_template([dict(role="user", content=text)], add_generation_prompt=True, return_tensors="pt")["input_ids"]
+        expected = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=16)[0, ids.shape[1]:].tolist()
+        assert generate_answer(server, text, 16)["tokens"] == expected, text
+
+
 def test_the_same_model_gives_the_same_bytes_and_another_one_another_file(tmp_path):
     folder = save_model(tmp_path/"model")
     for name in "ab": write_gguf(folder, tmp_path/name, "Q8_0")
@@ -89,7 +103,7 @@ def test_the_same_model_gives_the_same_bytes_and_another_one_another_file(tmp_pa
 
 @pytest.mark.parametrize("file, change, words", [
     ("config.json", dict(model_type="mixtral"), "its architecture is mixtral"),
-    ("config.json", dict(rope_parameters=dict(rope_type="yarn", rope_theta=1.)), "`rope_type` is yarn"),
+    ("config.json", dict(rope_parameters=dict(rope_type="dynamic", rope_theta=1.)), "`rope_type` is dynamic"),
     ("config.json", dict(vocab_size=900), "no token is number 800"),
     ("tokenizer.json", dict(normalizer=dict(type="NFC")), "by none of the rules gpt-2, smollm")])
 def test_what_cannot_be_written_is_a_sentence(tmp_path, file, change, words):
