@@ -85,7 +85,7 @@ def test_what_earlier_models_read_worse_than_it_is_shown_is_looked_up(company):
         company.floors = [dict(slice="fact", metric="exact_match", mean=mean, floor=.1, seeds=3, exam=exam or hash_exam(half))]
         return company.run(half)["fact"]
     assert decision(.3)["lookup"] == "0.5" and decision(.3)["because"].endswith("showing what is found has 50 %; earlier models that were trained to read it had 30 %")
-    assert [decision(mean)["decision"] for mean in (.3, .45, .9)] == ["look up", "both", "both"]  # .45 is no further from .5 than seeds lie apart
+    assert [decision(mean)["decision"] for mean in (.3, .47, .9)] == ["look up", "both", "both"]  # .47 may be .51, as far as three seeds tell
     assert decision(.3, exam="another")["decision"] == "both"
 
 

@@ -93,10 +93,11 @@ def choose_way(
 def read_measured(
     rows: list, # rows of results/floors.csv
     exam: str # hash of the frozen exam
-) -> dict: # slice → mean share of right answers of earlier models, and how far their seeds lie apart
+) -> dict: # slice → mean share of right answers over seeds, and by how much it may be more
     "Read what earlier models scored on this exam"
-    return {row["slice"]: (float(row["mean"]), float(row["floor"])) for row in rows
-            if row["metric"] == "exact_match" and row.get("exam") == exam}
+    bound = lambda row: float(row["floor"]) / (2 * int(row["seeds"])) ** .5
+    return {row["slice"]: (float(row["mean"]), bound(row)) for row in rows
+            if row["metric"] == "exact_match" and row.get("exam") == exam and int(row["seeds"]) > 1}
 
 # %% ../../nbs/evals/30_predictions.ipynb #e30a0015
 def predict_slice(
@@ -106,7 +107,7 @@ def predict_slice(
     depth: int, # passages that a reader gets
     margin: float, # share by which a look-up may fall short of the reach
     is_volatile: bool, # whether the source changes too fast to be trained on
-    measured: tuple = None # mean of earlier models on this exam, and how far their seeds lie apart
+    measured: tuple = None # mean of earlier models on this exam, and by how much it may be more
 ) -> dict: # row: metric, slice, n, decision, nature, scores and names of the arms, margin, low, high, untrained_arm
     "Predict for one slice of questions"
     (guess_arm, guess), (lookup_arm, lookup) = (pick_best_arm(table, "exact_match", part, arms)
@@ -202,7 +203,7 @@ def predict(
     depth: int, # passages that a reader gets
     margin: float, # share by which a look-up may fall short of the reach
     max_change_percent: float, # percent of a source in a month from which it is not trained on
-    measured: dict = {} # slice → mean and floor of earlier models on this exam
+    measured: dict = {} # slice → mean of earlier models on this exam, and by how much it may be more
 ) -> list: # rows: metric, slice, n, decision, …, source, change_percent, because
     "Predict for every slice of the exam"
     table, by_id, predictions = index_scores(rows), {item["id"]: item for item in items}, []

@@ -18,8 +18,8 @@ __all__ = ['ANSWER_MODELS', 'app', 'DocumentsArgument', 'QueryOption', 'HistoryO
            'snapshot_verb', 'split_names', 'search_verb', 'ask_verb', 'check_verb', 'draft_verb', 'label_verb',
            'refresh_verb', 'plot_estimate', 'estimate_verb', 'sweep_verb', 'cycle_verb', 'review_verb', 'freeze_verb',
            'verify_verb', 'lineage_verb', 'rivals_verb', 'bom_verb', 'papers_verb', 'bundle_verb', 'airgap_verb',
-           'promote_verb', 'rollback_verb', 'served_verb', 'verify_release_verb', 'releases_verb', 'fetch_verb',
-           'revoke_verb', 'prune_verb', 'schema_verb', 'main']
+           'promote_verb', 'rollback_verb', 'served_verb', 'verify_release_verb', 'verify_receipt_verb',
+           'releases_verb', 'fetch_verb', 'revoke_verb', 'prune_verb', 'schema_verb', 'main']
 
 # %% ../../nbs/ops/90_cli.ipynb #1036a386
 import json, os, re, sys
@@ -77,7 +77,8 @@ ANSWER_MODELS = dict(
     releases="forge_nb.ops.served:ReleasesAnswer", served="forge_nb.ops.served:ServedAnswer",
     revoke="forge_nb.ops.served:RevokeAnswer", fetch="forge_nb.ops.served:FetchAnswer",
     prune="forge_nb.ops.served:PruneAnswer",
-    **{"verify-release": "forge_nb.ops.served:VerifyReleaseAnswer"})  # verb → model
+    **{"verify-release": "forge_nb.ops.served:VerifyReleaseAnswer",
+       "verify-receipt": "forge_nb.ops.signed_receipts:VerifyReceiptAnswer"})  # verb → model
 
 # %% ../../nbs/ops/90_cli.ipynb #c964267d
 def answer_schema(
@@ -228,6 +229,8 @@ def forget_verb(
     as_json: JsonOption = False # whether a program is listening
 ):
     "Remove documents and near-duplicates, run again what they touched, prove it, write a receipt; alone: finish that."
+    from forge_nb.ops.patch_release import patch_releases
+    from forge_nb.ops.signed_receipts import find_receipt_signer
     if dry_run and not read_journal(ROOT):
         answer = dry_run_erasure(docs, query, keep_duplicates)
         return print_answer(answer, format_forget(answer), as_json)
@@ -236,8 +239,9 @@ def forget_verb(
         if undo:
             undone = undo_pending(ROOT)
             return print_answer(undone, format_undo(undone), as_json)
+        signer = find_receipt_signer(ROOT)  # before anything is removed
         journal = journal or begin_erasure(docs, query, keep_duplicates, yes)
-        receipt = forget(ROOT, journal, make_line_printer(as_json))
+        receipt = forget(ROOT, journal, make_line_printer(as_json), signer, patch_releases)
     print_answer(receipt, format_forget(receipt), as_json)
 
 # %% ../../nbs/ops/90_cli.ipynb #5b5eadee
@@ -706,6 +710,17 @@ def verify_release_verb(
     answer = verify_release(ROOT, version)
     print_answer(answer, format_verify_release(answer), as_json)
     if answer.faults: raise typer.Exit(1)
+
+# %% ../../nbs/ops/90_cli.ipynb #83c00001
+@app.command("verify-receipt", epilog="Example: forge verify-receipt receipts/3f9c0b1d2e4a.json")
+def verify_receipt_verb(
+    receipt: Annotated[str, typer.Argument(help="Path or name of a receipt.", metavar="RECEIPT")], # receipt
+    as_json: JsonOption = False # whether a program is listening
+):
+    "Is a receipt of `forge forget` as it was signed, and by whom? A file that was changed is named."
+    from forge_nb.ops.signed_receipts import format_verify_receipt, verify_receipt
+    answer = verify_receipt(ROOT, receipt)
+    print_answer(answer, format_verify_receipt(answer), as_json)
 
 # %% ../../nbs/ops/90_cli.ipynb #82c00008
 @app.command("releases", epilog="Example: forge releases --json")

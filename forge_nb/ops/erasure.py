@@ -12,8 +12,8 @@ __all__ = ['STAGE_LINES', 'ForgetAnswer', 'check_filled', 'describe_row', 'is_pa
            'list_learned_models', 'list_holding_releases', 'start_journal', 'update_checksums',
            'remove_temporary_files', 'remove_with_empty_folders', 'remove_from_data', 'record_stage_line',
            'rerun_pipeline', 'remove_old_data', 'undo_erasure', 'UndoAnswer', 'read_data_hash', 'undo_pending',
-           'format_undo', 'require_idle', 'check_data_recorded', 'check_proof', 'mask_journal', 'forget',
-           'list_affected_artifacts', 'build_dry_run']
+           'format_undo', 'require_idle', 'check_data_recorded', 'check_proof', 'mask_journal', 'name_shipped_model',
+           'describe_erasure', 'forget', 'list_affected_artifacts', 'build_dry_run']
 
 # %% ../../nbs/ops/30_erasure.ipynb #a4207487
 import io, re, sys, tempfile, time
@@ -29,6 +29,8 @@ from ..data.fact_tables import list_fact_tables, read_fact_table
 from ..data.masking import list_pii_kinds, mask_document
 from ..data.pii import mask_pii
 from ..data.tables import read_templates, value_to_text
+from ..evals.checkpoints import find_released, load_checkpoints
+from .forgotten_bits import measure_forgotten_bits
 from .inventory import (NearDuplicate, check_column, collect_duplicates, collect_fact_rows,
                                     describe_raw_file, find_fact_row, find_unique_ngrams, format_address, inventory,
                                     list_names, list_raw_files, locate_file, make_name_masker, make_target,
@@ -751,11 +753,39 @@ def mask_journal(
     mentioned = {mask(path): by for path, by in journal["mentioned"].items()}
     return journal | dict(removed=removed, rows=rows, mentioned=mentioned)
 
+# %% ../../nbs/ops/30_erasure.ipynb #30e00021
+def name_shipped_model(
+    root: Path # folder of the project
+) -> str: # folder from the root; '' where nothing says which it is
+    "Name the folder of the model that ships"
+    path = root/"config"/"checkpoints.yaml"
+    if not path.is_file(): return ""
+    checkpoints = load_checkpoints(path)
+    return f"artifacts/{checkpoints[find_released(checkpoints)].folder}"
+
+# %% ../../nbs/ops/30_erasure.ipynb #30e00022
+def describe_erasure(
+    root: Path, # folder of the project
+    journal: dict, # journal of an erasure
+    proof: Proof # proof of it
+) -> Receipt: # receipt that is not written yet
+    "Revoke the releases that hold what went, and measure what the erasure changed"
+    graph = read_stages(root, existing_only=True)
+    hashes, files = list_artifact_hashes(graph, read_recorded_stages(root, graph)), read_uncached_files(graph, root)
+    bits, why = measure_forgotten_bits(root, journal, hashes, name_shipped_model(root))
+    releases = revoke_holders(root, journal)
+    copies = protect_releases(root, list_remaining_copies(root), releases)
+    runs = read_two_runs(root, journal["old"].get(SCORES, {}).get("hash", ""), journal["uncached_files"], files)
+    receipt = build_receipt(mask_journal(root, journal), hashes, files, proof, copies, runs)
+    return receipt.model_copy(update=dict(releases=releases, bits=bits, bits_missing=why))
+
 # %% ../../nbs/ops/30_erasure.ipynb #e3fe22ec
 def forget(
     root: Path, # folder of the project
     journal: dict, # journal of an erasure, perhaps of an earlier call
-    on_line # function called with every line that DVC prints
+    on_line, # function called with every line that DVC prints
+    signer = None, # the company's key, with `key` and `sign`; None where there is none
+    patch = None # function: root, releases that hold it → PatchRelease of each; None: nothing takes their place
 ) -> Receipt: # receipt, written when the proof is complete
     "Do, or finish, what a journal describes"
     if journal["phase"] == "remove": remove_old_data(root, journal)
@@ -763,14 +793,9 @@ def forget(
     proof = Proof(**prove_erasure(root, journal), up_to_date=not list_stale_stages(root))
     write_json(journal_path(root), journal)
     check_proof(proof)
-    graph = read_stages(root, existing_only=True)
-    lock = read_recorded_stages(root, graph)
-    releases = revoke_holders(root, journal)
-    copies = protect_releases(root, list_remaining_copies(root), releases)
-    old_hash, files = journal["old"].get(SCORES, {}).get("hash", ""), read_uncached_files(graph, root)
-    runs = read_two_runs(root, old_hash, journal["uncached_files"], files)
-    receipt = build_receipt(mask_journal(root, journal), list_artifact_hashes(graph, lock), files, proof, copies, runs)
-    return write_receipt(root, receipt.model_copy(update=dict(releases=releases)))
+    receipt = describe_erasure(root, journal, proof)
+    if patch: receipt = receipt.model_copy(update=dict(patches=patch(root, receipt.releases)))
+    return write_receipt(root, receipt, signer)
 
 # %% ../../nbs/ops/30_erasure.ipynb #64f33930
 def list_affected_artifacts(

@@ -8,11 +8,12 @@ __all__ = ['REGENERABLE_FOLDERS', 'CACHE_COPY', 'STUDIES_COPY', 'GIT_COPY', 'OUT
            'decode_token_file', 'parse_json_strings', 'extract_texts', 'count_traces', 'list_output_files',
            'search_traces', 'is_regenerable', 'prove_erasure', 'RemovedFile', 'FactRowCount', 'RemovedRow',
            'ErasurePlan', 'TraceCounts', 'FileTraces', 'Proof', 'SharedRuns', 'Mention', 'DataChange', 'ArtifactChange',
-           'MetricChange', 'EffectChange', 'LearnedModel', 'HoldingRelease', 'RemainingCopy', 'Receipt',
+           'MetricChange', 'EffectChange', 'LearnedModel', 'HoldingRelease', 'PatchRelease', 'RemainingCopy', 'Receipt',
            'flatten_metrics', 'compare_metrics', 'read_effects', 'compare_effects', 'list_remotes',
            'list_remaining_copies', 'compare_artifacts', 'build_receipt', 'format_figure', 'list_changed',
-           'split_by_noise', 'name_change', 'format_interval', 'render_receipt', 'write_numbered', 'write_receipt',
-           'describe_holding', 'list_removals', 'list_metric_changes', 'list_results', 'format_forget']
+           'split_by_noise', 'name_change', 'format_change_interval', 'render_receipt', 'write_numbered',
+           'write_receipt', 'describe_holding', 'describe_patch', 'list_removals', 'list_bit_changes',
+           'list_metric_changes', 'list_results', 'format_forget']
 
 # %% ../../nbs/ops/20_receipt.ipynb #629bc6df
 import io, json, re
@@ -24,7 +25,8 @@ from ..core.project import atomic, read_stages, remove_path, write_json
 from .inventory import (NearDuplicate, format_address, hash_ngrams, inventory, isin_sorted,
                                     make_name_masker)
 from .lineage import read_table_batches
-from .rebuild_noise import ChangeInterval, TwoRuns, bound_change, bound_effect_change
+from .forgotten_bits import TextBits
+from .rebuild_noise import NO_RUNS, ChangeInterval, TwoRuns, bound_change, bound_effect_change
 from pydantic import BaseModel, Field
 
 # %% ../../nbs/ops/20_receipt.ipynb #e1674edf
@@ -317,6 +319,14 @@ class HoldingRelease(BaseModel, extra="forbid"):
     is_revoked: bool = Field(description="whether the erasure revoked it: its index or its training data hold it")
     serves_in: list[str] = Field(description="stages that served it here when the erasure began")
 
+# %% ../../nbs/ops/20_receipt.ipynb #20a11011
+class PatchRelease(BaseModel, extra="forbid"):
+    "A release with the same weights and a new index, made by an erasure"
+    replaces: str = Field(description="release that served, and held what was removed in its index alone")
+    stage: str = Field(description="stage that it served in")
+    release: str = Field("", description="release that took its place; empty: none did")
+    refused: str = Field("", description="why none did; empty where one did")
+
 # %% ../../nbs/ops/20_receipt.ipynb #d7b70b57
 class RemainingCopy(BaseModel, extra="forbid"):
     "A place that still holds old versions"
@@ -330,6 +340,7 @@ class Receipt(ErasurePlan):
     verb: Literal["forget"] = "forget"
     state: Literal["done", "dry-run"] = Field(description="dry-run: what would be done")
     receipt: str | None = Field(description="path of the receipt")
+    signed_by: str = Field("", description="hash of the company's key that signed it; empty: nobody did")
     started_at: str | None = Field(description="UTC, ISO 8601")
     commit: str = Field(description="commit at HEAD when it began")
     shared: list[SharedRuns] = Field(description="remaining files that share runs of eight words")
@@ -340,12 +351,15 @@ class Receipt(ErasurePlan):
     restored: list[str] = Field(description="stages whose outs came from DVC's cache")
     learned: list[LearnedModel] = Field([], description="models and checkpoints that had learned from it, before")
     releases: list[HoldingRelease] = Field([], description="releases that hold it and could be served, before")
+    patches: list[PatchRelease] = Field([], description="releases with a new index, made for those that serve")
     data: DataChange = Field(description="hash of data/")
     artifacts: list[ArtifactChange] = Field(description="every artifact")
     leftovers: list[str] = Field(description="pages, logs and caches deleted because they held traces")
     proof: Proof | None = Field(description="proof; null in a dry run")
     evaluation: list[MetricChange] = Field(description="metrics of the evaluation")
     effects: list[EffectChange] = Field(description="differences that a stage made")
+    bits: list[TextBits] = Field([], description="bits per byte of removed and of held-out text, before and after")
+    bits_missing: str = Field("", description="why they were not measured; empty where they were, or in a dry run")
     remaining_copies: list[RemainingCopy] = Field(description="what still holds old versions")
 
 # %% ../../nbs/ops/20_receipt.ipynb #e816d7b9
@@ -362,7 +376,7 @@ def flatten_metrics(
 def compare_metrics(
     before: str, # JSON text of metrics, or ''
     after: str, # JSON text of metrics, or ''
-    runs: TwoRuns = TwoRuns() # what both evaluations left behind
+    runs: TwoRuns = NO_RUNS # what both evaluations left behind
 ) -> list: # changes of metrics
     "Compare metrics with those of an earlier run; what moved gets an interval"
     old, new = (dict(flatten_metrics(json.loads(text or "{}"))) for text in (before, after))
@@ -386,7 +400,7 @@ def read_effects(
 def compare_effects(
     before: str, # text of effects.csv, or ''
     after: str, # text of effects.csv, or ''
-    runs: TwoRuns = TwoRuns() # what both evaluations left behind
+    runs: TwoRuns = NO_RUNS # what both evaluations left behind
 ) -> list: # changes of effects
     "Compare the effect of each stage with that of an earlier run"
     import pandas as pd
@@ -456,7 +470,7 @@ def build_receipt(
     uncached_files: dict, # path → text: metrics afterwards
     proof: Proof, # proof of the erasure
     remaining_copies: list, # places of `list_remaining_copies`
-    runs: TwoRuns = TwoRuns() # what the evaluations before and after left behind
+    runs: TwoRuns = NO_RUNS # what the evaluations before and after left behind
 ) -> Receipt: # receipt, under the first name that it could get
     "Put together everything that is to be known about an erasure"
     old_files, first = journal["uncached_files"], (journal["removed"] + journal["rows"])[0]
@@ -479,6 +493,11 @@ REMOVED_TEMPLATE = """\
 {{- " " }}{{ r.rows | selectattr("column") | list | length }} cell(s) forgotten
 
 {{ r.started_at }}, started at commit {{ r.commit or "none" }}. No text of the documents is kept in this receipt.
+{% if r.signed_by %}
+It is signed with the company's key {{ r.signed_by[:12] }}; `forge verify-receipt {{ r.receipt }}` checks that.
+{% else %}
+It is not signed: there was no key.
+{% endif %}
 
 | removed | ids | bytes | sha256 | why |
 |---|---|---|---|---|
@@ -567,6 +586,23 @@ Out of date before, so that not every change is due to forgetting: {{ r.stale | 
 | {{ a.stage }} | {{ a.path }} | {{ a.old[:12] }} | {{ "the same" if a.new == a.old else a.new[:12] }} |
 {% endfor %}
 
+## What the text costs the models
+
+{% if r.bits %}
+Bits per byte under the model before and the one that took its place. What a model had learned by heart rises; text that
+neither was trained on says what the rebuild changed anyway.
+
+| model | texts | bytes | before | after | change | 95 % interval |
+|---|---|---|---|---|---|---|
+{% for b in bits %}
+| {{ b.model }} | {{ b.items }} {{ b.texts }} | {{ "{:,}".format(b.bytes) }} | {{ b.before | figure }} |
+{{- " " }}{{ b.after | figure }} | {{ b.change | figure }} | {{ b | interval }}
+{{- ", within noise" if b.within_noise }} |
+{% endfor %}
+{% else %}
+Not measured: {{ r.bits_missing or "nobody asked the models" }}.
+{% endif %}
+
 ## Evaluation
 
 {{ counts | sum }} of {{ r.evaluation | length }} metrics moved
@@ -597,6 +633,18 @@ Within noise: {{ within | map("name") | join("; ") }}.
 |---|---|---|
 {% for e in r.releases %}
 | {{ e.release }} | {{ e.holds_in | join(", ") }} | {{ "revoked, never served again" if e.is_revoked else "stays" }} |
+{% endfor %}
+{% for p in r.patches %}
+
+{% if p.release %}
+{{ p.stage }}: {{ p.release }} took the place of {{ p.replaces }}, with the same weights and the new index.
+{% else %}
+{{ p.stage }}: nothing took the place of {{ p.replaces }}: {{ p.refused }}
+{% endif %}
+{% endfor %}
+{% for e in r.releases if e.is_revoked and e.serves_in and "training" in e.holds_in %}
+
+{{ e.serves_in | join(", ") }}: {{ e.release }} was trained on it; `forge promote` when the new model passed the gate.
 {% endfor %}
 
 {% endif %}
@@ -638,8 +686,8 @@ def name_change(
     return f"{change.against} → {change.stage}: {change.metric}, {change.slice}"
 
 # %% ../../nbs/ops/20_receipt.ipynb #20a11004
-def format_interval(
-    change: MetricChange # change of a metric, or of an effect
+def format_change_interval(
+    change: ChangeInterval # change of a metric, of an effect or of bits
 ) -> str: # interval for people
     "Write the interval of a change"
     return "–" if change.low is None else f"{format_figure(change.low)} to {format_figure(change.high)}"
@@ -651,12 +699,12 @@ def render_receipt(
     "Write a receipt as a page"
     from jinja2 import Environment, StrictUndefined
     jinja = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    jinja.filters |= dict(figure=format_figure, interval=format_interval, name=name_change)
+    jinja.filters |= dict(figure=format_figure, interval=format_change_interval, name=name_change)
     template = jinja.from_string(REMOVED_TEMPLATE + PROOF_TEMPLATE + REBUILT_TEMPLATE)
     metrics, effects = split_by_noise(receipt.evaluation), split_by_noise(receipt.effects)
     shown = {"metric": metrics[0] + metrics[2], "what a stage changed": effects[0] + effects[2]}
-    page = template.render(r=receipt.model_dump(), kinds=TRACE_KINDS, counts=[len(part) for part in metrics],
-                           shown=shown, within=metrics[1] + effects[1])
+    page = template.render(r=receipt.model_dump(), kinds=TRACE_KINDS, bits=receipt.bits, shown=shown,
+                           counts=[len(part) for part in metrics], within=metrics[1] + effects[1])
     return page.rstrip("\n") + "\n"
 
 # %% ../../nbs/ops/20_receipt.ipynb #20e0e002
@@ -680,10 +728,16 @@ def write_numbered(
 # %% ../../nbs/ops/20_receipt.ipynb #7061068f
 def write_receipt(
     root: Path, # folder of the project
-    receipt: Receipt # receipt of an erasure
+    receipt: Receipt, # receipt of an erasure
+    signer = None # the company's key, with `key` and `sign`; None where there is none
 ) -> Receipt: # receipt, with the name that it got
-    "Write a receipt for programs and for people, and close the journal"
+    "Write a receipt for programs and for people, have it signed, and close the journal"
+    if signer: receipt = receipt.model_copy(update=dict(signed_by=signer.key))
     receipt = write_numbered(root, receipt, "receipt", render_receipt)
+    path = root/receipt.receipt
+    if signer:
+        signature = signer.sign([path, path.with_suffix(".md")])
+        with atomic(path.with_suffix(".sig")) as t: t.write_bytes(signature)
     for name in (".pending.json", ".pending.ngrams"): remove_path(root/"receipts"/name)
     return receipt
 
@@ -698,6 +752,15 @@ def describe_holding(
     return f"  {release.release} holds it ({', '.join(release.holds_in)}): {fate}{where if reasons else ''}"
 
 # %% ../../nbs/ops/20_receipt.ipynb #ddebe7ca
+def describe_patch(
+    patch: PatchRelease # release with a new index, or why there is none
+) -> str: # line for people
+    "Say what took the place of a release"
+    if patch.refused: return f"  nothing took the place of {patch.replaces} in {patch.stage}: {patch.refused}"
+    return (f"  {patch.release} took its place in {patch.stage}, with the same weights and the new index; "
+            "commit config/baseline.yaml if it changed")
+
+# %% ../../nbs/ops/20_receipt.ipynb #20a11013
 def list_removals(
     receipt: Receipt # receipt, or what would be done
 ): # lines
@@ -715,6 +778,17 @@ def list_removals(
     if receipt.stale: yield f"  out of date before: {', '.join(receipt.stale)}"
     if receipt.state == "dry-run": yield from map(describe_holding, receipt.releases)
 
+# %% ../../nbs/ops/20_receipt.ipynb #20a11007
+def list_bit_changes(
+    receipt: Receipt # receipt of an erasure that is done
+): # lines
+    "List what removed and held-out text costs the models"
+    for b in receipt.bits:
+        interval = f"  ({format_change_interval(b)})" if b.low is not None else ""
+        yield (f"  {b.model}: {b.items} {'text' if b.items == 1 else 'texts'} {b.texts}: "
+               f"{format_figure(b.before)} → {format_figure(b.after)} bits per byte{interval}")
+    if receipt.bits_missing: yield f"  bits of the removed text were not measured: {receipt.bits_missing}"
+
 # %% ../../nbs/ops/20_receipt.ipynb #20a11006
 def list_metric_changes(
     receipt: Receipt # receipt of an erasure that is done
@@ -724,7 +798,7 @@ def list_metric_changes(
     if within: yield f"  {len(within)} of {len(receipt.evaluation)} metrics moved within noise"
     if beyond: yield f"  {len(beyond)} moved beyond it (by chance about {.05 * len(beyond + within):.0f} would):"
     for e in beyond + unknown:
-        interval = f"  ({format_interval(e)})" if e.low is not None else "  (no interval)"
+        interval = f"  ({format_change_interval(e)})" if e.low is not None else "  (no interval)"
         yield f"    {e.metric:36} {format_figure(e.before)} → {format_figure(e.after)}{interval}"
 
 # %% ../../nbs/ops/20_receipt.ipynb #71711e59
@@ -737,11 +811,14 @@ def list_results(
     ran = ", ".join(receipt.ran) or "nothing"
     if receipt.learned: yield f"  had learned from it: {', '.join(m.path for m in receipt.learned)}"
     for release in receipt.releases: yield describe_holding(release)
+    for patch in receipt.patches: yield describe_patch(patch)
     yield f"  ran again: {ran}; {num_changed} of {len(artifacts)} artifacts changed"
     yield (f"  proof: 0 of {proof.ids_searched:,} ids, {proof.paths_searched:,} paths, {proof.ngrams_searched:,} "
            f"runs of eight words in {proof.files:,} files downstream")
+    yield from list_bit_changes(receipt)
     yield from list_metric_changes(receipt)
-    yield f"  receipt: {receipt.receipt}, and as a page: {receipt.receipt.removesuffix('.json')}.md"
+    signed = f"signed by {receipt.signed_by[:12]}" if receipt.signed_by else "not signed: there is no key"
+    yield f"  receipt: {receipt.receipt}, {signed}, and as a page: {receipt.receipt.removesuffix('.json')}.md"
     yield "  not forgotten by this:"
     for c in receipt.remaining_copies: yield f"    {c.what}: {c.command or c.how}"
     yield "  now commit data.dvc, dvc.lock, artifacts/, studies/ and receipts/"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'SHOWN_DOCUMENTS', 'hash_index_inputs', 'run_beside', 'DocumentChange', 'compare_passages', 'LeftOut',
-           'read_left_out', 'list_left_out', 'RecallChange', 'compare_recall', 'RefreshAnswer', 'install_index',
-           'locate_current', 'read_trained_sources', 'summarize_refresh', 'is_up_to_date', 'refresh',
+           'read_left_out', 'list_left_out', 'RecallChange', 'compare_recall', 'find_recall_losses', 'RefreshAnswer',
+           'install_index', 'locate_current', 'read_trained_sources', 'summarize_refresh', 'is_up_to_date', 'refresh',
            'format_documents', 'format_recall', 'format_refresh']
 
 # %% ../../nbs/ops/70_refresh.ipynb #0d5ade39
@@ -131,6 +131,25 @@ def compare_recall(
     old = {row["kind"]: float(row["answer@3"]) for row in before}
     return [RecallChange(kind=row["kind"], questions=int(row["questions"]),
                          before=old.get(row["kind"]), after=float(row["answer@3"])) for row in after]
+
+# %% ../../nbs/ops/70_refresh.ipynb #70a00002
+def find_recall_losses(
+    before: list, # rows of recall.csv before
+    after: list, # rows now
+    max_drop: float # largest loss that may pass unseen, as a share
+) -> list: # RecallChange of each kind that has fallen
+    "Find the kinds of questions whose answers are found less often"
+    from scipy.stats import fisher_exact
+    from forge_nb.metrics.paired import ALPHA, adjust_holm
+    asked = {row["kind"]: int(row["questions"]) for row in before}
+    both = [change for change in compare_recall(before, after) if asked.get(change.kind) and change.questions]
+    def compute_p(change):
+        old, new = ((round(share * count / 100), count) for share, count in (
+            (change.before, asked[change.kind]), (change.after, change.questions)))
+        return fisher_exact([[found, count - found] for found, count in (new, old)], alternative="less").pvalue
+    adjusted = adjust_holm([float(compute_p(change)) for change in both])
+    return [change for change, p in zip(both, adjusted)
+            if change.before > change.after and (p <= ALPHA or change.before - change.after > 100 * max_drop)]
 
 # %% ../../nbs/ops/70_refresh.ipynb #5752d4a8
 class RefreshAnswer(BaseModel, extra="forbid"):

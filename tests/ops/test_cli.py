@@ -46,7 +46,7 @@ def forgotten(asked, tmp_path_factory):
 
 def test_every_verb_explains_itself(bare):
     assert "whereis" in bare(FORGE) and "forget" in bare(f"{FORGE} --help")
-    for verb in ("whereis", "forget", "search", "ask", "draft", "label", "refresh", "estimate", "sweep", "cycle", "review", "freeze", "verify", "bom", "papers", "bundle", "schema"): assert "Example: forge " + verb in bare(f"{FORGE} {verb} --help")
+    for verb in ("whereis", "forget", "search", "ask", "draft", "label", "refresh", "estimate", "sweep", "cycle", "review", "freeze", "verify", "bom", "papers", "bundle", "verify-receipt", "schema"): assert "Example: forge " + verb in bare(f"{FORGE} {verb} --help")
     for verb in ANSWER_MODELS: assert json.loads(bare(f"{FORGE} schema {verb}")) == answer_schema(verb)
 
 

@@ -18,6 +18,7 @@ from forge_nb.gate import Baseline, find_baseline
 from forge_nb.ops import registry
 from forge_nb.ops.lineage_db import find_cache, object_path
 from forge_nb.ops.lineage_sql import query_lineage
+from forge_nb.ops.patch_release import patch_releases
 from forge_nb.ops.registry import promote, read_served, rollback
 from forge_nb.ops.receipt import CACHE_COPY, GIT_COPY
 from forge_nb.ops.release_files import list_folder_files
@@ -221,6 +222,33 @@ def test_new_weights_are_a_minor_version_and_a_new_index_is_a_patch(project):
     assert not (answer := promote(project.root, "", "staging")).is_new and answer.release == "forge@v1.1.0"
 
 
+def write_recall(root, **kinds):
+    "What the stage retrieval would have measured: kind → questions, percent"
+    (root/"made"/"recall.csv").write_text("kind,questions,answer@3\n" + "".join(f"{kind},{n},{share}\n" for kind, (n, share) in kinds.items()), encoding="utf-8")
+
+
+def test_a_new_index_on_the_same_weights_must_find_as_much(project):
+    root = project.root
+    text = (root/"dvc.yaml").read_text(encoding="utf-8") + "  recall:\n    cmd: mkdir -p artifacts/retrieval && cp made/recall.csv artifacts/retrieval\n    deps: [made/recall.csv]\n    metrics: [artifacts/retrieval/recall.csv: {cache: false}]\n"
+    (root/"dvc.yaml").write_text(text, encoding="utf-8")
+    write_recall(root, price=(400, 96), place=(400, 90), all=(800, 93))
+    run_pipeline(project, "measured")
+    promote(root, "", "staging")
+    write_index(root, TEXTS | {"docs/screws.txt": "A screw costs 2 EUR."})
+    write_recall(root, price=(400, 80), place=(400, 91), all=(800, 92))
+    run_pipeline(project, "a new index")
+    refuse(project, "promote --to staging", 2, "finds less than that of v1.0.0, with the same weights: price 96.0 → 80.0 % of 400 questions")
+    assert read_served(root, "staging") == "v1.0.0" and list(list_versions(read_release_events(root, "forge"))) == ["v1.0.0"]
+    write_recall(root, price=(390, 95), place=(390, 91), all=(780, 93))
+    run_pipeline(project, "mended")
+    assert promote(root, "", "staging").release == "forge@v1.0.1"
+    retrain(project)
+    write_index(root)
+    write_recall(root, price=(400, 60), place=(400, 60), all=(800, 60))
+    run_pipeline(project, "other weights, which the gate has judged with their index")
+    assert promote(root, "", "staging").release == "forge@v1.1.0"
+
+
 @pytest.mark.parametrize("change, rc, words", [
     ("fail", 2, ["does not let the model out: document: worse"]), ("edited", 2, ["not what the gate wrote"]), ("lock", 2, ["dvc.lock has changes that are not committed"]),
     ("weights", 2, ["is about other weights"]), ("stage", 2, ["the stages are staging, production"]), ("checkpoint", 2, ["`sft` is not what the gate judged"]),
@@ -314,6 +342,27 @@ def test_rollback_is_byte_for_byte_and_leaves_the_work_tree(two):
     ask(two, "rollback --because 'and yet'")
     assert ask(two, "promote v1.0.0 --to production")["is_baseline"]  # the gate compares with what is served
     assert load_settings(root/"config"/"baseline.yaml", Baseline).name == "forge@v1.0.0" and not faults_of(served(root))
+
+
+def test_a_broken_release_is_not_gone_back_to(two):
+    root, before = two.root, hash_served(two.root)
+    weights = root/"releases"/"v1.0.0"/"model"/"model.safetensors"
+    flip(weights)
+    assert rollback(root, "", "mended from the cache").release == "forge@v1.0.0" and not faults_of(served(root))
+    rollback(root, "v1.1.0", "and forward again")
+    shutil.rmtree(find_cache(root))
+    flip(weights)
+    with pytest.raises(Invalid, match="releases/v1.0.0/model/model.safetensors has other bytes, and nothing can mend it: v1.0.0: DVC's cache lacks it"): rollback(root, "", "tried")
+    assert read_served(root, "production") == "v1.1.0" and hash_served(root) == before
+
+
+def test_a_signature_of_another_key_is_not_gone_back_to(two, keys, monkeypatch):
+    before = hash_served(two.root)
+    monkeypatch.setenv("FORGE_PUBLIC_KEY", str(keys/"other.pub"))
+    with pytest.raises(Invalid, match="releases/v1.0.0/release.sig was made by another key"): rollback(two.root, "", "tried")
+    assert read_served(two.root, "production") == "v1.1.0" and hash_served(two.root) == before
+    monkeypatch.setenv("FORGE_PUBLIC_KEY", str(keys/"release.pub"))
+    assert rollback(two.root, "", "tried").release == "forge@v1.0.0"
 
 
 # What somebody changed
@@ -549,6 +598,48 @@ def test_an_erasure_finds_and_revokes_the_releases_that_hold_a_document(three):
     assert prune(root).dropped == ["v1.2.0", "v1.1.0", "v1.0.0"] and verify_release(root, "v1.2.1").verdict == "whole"
     texts = "".join(path.read_text(encoding="utf-8", errors="replace") for path in find_cache(root).rglob("*") if path.is_file())
     assert TEXTS[page] not in texts and TEXTS["docs/nuts.txt"] in texts
+
+
+def test_a_document_of_the_index_alone_is_followed_by_a_patch_release(three):
+    root, page = three.root, "docs/screws.txt"
+    write_index(root, TEXTS | {page: "A screw costs 2 EUR."})
+    run_pipeline(three, "a new document, that is not trained on")
+    assert promote(root, "", "production").release == "forge@v1.2.0"
+    held = find_holding_releases(root, {page})
+    assert [(r.release, r.holds_in, r.serves_in) for r in held] == [("forge@v1.2.0", ["index"], ["production"])]
+    revoke_holders(root, dict(started_at="2026-11-30T10:00:00Z", releases=[r.model_dump() for r in held]))
+    write_index(root)
+    three("dvc repro -q")  # nobody commits it
+    head, tracked = run_git(root, "rev-parse", "HEAD"), run_git(root, "status", "--porcelain")
+    [patch] = patch_releases(root, held)
+    assert (patch.release, patch.replaces, patch.stage, patch.refused) == ("forge@v1.2.1", "forge@v1.2.0", "production", "")
+    assert read_served(root, "production") == "v1.2.1" and not faults_of(served(root)) and verify_release(root, "v1.2.1").verdict == "whole"
+    assert hash_weights(root/"served"/"production"/"model") == hash_weights(root/"releases"/"v1.2.0"/"model") and not find_holding_releases(root, {page})
+    after = run_git(root, "status", "--porcelain").splitlines()
+    assert head == run_git(root, "rev-parse", "HEAD") and {line.strip() for line in after} - {line.strip() for line in tracked.splitlines()} <= {"M config/baseline.yaml"}
+    assert load_settings(root/"config"/"baseline.yaml", Baseline).name == "forge@v1.2.1"
+    assert patch_releases(root, held) == [patch]  # a forget that was cut off does it again
+
+
+def test_where_nothing_may_go_out_the_receipt_says_why(three):
+    root, page = three.root, "docs/screws.txt"
+    write_index(root, TEXTS | {page: "A screw costs 2 EUR."})
+    run_pipeline(three, "a new document, that is not trained on")
+    promote(root, "", "production")
+    held = find_holding_releases(root, {page})
+    revoke_holders(root, dict(started_at="2026-11-30T10:00:00Z", releases=[r.model_dump() for r in held]))
+    write_index(root)
+    write_verdict(root, "fail")
+    three("dvc repro -q")
+    [patch] = patch_releases(root, held)
+    assert not patch.release and "does not let the model out" in patch.refused and read_served(root, "production") == "v1.2.0"
+    (root/"artifacts"/"gate"/"verdict.json").unlink()
+    assert "nobody has judged" in patch_releases(root, held)[0].refused
+    write_model(root, 7)
+    write_verdict(root)
+    three("dvc repro -q --force")
+    assert "the weights were made anew" in patch_releases(root, held)[0].refused
+    assert faults_of(served(root)) == ["served/production"]
 
 
 def test_where_the_cache_lost_it_nobody_can_tell(two):
