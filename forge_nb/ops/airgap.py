@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['REMOTE_CALLS', 'ADDRESS', 'TRACE', 'RAISE_LOOPBACK', 'WAIVER_OF_COPY', 'AIRGAP_SCRATCH', 'Attempt', 'parse_trace',
            'find_tracer', 'wrap_command', 'read_attempts', 'run_step', 'AirgapAnswer', 'describe_proof',
-           'describe_attempts', 'find_why_not_exported', 'write_waiver', 'list_steps', 'copy_project', 'airgap',
-           'format_airgap']
+           'describe_attempts', 'find_why_not_exported', 'list_steps', 'copy_project', 'airgap', 'format_airgap']
 
 # %% ../../nbs/ops/84_airgap.ipynb #84a00004
 import os, re, shutil, subprocess, sys, time
@@ -18,7 +17,7 @@ from pydantic import BaseModel, Field
 
 from ..core.dvc import explain_dvc_failure, list_paths, terminate_process
 from ..core.outbound import make_outbound_environment, write_sitecustomize
-from ..core.project import (Invalid, RunFailed, atomic, read_json, read_jsonl, read_stages, read_text,
+from ..core.project import (Invalid, RunFailed, read_json, read_jsonl, read_stages,
                                    remove_path, write_json)
 from ..core.sockets import is_loopback
 from ..metrics.sandbox import CUT_NETWORK, can_cut_network
@@ -153,17 +152,8 @@ def find_why_not_exported(
     return read_json(project/"artifacts"/"export"/"metrics.json").get("skipped", "")
 
 # %% ../../nbs/ops/84_airgap.ipynb #84a00024
-WAIVER_OF_COPY = dict(waiver_name="forge airgap", waiver_reason="This copy is thrown away, and its export is run.")
-def write_waiver(
-    project: Path # root folder of the scratch copy
-):
-    "Write a waiver into the copy's parameters"
-    from ruamel.yaml import YAML
-    yaml, path = YAML(), project/"params.yaml"
-    yaml.width = 200
-    content = yaml.load(read_text(path))
-    content["gate"] |= WAIVER_OF_COPY
-    with atomic(path) as temporary, open(temporary, "w", encoding="utf-8") as file: yaml.dump(content, file)
+WAIVER_OF_COPY = dict(gate=dict(waiver_name="forge airgap",
+                                waiver_reason="This copy is thrown away, and its export is run."))
 
 # %% ../../nbs/ops/84_airgap.ipynb #84a00019
 def list_steps(
@@ -176,7 +166,9 @@ def list_steps(
     repro = [sys.executable, "-m", "dvc", "repro"]
     yield "pipeline", repro, False
     if not (project/"artifacts"/"export"/"metrics.json").exists(): return  # the pipeline ended at an attempt
-    if find_why_not_exported(project): write_waiver(project)
+    if find_why_not_exported(project):
+        write_json(project/"config"/"profiles"/"waived.yaml", WAIVER_OF_COPY)  # JSON is YAML
+        yield "waiver", [sys.executable, "-m", "forge_nb.core.runner", "profile", "waived"], False
     yield "export", [*repro, "export"], False
     if reason := find_why_not_exported(project): raise RunFailed(f"nothing was exported: {reason}")
     items = read_jsonl(project/"artifacts"/"synth"/"eval_set"/"items.jsonl")

@@ -32,7 +32,6 @@ from .history import (LOCK_FILES, list_lock_commits, list_measured_paths, list_r
 from .inventory import get_page_name
 from .lineage import classify_row, collect_row_names, read_json_rows
 from .rewrite import hash_rows, locate_rows
-from ..synthesis.eval_set import hash_item
 
 # %% ../../nbs/ops/14_lineage_db.ipynb #14d00007
 RUN_TABLES = """
@@ -528,6 +527,7 @@ def store_row(
     documents: set # documents that it was made from
 ):
     "Store a row, or find the same one of an earlier version"
+    from forge_nb.synthesis.eval_set import hash_item  # which takes numpy along
     purpose, parents = classify_row(row), json.dumps(row.get("parents") or [], ensure_ascii=False)
     digest = hash_item(row) if purpose == "eval_set" else ""
     name, kind = str(row.get("id", row.get("item", ""))), row.get("kind", "")

@@ -106,7 +106,7 @@ def test_a_test_document_reached_evaluate_and_no_model(asked):
     page = next(d for d in rows(asked, "artifacts/curate/documents/test.jsonl") if d["source"] not in facts)
     [d] = ask(asked, f"whereis {page['source']}")["documents"]
     assert d["splits"] == {"test": 1} and d["models"] == [] and "no model" in d["summary"] and "held out" in d["summary"]
-    assert {r["stage"] for r in d["reached"]} - {"ingest"} == {"assess", "curate", "retrieval", "synth", "freeze", "ngram", "decide", "evaluate", "judge", "gate", "card"}
+    assert {r["stage"] for r in d["reached"]} - {"ingest"} == {"assess", "curate", "retrieval", "synth", "freeze", "ngram", "decide", "evaluate", "judge", "gate", "export", "card"}
 
 
 def test_a_dropped_document_reached_nothing(asked):
@@ -151,7 +151,7 @@ def test_dry_run_changes_nothing(asked):
     before, status = fingerprints(asked), asked("git status --porcelain")
     answer = ask(asked, f"forget {asked.page} --dry-run")
     assert answer["state"] == "dry-run" and {r["path"] for r in answer["removed"]} == {asked.page, "docs/zz old copy.txt"}
-    assert set(answer["may_run"]) - {"ingest"} == {*"tangle assess curate retrieval decide tokenizer ngram synth freeze pretrain evaluate judge gate card".split(), *TUNED}
+    assert set(answer["may_run"]) - {"ingest"} == {*"tangle assess curate retrieval decide tokenizer ngram synth freeze pretrain evaluate judge gate export card".split(), *TUNED}
     assert fingerprints(asked) == before and asked("git status --porcelain") == status
     kept = ask(asked, f"forget {asked.page} --dry-run --keep-duplicates")
     assert [r["path"] for r in kept["removed"]] == [asked.page] and kept["kept_duplicates"]
