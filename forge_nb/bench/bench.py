@@ -10,8 +10,8 @@ __all__ = ['ACTIVATE', 'READ_BOUNDS', 'CURATE', 'CURATE_WITH_DATATROVE', 'ASK_WA
            'curate_with_datatrove', 'run_curation', 'format_speed', 'measure_curation', 'format_baseline',
            'run_baseline', 'measure_nanochat', 'format_depth', 'measure_pretraining', 'measure_questions',
            'measure_pipeline', 'measure_ci', 'tokens_per_own_step', 'compare_with_defaults', 'measure_post_training',
-           'format_exam_speed', 'measure_evaluation', 'format_growth', 'measure_index', 'measure_lineage',
-           'make_release_clone', 'write_bench_key', 'run_verb', 'format_verb', 'measure_registry', 'measure_release',
+           'format_exam_speed', 'make_release_clone', 'measure_evaluation', 'format_growth', 'measure_index',
+           'measure_lineage', 'write_bench_key', 'run_verb', 'format_verb', 'measure_registry', 'measure_release',
            'render_bench_page', 'measure_part', 'main']
 
 # %% ../../nbs/bench/20_bench.ipynb #7c92accc
@@ -472,15 +472,23 @@ def format_exam_speed(
            f"{run['choices']} choices differ, log-probabilities by {run['largest_difference']:.0e} at most"
     return f"{run['seconds']:.0f} s, HFLM at batch 64 {run['seconds_of_hflm']:.0f} s: {ratio:.1f} times; {same}"
 
+# %% ../../nbs/bench/20_bench.ipynb #20e00002
+def make_release_clone(
+    clone: Path # folder for the fresh clone
+):
+    "Clone the project with everything that its commit made"
+    make_fresh_clone(clone)
+    cache = shlex.quote(str(find_cache(ROOT).parents[1]))
+    run_timed(f"{ACTIVATE}dvc remote add --local --default kept {cache} && dvc pull --quiet", clone)
+    run_timed("git config user.name bench && git config user.email bench@localhost", clone)
+
 # %% ../../nbs/bench/20_bench.ipynb #19e00004
 def measure_evaluation(
     clone: Path # folder for the fresh clone
 ): # yields (what, figure, bound) as text
     "Measure the stage that asks all checkpoints, and lm-eval's own class beside ours"
-    make_fresh_clone(clone)
-    cache = shlex.quote(str(ROOT/".dvc"/"cache"))  # models of this commit that are there are not trained again
-    prepare = f"dvc config --local cache.dir {cache} && dvc repro evaluate"
-    run_timed(f"{ACTIVATE}{prepare} && dvc repro --single-item --force evaluate", clone)
+    make_release_clone(clone)
+    run_timed(f"{ACTIVATE}dvc repro --quiet --single-item --force evaluate", clone)
     seconds, gib = read_stage_costs(clone/"runs")["evaluate"]
     yield "stage `evaluate`, all checkpoints", f"{seconds:.0f} s, {gib:.1f} GiB", "50 s"
     run = run_module(clone, "forge_nb.bench.exam_speed")
@@ -531,16 +539,6 @@ def measure_lineage(
     build = f"{run['build_seconds']:.0f} s, {run['megabytes']:.0f} MB"
     yield f"`forge lineage`, first build from {run['runs']:,} runs", build, "120 s"
     for what, seconds in run["seconds"].items(): yield f"`forge lineage`, {what}", f"{seconds:.2f} s", "1 s"
-
-# %% ../../nbs/bench/20_bench.ipynb #20e00002
-def make_release_clone(
-    clone: Path # folder for the fresh clone
-):
-    "Clone the project with everything that its commit made"
-    make_fresh_clone(clone)
-    cache = shlex.quote(str(find_cache(ROOT).parents[1]))
-    run_timed(f"{ACTIVATE}dvc remote add --local --default kept {cache} && dvc pull --quiet", clone)
-    run_timed("git config user.name bench && git config user.email bench@localhost", clone)
 
 # %% ../../nbs/bench/20_bench.ipynb #20e00004
 def write_bench_key(
