@@ -72,7 +72,8 @@ def make_outbound_environment(
 ) -> dict: # environment variable → value
     "Make what guards the processes that this one starts"
     folder = str(root/".cache"/"perimeter")
-    others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != folder]
+    others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep)
+              if path and Path(path).parts[-2:] != (".cache", "perimeter")]
     switches = {name: value for variables in TELEMETRY_SWITCHES.values() for name, value in variables.items()}
     return switches | dict(PYTHONPATH=os.pathsep.join([folder, *others]), FORGE_ALLOWED_HOSTS=" ".join(hosts),
                            FORGE_ATTEMPTS=str(root/"runs"/"attempts.jsonl"))

@@ -314,7 +314,8 @@ def fetch_stored(
     else: reason = "it is not there" if result.failed or read_stored_list(cache, digest) is None else ""
     if reason: raise RunFailed(
         f"{event.version}: DVC's cache lacks it, and no remote gives it ({reason}); "
-        "`dvc push --all-tags` where the release was made, `dvc remote add` here")
+        "`dvc push --all-tags` where the release was made, `dvc remote add` here. A tag knows the remotes of its own "
+        "commit alone: to push to a younger one, name it there by `dvc remote add --local` first")
     return len(result.transferred)
 
 # %% ../../nbs/ops/82_served.ipynb #82a00024

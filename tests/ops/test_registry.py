@@ -526,10 +526,12 @@ def test_of_two_promotions_at_once_one_is_refused(three):
 
 def test_a_release_moves_by_tag_and_cache(two, tmp_path, keys, monkeypatch):
     monkeypatch.delenv("FORGE_SIGNING_KEY")
-    two(f"dvc remote add -q -d store {tmp_path}/store && git add -A && git commit -qm remote && dvc push -q --all-tags")
+    remote = f"dvc remote add -q --local -d store {tmp_path}/store"  # a tag of before knows no remote that is committed later
+    two(f"{remote} && dvc push -q --all-tags")
     other = object.__new__(Copy)
     other.root = tmp_path/"elsewhere"
     subprocess.run(["git", "clone", "-q", str(two.root), str(other.root)], check=True)
+    other(remote)
     with pytest.raises(NotFound, match="forge fetch production"): served(other.root)
     monkeypatch.setenv("FORGE_PUBLIC_KEY", str(keys/"release.pub"))
     answer = fetch(other.root, "production")
