@@ -33,7 +33,8 @@ def keep_tree(
     files: dict # path → text
 ) -> str: # hash of the folder
     "Put a folder into a cache"
-    entries = [dict(md5=keep_object(cache, content), relpath=path) for path, content in sorted(files.items())]
+    entries = [dict(md5=keep_object(cache, content), relpath=path)
+               for path, content in sorted(files.items())]
     digest = keep_object(cache, json.dumps(entries))
     path = object_path(cache, digest)
     path.replace(path.with_name(f"{path.name}.dir"))
@@ -113,7 +114,8 @@ def make_scores(
 ) -> tuple: # text of intervals.csv; path of what `evaluate` makes → hash
     "Make the figures of a run, with the items that they rest on"
     items = [f"fact:{n}" for n in range(number) if n % 10 == 9]
-    rows = [dict(checkpoint="rl", metric="exact_match", slice="all", item=item, value=run % 2) for item in items]
+    rows = [dict(checkpoint="rl", metric="exact_match", slice="all", item=item, value=run % 2)
+            for item in items]
     text = f"checkpoint,metric,slice,mean,low,high,n\nrl,exact_match,all,{run / 1e4},0,1,{len(items)}\n"
     scores = keep_object(cache, "".join(f"{json.dumps(row)}\n" for row in rows))
     intervals = hashlib.md5(text.encode()).hexdigest()
@@ -150,7 +152,8 @@ def make_history(
                               ".dvc/config": "", ".gitignore": "/.cache/\n/.dvc/cache/\n/.dvc/tmp/\n"}
         commits.append(format_commit(run, files))
         if run % 100 == 99: commits.append(f"reset refs/tags/forge@v1.{run // 100}.0\nfrom refs/heads/main\n\n")
-    git = lambda *words, **options: subprocess.run(["git", *words], cwd=root, check=True, **options)
+    git = lambda *words, **options: subprocess.run(["git", *words],
+                                                   cwd=root, check=True, **options)
     git("init", "-q", "-b", "main")
     git("fast-import", "--quiet", input="".join(commits).encode())
     git("reset", "-q", "--hard", "main")

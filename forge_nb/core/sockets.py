@@ -39,7 +39,8 @@ def refuse_connection(
     "Note a connection that is not allowed, and stop with one sentence"
     if path := os.environ.get("FORGE_ATTEMPTS"):
         import json, time
-        attempt = dict(time=round(time.time(), 1), host=host, port=str(port), command=" ".join(sys.argv)[:200])
+        attempt = dict(time=round(time.time(), 1), host=host,
+                       port=str(port), command=" ".join(sys.argv)[:200])
         with open(path, "a", encoding="utf-8") as f: f.write(json.dumps(attempt) + "\n")
     error = getattr(sys.modules.get("forge_nb.core.project"), "Invalid", OutsidePerimeter)
     raise error(

@@ -75,7 +75,8 @@ def read_attempts(
     "Read what tracer and guard saw in a step, and take it away"
     refused, text = project/"runs"/"attempts.jsonl", ""
     if trace.exists(): text = trace.read_text(encoding="utf-8", errors="replace")
-    noted = [(row["host"], row["port"]) for row in read_jsonl(refused)] if refused.exists() else []
+    noted = [(row["host"], row["port"])
+             for row in read_jsonl(refused)] if refused.exists() else []
     for path in (trace, refused): remove_path(path)
     seen = dict(tracer=parse_trace(text), guard=dict.fromkeys(noted))
     pairs = [(who, *pair) for who, found in seen.items() for pair in found]

@@ -29,7 +29,8 @@ def parse_pins(
 ) -> dict: # package → version, sorted by name
     "Read the pins of a lock"
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    return dict(sorted((line.split("==") for line in lines), key=lambda pin: pin[0].lower()))
+    return dict(sorted((line.split("==") for line in lines),
+                       key=lambda pin: pin[0].lower()))
 
 # %% ../../nbs/ops/24_bom.ipynb #24b00008
 def find_distribution(
@@ -66,7 +67,8 @@ def list_licence_words(
     yield about.get("License-Expression") or ""
     yield about.get("License") or ""
     own = [path for path in package.files or () if ".dist-info/" in path.as_posix() and is_licence_file(path.name)]
-    texts = {path.locate().read_text(encoding="utf-8", errors="replace") for path in own if path.locate().exists()}
+    texts = {path.locate().read_text(encoding="utf-8", errors="replace")
+             for path in own if path.locate().exists()}
     stated = {licence for licence in map(identify_licence, texts) if licence}
     if len(stated) == 1: yield stated.pop()
     classifiers = [c for c in about.get_all("Classifier") or () if c.startswith("License :: ")]
@@ -120,7 +122,8 @@ def make_properties(
     **values # value by name; what is empty is left out
 ) -> list: # `properties` of CycloneDX
     "Write what CycloneDX has no field for"
-    return [dict(name=f"forge:{name}", value=str(value)) for name, value in values.items() if value not in ("", None)]
+    return [dict(name=f"forge:{name}", value=str(value))
+            for name, value in values.items() if value not in ("", None)]
 
 # %% ../../nbs/ops/24_bom.ipynb #24b00017
 def make_hashes(
@@ -135,7 +138,8 @@ def describe_data(
 ) -> dict: # component of CycloneDX
     "Describe a folder of data with its documents, as a component"
     reference, decided = f"{source.name}@{source.licence or 'unknown'}", source.decision
-    notes = make_properties(amount=source.amount, **{f"split:{name}": n for name, n in sorted(source.splits.items())})
+    notes = make_properties(amount=source.amount,
+                            **{f"split:{name}": n for name, n in sorted(source.splits.items())})
     if decided: notes += make_properties(licence_on_record=source.licence or "unknown", decided_by=decided.decided_by,
                                          decided_on=decided.decided_on, because=decided.because)
     files = [{"type": "file", "bom-ref": f"{reference}/{name}", "name": name.partition("@")[0],
@@ -227,7 +231,8 @@ def collect_bom(
     released = models.pop(find_released(load_checkpoints(root/"config"/"checkpoints.yaml")))
     packages = list_packages(read_text(root/"requirements.lock"), table, rights)
     parts = [*models.values(), *data, *packages]
-    depends = [dict(ref=released["bom-ref"], dependsOn=[part["bom-ref"] for part in [*data, *packages]])]
+    depends = [dict(ref=released["bom-ref"],
+                    dependsOn=[part["bom-ref"] for part in [*data, *packages]])]
     tools = dict(components=[dict(type="application", name="forge_nb")])
     return number_bom(dict(bomFormat="CycloneDX", specVersion="1.6", version=1,
                            metadata=dict(tools=tools, component=released), components=parts, dependencies=depends))
@@ -279,7 +284,8 @@ def write_bom(
     with atomic(root/BOM_FILE) as temporary: temporary.write_text(text, encoding="utf-8")
     parts = [bom["metadata"]["component"], *bom["components"]]
     packages, models, data = ([part for part in parts if part["type"] == kind] for kind in BOM_KINDS)
-    ancestors = {a["bom-ref"] for model in models for a in model.get("pedigree", {}).get("ancestors", ())}
+    ancestors = {a["bom-ref"] for model in models
+                 for a in model.get("pedigree", {}).get("ancestors", ())}
     documents = sum(len(part["components"]) for part in data)
     return BomAnswer(file=BOM_FILE, sha256=hash_text(text), packages=len(packages),
                      models=len(models) + len(ancestors), sources=len(data), documents=documents,

@@ -147,7 +147,8 @@ def write_bundle(
             (temporary/file).write_text(text, encoding="utf-8", newline="\n")
         files = write_checksum_list(temporary)
     size = sum(path.stat().st_size for path in folder.iterdir())
-    return BundleAnswer(folder=str(folder), format=form, passages=len(readable.passages), groups=groups, files=files,
+    return BundleAnswer(folder=str(folder), format=form,
+                        passages=len(readable.passages), groups=groups, files=files,
                         megabytes=round(size / 1e6, 1))
 
 # %% ../../nbs/ops/88_bundle.ipynb #88a00017

@@ -49,7 +49,8 @@ def make_term_splitter(
         parts = [piece for pieces in found for piece in pieces]
         acronym = [name] * (name.isupper() and len(name) > 1)
         if len(parts) < 2: return [stem(name.casefold()), *acronym]
-        names = [m.casefold() for m, pieces in zip(members, found) if len(pieces) > 1] if len(members) > 1 else []
+        names = [m.casefold() for m, pieces in zip(members, found)
+                 if len(pieces) > 1] if len(members) > 1 else []
         return [name.casefold(), *names, *(stem(piece.casefold()) for piece in parts)]
     @lru_cache(maxsize=1 << 16)
     def split(text, language):
@@ -88,7 +89,8 @@ def add_title_scores(
     rules, added = bundle.rules, Counter()
     words = re.findall(rules["analysis"]["name"], question.replace("`", ""))
     lengths = range(1, rules["max_title"] + 1)
-    for run in sorted({tuple(words[n:n + length]) for n in range(len(words)) for length in lengths}):
+    for run in sorted({tuple(words[n:n + length])
+                       for n in range(len(words)) for length in lengths}):
         row = bundle.database.execute("select passages from titles where words = ?", ["\n".join(run)]).fetchone()
         if not row or len(run) == 1 and run[0] in rules["stopwords"]: continue
         terms = {term for language in rules["languages"] for term in bundle.split(" ".join(run), language)}
@@ -114,7 +116,8 @@ def find_candidates(
     found = [n for n, score in enumerate(scores) if score > 0]
     best = sorted(found, key=lambda n: -scores[n])[:rules["num_candidates"]]
     read = "select record from passages where number = ?"
-    records = [json.loads(bundle.database.execute(read, [n]).fetchone()[0]) for n in best]
+    records = [json.loads(bundle.database.execute(read, [n]).fetchone()[0])
+               for n in best]
     return [record | dict(score=round(scores[n], 4)) for n, record in zip(best, records)]
 
 # %% ../../nbs/ops/87_device.ipynb #87d00015

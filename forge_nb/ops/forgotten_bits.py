@@ -34,7 +34,8 @@ def choose_texts(
     ids: set # ids of those that are meant
 ) -> dict: # id → beginning of the text
     "Choose a few texts, always the same"
-    found = {d["id"]: d["text"][:MAX_CHARACTERS] for d in documents if d["id"] in ids and d["text"].strip()}
+    found = {d["id"]: d["text"][:MAX_CHARACTERS]
+             for d in documents if d["id"] in ids and d["text"].strip()}
     return {name: found[name] for name in sorted(found)[:MAX_TEXTS]}
 
 # %% ../../nbs/ops/19_forgotten_bits.ipynb #19a00009
@@ -111,13 +112,15 @@ def compare_bits(
     found, names = [], [(sort, name) for sort, chosen in texts.items() for name in chosen]
     for sort, chosen in texts.items():
         sizes = {name: len(text.encode()) for name, text in chosen.items()}
-        old, new = ({name: (value, sizes[name]) for (s, name), value in zip(names, values) if s == sort}
+        old, new = ({name: (value, sizes[name])
+                     for (s, name), value in zip(names, values) if s == sort}
                     for values in (before, after))
         if not (total := sum(sizes.values())): continue
         means = [sum(value * size for value, size in scores.values()) / total for scores in (old, new)]
         pair = compare_shared_items(old, new)
         change = widen_change(**pair, basis="items") if pair else ChangeInterval(change=means[1] - means[0])
-        found.append(TextBits(model=path, texts=sort, bytes=total, before=means[0], after=means[1],
+        found.append(TextBits(model=path, texts=sort, bytes=total,
+                              before=means[0], after=means[1],
                               **change.model_dump() | dict(items=len(chosen))))
     return found
 
@@ -129,7 +132,8 @@ def measure_forgotten_bits(
     shipped: str # folder of the model that ships, from the root
 ) -> tuple: # TextBits of each model and sort of texts; why there are none, '' where there are
     "Measure what the removed texts cost the models before and after; a failure is a sentence in the receipt"
-    old = OldObjects(find_cache(root), {path: entry["hash"] for path, entry in journal["old"].items()})
+    old = OldObjects(find_cache(root),
+                     {path: entry["hash"] for path, entry in journal["old"].items()})
     ids = {i for row in journal["removed"] + journal["rows"] for i in row["ids"]}
     models = choose_bit_models(journal["learned"], shipped, {path: a["hash"] for path, a in hashes.items()})
     if not models: return [], "no model that had learned from it is still made under the same name"

@@ -77,7 +77,8 @@ def lower_to_executorch(
     model.config.use_cache = True
     model.generation_config = GenerationConfig(use_cache=True, cache_implementation="static", max_length=length,
                                                cache_config=cache)
-    example = dict(input_ids=torch.zeros((1, 1), dtype=torch.long), cache_position=torch.tensor([0]))
+    example = dict(input_ids=torch.zeros((1, 1), dtype=torch.long),
+                   cache_position=torch.tensor([0]))
     exported = TorchExportableModuleForDecoderOnlyLM(model, **cache).export(**example)
     lowered = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
     out.write_bytes(lowered.to_executorch().buffer)
@@ -147,7 +148,8 @@ def hash_exported(
     folder: Path # artifacts/export
 ) -> dict: # path below the folder, as gguf-f16/model.gguf → SHA-256
     "Hash every file of the forms that ship"
-    files = [path for name in FORMATS for path in sorted((folder/name).rglob("*")) if path.is_file()]
+    files = [path for name in FORMATS
+             for path in sorted((folder/name).rglob("*")) if path.is_file()]
     return {path.relative_to(folder).as_posix(): hash_file(path) for path in files}
 
 # %% ../../nbs/ops/57_formats.ipynb #57a00020

@@ -25,7 +25,8 @@ def list_lock_commits(
                       "--", *LOCK_FILES)
     named = run_git(root, "log", "--no-walk", "--branches", "--tags", COMMIT_FORMAT, "HEAD")
     rows = [line.split("\x1f") for line in f"{changed}\n{named}".splitlines() if line]
-    return list({sha: dict(sha=sha, date=date, subject=subject) for sha, date, subject in rows}.values())
+    return list({sha: dict(sha=sha, date=date, subject=subject)
+                 for sha, date, subject in rows}.values())
 
 # %% ../../nbs/ops/12_history.ipynb #12a0000a
 @contextmanager
@@ -76,7 +77,8 @@ def parse_locked_stage(
     if not isinstance(stage, dict): return None
     from_root = lambda path: os.path.normpath(os.path.join(folder, path))
     read = lambda e: dict(hash=e.get("md5", ""), size=int(e.get("size") or 0))
-    paths = {kind: {from_root(e["path"]): read(e) for e in stage.get(kind, [])} for kind in ("deps", "outs")}
+    paths = {kind: {from_root(e["path"]): read(e)
+                    for e in stage.get(kind, [])} for kind in ("deps", "outs")}
     params = {}
     for file, values in stage.get("params", {}).items():
         params |= {n if file == "params.yaml" else f"{file}:{n}": v for n, v in flatten_params(values)}
@@ -91,7 +93,8 @@ def list_measured_paths(
     import yaml
     try: stages = yaml.load(text, yaml.CBaseLoader)["stages"].values()
     except (yaml.YAMLError, KeyError, TypeError, AttributeError): return set()
-    found = [entry for s in stages if isinstance(s, dict) for k in ("metrics", "plots") for entry in s.get(k) or []]
+    found = [entry for s in stages if isinstance(s, dict) for k in ("metrics", "plots")
+             for entry in s.get(k) or []]
     names = [next(iter(entry)) if isinstance(entry, dict) else entry for entry in found]
     return {os.path.normpath(os.path.join(folder, name)) for name in names}
 

@@ -321,10 +321,12 @@ def find_makers(
         for end in range(1, len(parts) + 1): folders.setdefault("/".join(parts[:end]), set()).add(name)
     def makers_of(path):
         parts = path.split("/")
-        above = {makers[p] for end in range(1, len(parts)) if (p := "/".join(parts[:end])) in makers}
+        above = {makers[p] for end in range(1, len(parts))
+                 if (p := "/".join(parts[:end])) in makers}
         return above | folders.get(path, set())
     code_free = lambda deps: (dep for dep in deps if not is_generated_code(dep))
-    return {name: {dep: made for dep in code_free(stage["deps"]) if (made := makers_of(dep) - {name})}
+    return {name: {dep: made
+                   for dep in code_free(stage["deps"]) if (made := makers_of(dep) - {name})}
             for name, stage in stages.items()}
 
 # %% ../../nbs/ops/14_lineage_db.ipynb #14d00024
@@ -448,8 +450,10 @@ def store_document(
     digest: str = None # hash; by default that of the file
 ) -> int: # its number
     "Store a document"
-    keys = dict(source=source, id=id, hash=names.files.get(source, "") if digest is None else digest)
-    store = lambda key: store_once(names.build.db, "documents", keys, kind=kind or source.split("/")[0])
+    keys = dict(source=source, id=id,
+                hash=names.files.get(source, "") if digest is None else digest)
+    store = lambda key: store_once(names.build.db, "documents", keys,
+                                   kind=kind or source.split("/")[0])
     return names.build.once("document", tuple(keys.values()), store)
 
 # %% ../../nbs/ops/14_lineage_db.ipynb #14d00031
@@ -531,9 +535,11 @@ def store_row(
     purpose, parents = classify_row(row), json.dumps(row.get("parents") or [], ensure_ascii=False)
     digest = hash_item(row) if purpose == "eval_set" else ""
     name, kind = str(row.get("id", row.get("item", ""))), row.get("kind", "")
-    key = hash_text(json.dumps([name, kind, purpose, stage, parents, digest, sorted(documents)]))[:32]
+    key = hash_text(json.dumps([name, kind, purpose, stage,
+                                parents, digest, sorted(documents)]))[:32]
     db = names.build.db
-    number = store_once(db, "rows", dict(key=key), id=name, kind=kind, purpose=purpose, stage=stage, parents=parents,
+    number = store_once(db, "rows", dict(key=key), id=name,
+                        kind=kind, purpose=purpose, stage=stage, parents=parents,
                         hash=digest)
     db.execute("insert or ignore into row_files values (?, ?)", [artifact, number])
     db.executemany("insert or ignore into row_documents values (?, ?)", [(d, number) for d in documents])
@@ -596,7 +602,8 @@ def store_scores(
         find = lambda key: store_once(build.db, "series", dict(zip(series, key)))
         store = lambda items: store_item_set(build, items)
         items = build.once("set", item_sets[key], store) if key in item_sets else None
-        figures = [float(row[name]) if row.get(name) else None for name in ("mean", "low", "high", "n")]
+        figures = [float(row[name]) if row.get(name) else None
+                   for name in ("mean", "low", "high", "n")]
         build.db.execute("insert or replace into series_scores values (?, ?, ?, ?, ?, ?, ?)",
                          [artifact, build.once("series", key, find), *figures, items])
 
@@ -634,7 +641,8 @@ def list_row_files(
         files = {f"{path}/{name}": md5 for name, md5 in listing.items()}
     files = {file: md5 for file, md5 in files.items() if classify_artifact(file)}
     if not all(object_path(build.cache, md5).is_file() for md5 in files.values()): return None
-    parts = {store_artifact(build, file, dict(hash=md5, size=0)): (file, md5) for file, md5 in files.items()}
+    parts = {store_artifact(build, file, dict(hash=md5, size=0)): (file, md5)
+             for file, md5 in files.items()}
     pairs = [(whole, part) for part in parts for whole in (artifact, part)]  # a stage may read one file alone
     build.db.executemany("insert or ignore into parts values (?, ?)", pairs)
     return parts
@@ -733,7 +741,8 @@ def read_erasures(
         try: receipt = json.loads(read_text(path))
         except (Invalid, json.JSONDecodeError): continue
         if not isinstance(receipt, dict) or (receipt.get("verb"), receipt.get("state")) != ("forget", "done"): continue
-        files = [(r["path"], id, "", "") for r in receipt["removed"] for id in r["ids"] or [""]]
+        files = [(r["path"], id, "", "") for r in receipt["removed"]
+                 for id in r["ids"] or [""]]
         rows = [(r["source"], id, r["column"], "" if id else r["sha256"])
                 for r in receipt["rows"] for id in r["ids"] or [""]]
         yield receipt | dict(receipt=path.relative_to(root).as_posix()), files + rows
@@ -817,10 +826,12 @@ def list_new_commits(
     on_disk = lambda path: read_text(root/path) if (root/path).is_file() else None
     read = lambda sha: on_disk if sha == "workspace" else lambda path: build.read_blob(sha, path)
     head = run_git(root, "rev-parse", "HEAD")
-    if any((on_disk(name) or "") != (head and build.read_blob(head, name) or "") for name in LOCK_FILES):
+    if any((on_disk(name) or "") != (head and build.read_blob(head, name) or "")
+           for name in LOCK_FILES):
         commits.append(dict(sha="workspace", date="", subject="not committed"))
     known = {sha for sha, in build.db.execute("select sha from commits")} - {"workspace"}
-    forget_commits(build.db, ({"workspace"} | known) - {c["sha"] for c in commits if c["sha"] != "workspace"})
+    forget_commits(build.db,
+                   ({"workspace"} | known) - {c["sha"] for c in commits if c["sha"] != "workspace"})
     return [(n, c) for n, c in enumerate(commits) if c["sha"] not in known], read
 
 # %% ../../nbs/ops/14_lineage_db.ipynb #14d00057

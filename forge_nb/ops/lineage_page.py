@@ -95,10 +95,13 @@ def draw_lineage(
 ) -> str: # SVG
     "Draw stages as boxes and what leads from one to the next as lines"
     places = place_stages(stages, links)
-    corners = {run: (8 + column * COLUMN_WIDTH, 8 + line * LINE_HEIGHT) for run, (column, line) in places.items()}
-    width, height = (max(axis) + 12 + size for axis, size in zip(zip(*corners.values()), (BOX_WIDTH, BOX_HEIGHT)))
+    corners = {run: (8 + column * COLUMN_WIDTH, 8 + line * LINE_HEIGHT)
+               for run, (column, line) in places.items()}
+    width, height = (max(axis) + 12 + size
+                     for axis, size in zip(zip(*corners.values()), (BOX_WIDTH, BOX_HEIGHT)))
     curves = "".join(draw_curve(corners[source], corners[run]) for source, run in links)
-    boxes = "".join(draw_box(*corner, stages[run], notes.get(run, "")) for run, corner in corners.items())
+    boxes = "".join(draw_box(*corner, stages[run], notes.get(run, ""))
+                    for run, corner in corners.items())
     return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" role="img" '
             f'aria-label="stages behind the model" font-family="sans-serif" font-size="12" text-anchor="middle" '
             f'fill="#1c1e21">{curves}{boxes}</svg>')

@@ -114,7 +114,8 @@ def explain_query_error(
         return "this query would write, or look outside, and `forge lineage` only reads; begin with `select`"
     if "one statement at a time" in text: return "one query at a time; leave out what follows `;`"
     if "interrupted" in text: return "the query was interrupted; name a document, an item or two revisions in `where`"
-    for word, known in (("column", {c for names in columns.values() for c in names}), ("table", set(columns))):
+    for word, known in (("column", {c for names in columns.values() for c in names}),
+                        ("table", set(columns))):
         if not (found := re.search(rf"no such {word}: (\S+)", text)): continue
         near = difflib.get_close_matches(found[1].rpartition(".")[2], sorted(known), 1)
         where = [table for table, names in columns.items() if near and near[0] in names][:3]
@@ -150,11 +151,13 @@ def run_lineage_query(
     try:
         with open_lineage(path) as db:
             cursor = db.execute(query)
-            rows = [[v.hex() if isinstance(v, bytes) else v for v in row] for row in cursor.fetchall()]
+            rows = [[v.hex() if isinstance(v, bytes) else v for v in row]
+                    for row in cursor.fetchall()]
     except (sqlite3.Error, sqlite3.Warning, UnicodeError) as e:
         raise Invalid(explain_query_error(e, list_columns_by_table(path))) from None
     if not cursor.description: raise Invalid("there is no query; begin with `select`")
-    return LineageAnswer(query=query, columns=[c[0] for c in cursor.description], rows=rows, tables=[],
+    return LineageAnswer(query=query, columns=[c[0] for c in cursor.description],
+                         rows=rows, tables=[],
                          seconds=round(time.monotonic() - started, 4))
 
 # %% ../../nbs/ops/16_lineage_sql.ipynb #16d00015
@@ -183,7 +186,8 @@ def format_rows(
         return " ".join(text.split())[:SHOWN_CHARACTERS]
     cells = [columns, *([show(value) for value in row] for row in rows[:SHOWN_ROWS])]
     widths = [max(map(len, column)) for column in zip(*cells)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
+            for row in cells]
 
 # %% ../../nbs/ops/16_lineage_sql.ipynb #16d00018
 def format_lineage(

@@ -34,7 +34,8 @@ def tabulate_people(
     entries: list # Risk or Oversight
 ) -> str: # Markdown
     "Tabulate what people wrote"
-    return format_table([{name: " ".join(text.split()) for name, text in entry.model_dump().items()}
+    return format_table([{name: " ".join(text.split())
+                          for name, text in entry.model_dump().items()}
                          for entry in entries])
 
 # %% ../../nbs/ops/26_papers.ipynb #26a0000e

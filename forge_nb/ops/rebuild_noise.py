@@ -43,7 +43,8 @@ def widen_change(
     if change is None or below is None: return ChangeInterval(change=change)
     if floor and basis != "seeds": basis += " and seeds"
     low, high = change - (below ** 2 + floor ** 2) ** .5, change + (above ** 2 + floor ** 2) ** .5
-    return ChangeInterval(change=change, low=low, high=high, items=items, basis=basis, within_noise=low <= 0 <= high)
+    return ChangeInterval(change=change, low=low, high=high, items=items,
+                          basis=basis, within_noise=low <= 0 <= high)
 
 # %% ../../nbs/ops/17_rebuild_noise.ipynb #17a0000a
 SCORES, INTERVALS, FLOORS = "artifacts/evaluate/scores.jsonl", "artifacts/evaluate/intervals.csv", "results/floors.csv"
@@ -71,7 +72,8 @@ def index_intervals(
     text: str # text of intervals.csv, or ''
 ) -> dict: # row by (checkpoint, metric, slice)
     "Index the intervals of an evaluation"
-    return {(row["checkpoint"], row["metric"], row["slice"]): row for row in csv.DictReader(io.StringIO(text))}
+    return {(row["checkpoint"], row["metric"], row["slice"]): row
+            for row in csv.DictReader(io.StringIO(text))}
 
 # %% ../../nbs/ops/17_rebuild_noise.ipynb #17a0000e
 def read_two_runs(
@@ -100,9 +102,11 @@ def compare_shared_items(
     from forge_nb.metrics.stats import bootstrap_difference
     items = sorted(before.keys() & after.keys())
     if len(items) < 2: return None
-    old, new = (np.array([[scores[item][0] for item in items]]) for scores in (before, after))
+    old, new = (np.array([[scores[item][0] for item in items]])
+                for scores in (before, after))
     found = bootstrap_difference(old, new, np.array([after[item][1] for item in items]))
-    return dict(change=found["diff"], below=found["diff"] - found["low"], above=found["high"] - found["diff"],
+    return dict(change=found["diff"], below=found["diff"] - found["low"],
+                above=found["high"] - found["diff"],
                 items=len(items))
 
 # %% ../../nbs/ops/17_rebuild_noise.ipynb #17a00012
@@ -112,7 +116,8 @@ def compare_run_intervals(
 ) -> dict | None: # change, below, above; None where one is missing
     "Compare two means by the interval of each"
     if not (before and after): return None
-    old, new = ({name: float(row[name]) for name in ("mean", "low", "high")} for row in (before, after))
+    old, new = ({name: float(row[name]) for name in ("mean", "low", "high")}
+                for row in (before, after))
     return dict(change=new["mean"] - old["mean"],
                 below=((new["mean"] - new["low"]) ** 2 + (old["high"] - old["mean"]) ** 2) ** .5,
                 above=((new["high"] - new["mean"]) ** 2 + (old["mean"] - old["low"]) ** 2) ** .5)

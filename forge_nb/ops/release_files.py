@@ -25,7 +25,8 @@ def call_git(
     **variables: str # environment variables
 ) -> bytes: # standard output
     "Ask git, or let it do something; a failure is its sentence"
-    done = subprocess.run(["git", *arguments], cwd=root, input=stdin, capture_output=True, env=os.environ | variables)
+    done = subprocess.run(["git", *arguments], cwd=root,
+                          input=stdin, capture_output=True, env=os.environ | variables)
     if not done.returncode: return done.stdout
     lines = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["it gave no reason"]
     raise RunFailed(f"`git {' '.join(arguments[:2])}` failed: {lines[-1].removeprefix('fatal: ')}")

@@ -34,7 +34,8 @@ def list_held_files(
         except Invalid: files = {"": ""}
         found += [("training", md5) for path, md5 in files.items() if not path or path.endswith(".jsonl")]
     stored = read_stored_list(cache, digest) if digest else None
-    return found + [(part, (stored or {}).get(place, "")) for part, place in HELD.items()]
+    return found + [(part, (stored or {}).get(place, ""))
+                    for part, place in HELD.items()]
 
 # %% ../../nbs/ops/29_release_holders.ipynb #29a00008
 def find_held_parts(

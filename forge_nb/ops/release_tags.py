@@ -90,7 +90,8 @@ def read_release_events(
         if (match := RELEASE_TAG.fullmatch(tag)) and match["name"] == name:
             rows.append((match, target or own, date, who, message if target else ""))
     versions = {target: match["version"] for match, target, *_ in rows if match["version"] and not match["ends"]}
-    events = [ReleaseEvent(match[0], match["version"] or versions.get(target, ""), match["stage"] or "",
+    events = [ReleaseEvent(match[0],
+                           match["version"] or versions.get(target, ""), match["stage"] or "",
                            bool(match["version"] and match["ends"]), int(match["number"] or 0), target, date, who,
                            *read_fields(message)) for match, target, date, who, message in rows]
     return sorted(events, key=lambda event: (event.date, event.number, event.is_revocation))

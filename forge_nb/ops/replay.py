@@ -64,7 +64,8 @@ def list_probe_texts(
     order = lambda texts: sorted(dict.fromkeys(texts), key=lambda text: stable_uniform("tokens", text))
     pieces, prompts = order(pieces), order(prompts)
     longest = max(len(pieces), len(prompts))
-    mixed = [text for n in range(longest) for text in (*pieces[n:n + 1], *prompts[n:n + 1])]
+    mixed = [text for n in range(longest)
+             for text in (*pieces[n:n + 1], *prompts[n:n + 1])]
     return [*HARD_TEXTS, *mixed][:num_texts]
 
 # %% ../../nbs/ops/56_replay.ipynb #56a0000f
@@ -100,7 +101,8 @@ def open_transformers(
         inputs = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
         inputs = {name: inputs[name].to(model.device) for name in ("input_ids", "attention_mask")}
         with torch.no_grad(): out = model.generate(**inputs, max_new_tokens=max_new_tokens, **options)
-        written = [cut_after_end(row, tokenizer.eos_token_id) for row in out[:, inputs["input_ids"].shape[1]:].tolist()]
+        written = [cut_after_end(row, tokenizer.eos_token_id)
+                   for row in out[:, inputs["input_ids"].shape[1]:].tolist()]
         texts = [decode_until_end(tokenizer, tokens) for tokens in written]
         return [dict(text=text, finished=finished, tokens=tokens, prompt=prompt)
                 for (text, finished), tokens, prompt in zip(texts, written, prompts)]
@@ -236,7 +238,8 @@ def count_agreeing(
     other: list # tokens
 ) -> int: # tokens before the first difference
     "Count how many tokens two answers share at their beginning"
-    return next((n for n, pair in enumerate(zip(one, other)) if pair[0] != pair[1]), min(len(one), len(other)))
+    return next((n for n, pair in enumerate(zip(one, other))
+                 if pair[0] != pair[1]), min(len(one), len(other)))
 
 # %% ../../nbs/ops/56_replay.ipynb #56a00020
 def compare_answers_by_token(

@@ -153,7 +153,8 @@ def describe_served(
         (f"releases/{version}/{SIGNATURE}", f"is missing, and {stage} takes signed releases alone"))
     if assigned and assigned[-1].version == version: last = assigned[-1]
     else: last = None
-    return ServedRelease(stage=stage, version=version, since=last.date if last else "", who=last.who if last else "",
+    return ServedRelease(stage=stage, version=version, since=last.date if last else "",
+                         who=last.who if last else "",
                          event=last.subject if last else "", weights=release.get("weights", ""), signature=state,
                          faults=[ReleaseFault(file=file, fault=fault) for file, fault in [*faults, *found]])
 
