@@ -18,7 +18,7 @@ from .evals.llama import MAX_CONTEXT
 from .evals.release import require_pass
 from .ops.formats import FORMATS, choose_formats, hash_exported, parse_min_agreement
 from .ops.replay import (compare_answers_by_token, compare_with_record, find_replay_faults, grade_replayed,
-                                 list_probe_texts, pick_prompts, read_recorded, replay)
+                                 list_probe_texts, pick_prompts, read_recorded_answers, replay)
 
 # %% ../nbs/87_export.ipynb #87a0000a
 def make_job(
@@ -187,7 +187,7 @@ def export(
     folder, rows, texts = models/checkpoints[released].folder, [], []
     for name in FORMATS: remove_path(out/name)
     if not (skipped := find_refusal(verdict_file, folder)):
-        recorded, documents = read_recorded(answers_file, released), read_jsonl(documents_file)
+        recorded, documents = read_recorded_answers(answers_file, released), read_jsonl(documents_file)
         picked, job = make_job(folder, read_jsonl(items_file), [document["text"] for document in documents], recorded,
                                num_prompts=num_prompts, num_texts=num_texts, max_new_tokens=max_new_tokens)
         rows, texts = export_forms(folder, chosen, bounds, picked, job, recorded, load_settings(style_file, Style),

@@ -22,7 +22,7 @@ from ..data.passages import load_index
 from ..evals.checkpoints import find_released, load_checkpoints
 from ..evals.llama import MAX_CONTEXT
 from .ask import MIN_SHOWN, TEMPLATE_TOKENS
-from .pack import describe_analysis, describe_answers, describe_ranking, write_index_file
+from .pack import describe_analysis, describe_answer_form, describe_ranking, write_index_file
 from .search import locate_live_index
 
 # %% ../../nbs/ops/88_bundle.ipynb #88a00007
@@ -70,7 +70,7 @@ def describe_bundle(
                   context_length=context_length, min_shown=MIN_SHOWN,
                   max_turn_tokens=context_length - max_new_tokens - TEMPLATE_TOKENS)
     origin = dict(weights_sha256=hash_weights(model))
-    return origin | limits | describe_answers(style, model) | describe_ranking(readable) | dict(
+    return origin | limits | describe_answer_form(style, model) | describe_ranking(readable) | dict(
         analysis=describe_analysis())
 
 # %% ../../nbs/ops/88_bundle.ipynb #88a0000d

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'pack_passage', 'list_term_entries', 'write_index_file', 'describe_analysis', 'describe_ranking',
-           'describe_answers']
+           'describe_answer_form']
 
 # %% ../../nbs/ops/86_pack.ipynb #86a00004
 import json, sqlite3
@@ -101,7 +101,7 @@ def describe_ranking(
     return dict(passages=len(readable.passages), languages=readable.languages) | stopwords | numbers
 
 # %% ../../nbs/ops/86_pack.ipynb #86a00012
-def describe_answers(
+def describe_answer_form(
     style: Style, # house style
     model: Path # model folder
 ) -> dict: # pattern, unknown_answer, special_tokens

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOSS_LINE', 'parse_choices', 'parse_range', 'find_field', 'parse_axis', 'choose_objective', 'resolve_objective',
-           'get_metric', 'LossTracker', 'run_watched', 'check_settings', 'open_study', 'list_finished_trials',
+           'get_metric', 'LossTracker', 'run_watched', 'check_sweep_settings', 'open_study', 'list_finished_trials',
            'record_trial', 'run_trials', 'tabulate_trial', 'tabulate_trials', 'plot_trials', 'last_stage', 'drop_axes',
            'describe_trial', 'prepare_search', 'sweep', 'tabulate_best', 'show_sweep', 'TrialAnswer', 'SweepAnswer']
 
@@ -154,7 +154,7 @@ def run_watched(
     return run_experiment(ROOT, name, values, stage, should_stop=is_hopeless)
 
 # %% ../../nbs/ops/40_sweep.ipynb #e2497e2e
-def check_settings(
+def check_sweep_settings(
     study, # optuna.Study
     settings: dict, # axes, goal and state of the search that is asked for
     folder: Path # folder of the search
@@ -188,7 +188,7 @@ def open_study(
                                 direction="minimize" if less_is_better else "maximize")
     ranges = {name: repr(distribution) for name, distribution in axes.items()}
     settings = dict(axes=ranges, goal=f"{stage}:{key}", state=state_hash)
-    check_settings(study, settings, folder)
+    check_sweep_settings(study, settings, folder)
     study.set_user_attr("settings", settings)
     return study
 
