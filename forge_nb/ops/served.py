@@ -310,14 +310,18 @@ def fetch_stored(
                                  "it was moved; `git fetch --tags --force` brings the tags of the remote")
     listed = read_stored_list(cache, digest)
     if listed is not None and all(object_path(cache, md5).is_file() for md5 in listed.values()): return 0
-    try: result = Repo(str(root)).cloud.pull([HashInfo("md5", digest)])
+    fetched, reason = set(), ""
+    try:
+        for find_hashes in (lambda: [digest], lambda: (read_stored_list(cache, digest) or {}).values()):
+            result = Repo(str(root)).cloud.pull([HashInfo("md5", md5) for md5 in find_hashes()])
+            fetched |= result.transferred
+            if result.failed or read_stored_list(cache, digest) is None: reason = "it is not there"
     except (DvcException, OSError) as e: reason = " ".join(str(e).split())
-    else: reason = "it is not there" if result.failed or read_stored_list(cache, digest) is None else ""
     if reason: raise RunFailed(
         f"{event.version}: DVC's cache lacks it, and no remote gives it ({reason}); "
         "`dvc push --all-tags` where the release was made, `dvc remote add` here. A tag knows the remotes of its own "
         "commit alone: to push to a younger one, name it there by `dvc remote add --local` first")
-    return len(result.transferred)
+    return len(fetched)
 
 # %% ../../nbs/ops/82_served.ipynb #82a00024
 def fetch(
