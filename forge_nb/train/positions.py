@@ -10,7 +10,7 @@ __all__ = ['no_rotary_message', 'rope_frequencies', 'compare_wavelengths', 'read
 import copy, math, os
 from pathlib import Path
 
-from ..core.project import Invalid, log, write_json
+from ..core.project import Invalid, log, remove_path, write_json
 
 # %% ../../nbs/train/22_positions.ipynb #a1156957
 def no_rotary_message(
@@ -109,7 +109,8 @@ def extend_folder(
     factor = math.ceil(longest / context_length)
     scaled = make_yarn_config(config, context_length=context_length, rope_factor=factor,
                               beta_fast=choose_beta_fast(context_length))
-    out.mkdir(parents=True, exist_ok=True)
+    remove_path(out)  # of a run that was cut off
+    out.mkdir(parents=True)
     for path in folder.iterdir():
         if path.is_file() and path.name != "config.json": os.symlink(path.resolve(), out/path.name)
     write_json(out/"config.json", scaled.to_diff_dict())
