@@ -1,9 +1,11 @@
 "What all tests share: projects that have run, the order of the files, the record of the slow tier"
-import csv, hashlib, json, shutil, time
+import csv, hashlib, json, os, shutil, time
+from unittest.mock import patch
 
 import pytest
 
 pytest.register_assert_rewrite("copies")
+from forge_nb.core.sockets import unguard_sockets
 from copies import COMMIT, OFFLINE, ROOT, Copy, locked, make_tiny, sibling
 
 
@@ -44,6 +46,13 @@ def mend(bare):
     "Give the copy back as it was"
     yield bare
     bare("git checkout -q . && git clean -fdq && dvc checkout -q --force data.dvc")
+
+
+@pytest.fixture(autouse=True)
+def unguarded():
+    "A program that was run in this process leaves neither its environment nor its guard on the sockets"
+    with patch.dict(os.environ): yield
+    unguard_sockets()
 
 
 # Order: files go to workers whole. The one that makes the chain comes first, then those that take longest, last the
