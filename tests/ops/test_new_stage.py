@@ -1,28 +1,37 @@
 "`make new`: what it writes runs and passes the tests of the repository at once; what it refuses leaves nothing behind"
-import json
+import json, random, shutil
 
 import pytest
-from copies import fails_with
+from copies import COMMIT, fails_with, sibling
 
 from forge_nb.core.project import load_params
 
 TESTS = "tests/test_breadth.py tests/test_consistency.py tests/test_measures.py"
+PARTS = "pump valve filter gauge seal bearing shaft motor coupling flange gasket housing rotor sensor cable relay fuse panel".split()
 PYTEST = "python -m pytest -q -p no:cacheprovider"
 
 
 @pytest.fixture(scope="module")
-def made(bare):
-    "A project with a new stage that has run"
-    bare.said = bare("make --silent -o setup new STAGE=breadth && git add -A")
-    bare.ran = bare("dvc repro breadth")
-    yield bare
-    bare("git reset -q && git checkout -q . && git clean -fdq && rm -rf artifacts/breadth reports/breadth.ipynb && git status --porcelain")
+def made(bare, tmp_path_factory):
+    "A project of sixty short documents, in which a new stage has run"
+    copy = sibling(bare, tmp_path_factory.mktemp("new")/"project")
+    shutil.rmtree(copy.root/"data")
+    draw = random.Random(3)
+    for n in range(60):
+        page = copy.root/"data"/"docs"/f"page {n}.md"
+        page.parent.mkdir(parents=True, exist_ok=True)
+        lines = [f"The {draw.choice(PARTS)} {draw.randrange(99)} is checked every {draw.randrange(2, 9)} weeks by team {draw.randrange(9)}." for _ in range(2 + n % 2 * 10)]
+        page.write_text(f"# {draw.choice(PARTS).title()} {n}\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    copy(f"python -m forge_nb.core.runner adopt && dvc add -q data && git add -A && {COMMIT} -m small")
+    copy.said = copy("make --silent -o setup new STAGE=breadth && git add -A")
+    copy.ran = copy("dvc repro breadth")
+    return copy
 
 
 def test_a_new_stage_runs_at_once(made):
     assert "nbs/16_breadth.ipynb" in made.said and "Running stage 'breadth'" in made.ran
     metrics = json.loads((made.root/"artifacts/breadth/metrics.json").read_text(encoding="utf-8"))
-    assert metrics["documents"] > 10 and metrics["characters"] > 200 * metrics["documents"]
+    assert 0 < metrics["documents"] < 60 and metrics["characters"] > 200 * metrics["documents"], "documents under 200 characters are not counted"
     assert made.executed(made("dvc repro breadth")) == []
     assert "reports" not in made("git status --porcelain --untracked-files=all"), "git would keep a report"
 
