@@ -16,7 +16,7 @@ endif
 PACKAGES := $(if $(WHEELS),--no-index --find-links "$(abspath $(WHEELS))")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup elsewhere wheels edge data base adopt run studies test test-slow check export lab profile effects estimate scaling report papers bench
+.PHONY: help setup elsewhere wheels edge data base adopt run studies test test-slow check export new lab profile effects estimate scaling report papers bench
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## ?/  make \1\t/' | expand -t 18
@@ -77,6 +77,9 @@ check: setup  ## quick checks: export fresh, notebooks clean, lint, lessons run
 export: setup  ## write forge_nb/ from the notebooks, and clean them: no outputs of a run by hand
 	@python -c "import forge_nb.core.tangle" 2>/dev/null || for b in core/00_project core/10_tangle; do python -c "from nbdev.export import nb_export; nb_export('nbs/$$b.ipynb', 'forge_nb')" 2>/dev/null || { echo "error: nbs/$$b.ipynb cannot be exported; \`nbdev-fix nbs/$$b.ipynb\` where a merge left its marks, or \`git checkout -- nbs/$$b.ipynb\`" >&2; exit 2; }; done
 	@python -m forge_nb.core.tangle export
+
+new: setup  ## a stage that runs and passes every test at once: make new STAGE=name
+	@python -m forge_nb.ops.new_stage "$$STAGE" && python -m forge_nb.core.tangle export
 
 # what a kernel reads when it starts; the rest is in nbs/core/60_lab.ipynb
 lab: export PYTHONPATH := $(CURDIR)

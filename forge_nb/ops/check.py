@@ -16,6 +16,7 @@ from collections import Counter, defaultdict
 from contextlib import redirect_stdout
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, Field
 
@@ -231,6 +232,7 @@ class Material(BaseModel, extra="forbid"):
 # %% ../../nbs/ops/72_check.ipynb #72a00010
 class CheckAnswer(BaseModel, extra="forbid"):
     "What `forge check` found"
+    verb: Literal["check"] = "check"
     problems: list[Problem] = Field(description="what must be mended before a run")
     material: list[Material] = Field(description="what there is, and what uses it")
     notes: list[str] = Field(description="what nobody must mend, and somebody should know")

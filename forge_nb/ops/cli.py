@@ -11,15 +11,16 @@ __all__ = ['ANSWER_MODELS', 'app', 'DocumentsArgument', 'QueryOption', 'HistoryO
            'CheckpointOption', 'ItemMetricOption', 'CycleNameOption', 'ReviewSampleOption', 'ReasonOption',
            'StagesArgument', 'SampleOption', 'SeedOption', 'SqlArgument', 'TargetArgument', 'FormatOption',
            'WhatArgument', 'ToStageOption', 'BecauseOption', 'MajorOption', 'VersionOption', 'StageOption',
-           'VersionArgument', 'FetchedArgument', 'DryPruneOption', 'VerbArgument', 'INTERRUPTED_MESSAGE', 'Failure',
-           'print_error', 'answer_schema', 'show_help', 'print_answer', 'make_line_printer', 'hold_verb_lock',
-           'require_request', 'whereis_verb', 'check_pending_request', 'confirm_erasure', 'dry_run_erasure',
-           'begin_erasure', 'forget_verb', 'require_no_pending_erasure', 'SnapshotAnswer', 'format_snapshot',
-           'snapshot_verb', 'split_names', 'search_verb', 'ask_verb', 'check_verb', 'draft_verb', 'label_verb',
-           'refresh_verb', 'plot_estimate', 'estimate_verb', 'sweep_verb', 'cycle_verb', 'review_verb', 'freeze_verb',
-           'verify_verb', 'lineage_verb', 'rivals_verb', 'bom_verb', 'papers_verb', 'bundle_verb', 'airgap_verb',
-           'promote_verb', 'rollback_verb', 'served_verb', 'verify_release_verb', 'verify_receipt_verb',
-           'releases_verb', 'fetch_verb', 'revoke_verb', 'prune_verb', 'schema_verb', 'main']
+           'VersionArgument', 'FetchedArgument', 'DryPruneOption', 'SettingsArgument', 'LastStageOption',
+           'ExperimentArgument', 'VerbArgument', 'INTERRUPTED_MESSAGE', 'Failure', 'print_error', 'answer_schema',
+           'show_help', 'print_answer', 'make_line_printer', 'hold_verb_lock', 'require_request', 'whereis_verb',
+           'check_pending_request', 'confirm_erasure', 'dry_run_erasure', 'begin_erasure', 'forget_verb',
+           'require_no_pending_erasure', 'SnapshotAnswer', 'format_snapshot', 'snapshot_verb', 'split_names',
+           'search_verb', 'ask_verb', 'check_verb', 'draft_verb', 'label_verb', 'refresh_verb', 'plot_estimate',
+           'estimate_verb', 'sweep_verb', 'cycle_verb', 'review_verb', 'freeze_verb', 'verify_verb', 'lineage_verb',
+           'rivals_verb', 'bom_verb', 'papers_verb', 'bundle_verb', 'airgap_verb', 'promote_verb', 'rollback_verb',
+           'served_verb', 'verify_release_verb', 'verify_receipt_verb', 'releases_verb', 'fetch_verb', 'revoke_verb',
+           'prune_verb', 'run_verb', 'results_verb', 'mcp_verb', 'schema_verb', 'main']
 
 # %% ../../nbs/ops/90_cli.ipynb #1036a386
 import json, os, re, sys
@@ -75,6 +76,7 @@ ANSWER_MODELS = dict(
     airgap="forge_nb.ops.airgap:AirgapAnswer", bundle="forge_nb.ops.bundle:BundleAnswer",
     promote="forge_nb.ops.registry:PromoteAnswer", rollback="forge_nb.ops.registry:RollbackAnswer",
     releases="forge_nb.ops.served:ReleasesAnswer", served="forge_nb.ops.served:ServedAnswer",
+    run="forge_nb.ops.experiment:RunAnswer", results="forge_nb.ops.experiment:ResultsAnswer",
     revoke="forge_nb.ops.served:RevokeAnswer", fetch="forge_nb.ops.served:FetchAnswer",
     prune="forge_nb.ops.served:PruneAnswer",
     **{"verify-release": "forge_nb.ops.served:VerifyReleaseAnswer",
@@ -766,6 +768,49 @@ def prune_verb(
     require_no_pending_erasure()
     with hold_verb_lock("registry"): answer = prune(ROOT, dry_run)
     print_answer(answer, format_prune(answer), as_json)
+
+# %% ../../nbs/ops/90_cli.ipynb #63c00002
+SettingsArgument = Annotated[list[str] | None, typer.Argument(
+    metavar="SETTING", help="STAGE.FIELD=VALUE, to be tried beside the work tree; without any, the work tree's own.")]
+LastStageOption = Annotated[str, typer.Option(
+    "--to", metavar="STAGE", help="Last stage; without it all, or the gate where a value is tried.")]
+ExperimentArgument = Annotated[str, typer.Argument(
+    metavar="EXPERIMENT", help="As `forge run` names it; without it, what stands in artifacts/.")]
+
+# %% ../../nbs/ops/90_cli.ipynb #63c00003
+@app.command("run", epilog="Example: forge run sft.learning_rate=0.002")
+def run_verb(
+    settings: SettingsArgument = None, # values to try
+    to: LastStageOption = "", # last stage
+    as_json: JsonOption = False # whether a program is listening
+):
+    "Run the chain, here or with other values beside the work tree: which figures moved, and what the gate says."
+    from forge_nb.ops.experiment import format_run, run_chain
+    require_no_pending_erasure()
+    answer = run_chain(ROOT, settings or [], to, make_line_printer(True))
+    print_answer(answer, format_run(answer), as_json)
+
+# %% ../../nbs/ops/90_cli.ipynb #63c00004
+@app.command("results", epilog="Example: forge results --json")
+def results_verb(
+    experiment: ExperimentArgument = "", # name of an experiment
+    as_json: JsonOption = False # whether a program is listening
+):
+    "What the stages measured, and what the gate said, here or in an experiment."
+    from forge_nb.ops.experiment import format_results, read_results
+    answer = read_results(ROOT, experiment)
+    print_answer(answer, format_results(answer), as_json)
+
+# %% ../../nbs/ops/90_cli.ipynb #64c00002
+@app.command("mcp", epilog="Example: forge mcp --groups hr")
+def mcp_verb(
+    groups: GroupsOption = "", # names of the groups whose passages tools may read
+    as_json: JsonOption = False # whether a program is listening; one is
+):
+    "Serve the verbs to a program that speaks the Model Context Protocol, on standard input and output."
+    from forge_nb.ops.agents import Toolbox, serve_tools
+    functions = {command.name: command.callback for command in app.registered_commands}
+    serve_tools(Toolbox(ROOT, functions, ANSWER_MODELS, groups))
 
 # %% ../../nbs/ops/90_cli.ipynb #9a9da7ea
 VerbArgument = Annotated[str, typer.Argument(metavar="VERB", help=f"One of {', '.join(ANSWER_MODELS)}.")]

@@ -1,15 +1,16 @@
 "The command line: where a document went, and how it is forgotten, on a project in which the whole chain has run"
-import hashlib, json, shlex, sqlite3, subprocess, sys, zipfile
+import hashlib, inspect, json, shlex, sqlite3, subprocess, sys, zipfile
 
 import pytest
 from copies import FORGE, ROOT, Copy, ask, refuse, sibling
 from jsonschema import validate
 
 from forge_nb.core.project import parse_dvc_lock
-from forge_nb.ops.cli import ANSWER_MODELS, answer_schema
+from forge_nb.ops.cli import ANSWER_MODELS, answer_schema, app
 
 KEPT = ("runs/live/index", "runs/search/ab12", ".cache/gguf", ".cache/judge")
 TUNED = "sft dpo reward rlhf rl distill".split()
+SHIPPED = {*"tangle ingest assess curate retrieval synth freeze decide tokenizer ngram pretrain evaluate judge gate export card".split(), *TUNED}  # `make new` adds others
 
 
 def rows(copy: Copy, path: str) -> list:
@@ -48,6 +49,16 @@ def test_every_verb_explains_itself(bare):
     assert "whereis" in bare(FORGE) and "forget" in bare(f"{FORGE} --help")
     for verb in ("whereis", "forget", "search", "ask", "draft", "label", "refresh", "estimate", "sweep", "cycle", "review", "freeze", "verify", "bom", "papers", "bundle", "verify-receipt", "schema"): assert "Example: forge " + verb in bare(f"{FORGE} {verb} --help")
     for verb in ANSWER_MODELS: assert json.loads(bare(f"{FORGE} schema {verb}")) == answer_schema(verb)
+
+
+def test_every_verb_answers_programs():
+    "Each has --json and a schema of its answer; those have none whose answers are no single object"
+    verbs = {command.name: inspect.signature(command.callback).parameters for command in app.registered_commands}
+    assert not [name for name, parameters in verbs.items() if "as_json" not in parameters]
+    assert set(verbs) - {"schema", "mcp", "serve"} == set(ANSWER_MODELS)
+    for verb in ANSWER_MODELS:
+        said = [option["properties"]["verb"] for option in answer_schema(verb)["$defs"].values() if "verb" in option.get("properties", {})]
+        assert said and all(field["const"] == verb for field in said), "an answer does not say whose it is"
 
 
 @pytest.mark.parametrize("line, rc, words", [
@@ -106,7 +117,7 @@ def test_a_test_document_reached_evaluate_and_no_model(asked):
     page = next(d for d in rows(asked, "artifacts/curate/documents/test.jsonl") if d["source"] not in facts)
     [d] = ask(asked, f"whereis {page['source']}")["documents"]
     assert d["splits"] == {"test": 1} and d["models"] == [] and "no model" in d["summary"] and "held out" in d["summary"]
-    assert {r["stage"] for r in d["reached"]} - {"ingest"} == {"assess", "curate", "retrieval", "synth", "freeze", "ngram", "decide", "evaluate", "judge", "gate", "export", "card"}
+    assert {r["stage"] for r in d["reached"]} & SHIPPED - {"ingest"} == {"assess", "curate", "retrieval", "synth", "freeze", "ngram", "decide", "evaluate", "judge", "gate", "export", "card"}
 
 
 def test_a_dropped_document_reached_nothing(asked):
@@ -151,7 +162,7 @@ def test_dry_run_changes_nothing(asked):
     before, status = fingerprints(asked), asked("git status --porcelain")
     answer = ask(asked, f"forget {asked.page} --dry-run")
     assert answer["state"] == "dry-run" and {r["path"] for r in answer["removed"]} == {asked.page, "docs/zz old copy.txt"}
-    assert set(answer["may_run"]) - {"ingest"} == {*"tangle assess curate retrieval decide tokenizer ngram synth freeze pretrain evaluate judge gate export card".split(), *TUNED}
+    assert SHIPPED - {"ingest"} <= set(answer["may_run"])
     assert fingerprints(asked) == before and asked("git status --porcelain") == status
     kept = ask(asked, f"forget {asked.page} --dry-run --keep-duplicates")
     assert [r["path"] for r in kept["removed"]] == [asked.page] and kept["kept_duplicates"]
