@@ -102,10 +102,9 @@ estimate: setup  ## what a run will take: every stage, memory, larger machines, 
 scaling: data  ## the runs behind `forge estimate`'s best size; writes results/scaling.csv
 	@dvc repro --quiet tokenizer && python -m forge_nb.train.scaling_law
 
-report: setup  ## README.md and docs/RESULTS.md from their templates, and reports/ as pages in reports/html/
+report: setup  ## README.md and docs/RESULTS.md from their templates, and the report site, reports/html/index.html
 	@python -m forge_nb.report.pages readme
-	@python -m forge_nb.report.pages html
-	@python -m forge_nb.ops.lineage_page
+	@python -m forge_nb.ops.site
 
 papers: setup  ## what an audit asks: cards, technical documentation, risks, changes, bill of materials; writes papers/
 	@forge papers

@@ -52,9 +52,9 @@ def test_notebook_keeps_its_grammar(name):
         assert ast.get_docstring(node), f"{name}.{node.name} has no docstring"
 
 
-@pytest.mark.parametrize("name", [*BOOKS, "index"])
+@pytest.mark.parametrize("name", [*BOOKS, "index", "chat", "explore", "label"])
 def test_lessons_run(name, monkeypatch):
-    path = BOOKS.get(name, ROOT/"nbs"/"index.ipynb")
+    path = BOOKS.get(name, ROOT/"nbs"/f"{name}.ipynb")
     monkeypatch.chdir(ROOT/"nbs")
     passed, _ = run_lessons(path, skip_flags=["run"])
     assert passed

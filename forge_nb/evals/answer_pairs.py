@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LABELS', 'SWAPPED', 'VERIFIER', 'LABEL_COLUMNS', 'make_pair', 'collect_answers', 'verify_answers',
-           'make_verified_pairs', 'draw_pairs', 'find_label_fault', 'read_judge_labels', 'append_pairs',
-           'add_references', 'collect_labelled', 'pair_checkpoints']
+           'make_verified_pairs', 'draw_pairs', 'find_label_fault', 'read_label_file', 'read_judge_labels',
+           'append_pairs', 'add_references', 'collect_labelled', 'pair_checkpoints']
 
 # %% ../../nbs/evals/68_answer_pairs.ipynb #68a00004
 from itertools import combinations
@@ -14,6 +14,7 @@ from pathlib import Path
 from ..core.project import Invalid, atomic, display_path, hash_text, read_csv, stable_uniform
 from ..core.settings import Style
 from ..metrics.graders import VALUE_PATTERN, grade_answer
+from ..synthesis.review import list_decision_files, merge_decisions
 
 # %% ../../nbs/evals/68_answer_pairs.ipynb #68a00007
 LABELS = ("a", "b", "tie")  # better answer, or none
@@ -122,10 +123,10 @@ def find_label_fault(
     return ""
 
 # %% ../../nbs/evals/68_answer_pairs.ipynb #68a00017
-def read_judge_labels(
-    path: Path # company/judge_labels.csv
+def read_label_file(
+    path: Path # file
 ) -> list: # rows, those without a label too; none where the file is missing
-    "Read what people labelled, and stop at the first row that is wrong"
+    "Read what a file labels, and stop at the first row that is wrong"
     rows, seen = read_csv(path) if path.exists() else [], {}
     missing = [name for name in LABEL_COLUMNS if rows and name not in rows[0]]
     if missing: raise Invalid(f"{display_path(path)}: the column `{missing[0]}` is missing; the first line is "
@@ -134,6 +135,13 @@ def read_judge_labels(
         if fault := find_label_fault(row, seen): raise Invalid(f"{display_path(path)}, row {number}: {fault}")
         seen[row["id"]] = number
     return rows
+
+# %% ../../nbs/evals/68_answer_pairs.ipynb #68a00031
+def read_judge_labels(
+    path: Path # company/judge_labels.csv
+) -> list: # rows, those without a label too, also of the folder company/judge_labels/
+    "Read what people labelled, and stop at the first row that is wrong"
+    return merge_decisions({file: read_label_file(file) for file in list_decision_files(path)}, ("label",))
 
 # %% ../../nbs/evals/68_answer_pairs.ipynb #68a0001a
 def append_pairs(

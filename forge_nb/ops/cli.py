@@ -5,22 +5,22 @@
 # %% auto #0
 __all__ = ['ANSWER_MODELS', 'app', 'DocumentsArgument', 'QueryOption', 'HistoryOption', 'JsonOption', 'DryRunOption', 'YesOption',
            'KeepOption', 'UndoOption', 'UrlArgument', 'FileNameOption', 'SearchArgument', 'KOption', 'GroupsOption',
-           'QuestionArgument', 'CopyOption', 'PairsOption', 'ProfileOption', 'ModelOption', 'TokensOption',
-           'GpusOption', 'SecondsOption', 'PlotOption', 'VolumeOption', 'RecordOption', 'CyclesOption', 'AxesArgument',
-           'TrialsOption', 'TrialMetricOption', 'SearchNameOption', 'PruneOption', 'RoundsOption', 'ParaphrasesOption',
-           'CheckpointOption', 'ItemMetricOption', 'CycleNameOption', 'ReviewSampleOption', 'ReasonOption',
-           'StagesArgument', 'SampleOption', 'SeedOption', 'SqlArgument', 'TargetArgument', 'FormatOption',
-           'WhatArgument', 'ToStageOption', 'BecauseOption', 'MajorOption', 'VersionOption', 'StageOption',
-           'VersionArgument', 'FetchedArgument', 'DryPruneOption', 'SettingsArgument', 'LastStageOption',
+           'QuestionArgument', 'CopyOption', 'PairsOption', 'OnceOption', 'ProfileOption', 'ModelOption',
+           'TokensOption', 'GpusOption', 'SecondsOption', 'PlotOption', 'VolumeOption', 'RecordOption', 'CyclesOption',
+           'AxesArgument', 'TrialsOption', 'TrialMetricOption', 'SearchNameOption', 'PruneOption', 'RoundsOption',
+           'ParaphrasesOption', 'CheckpointOption', 'ItemMetricOption', 'CycleNameOption', 'ReviewSampleOption',
+           'ReasonOption', 'StagesArgument', 'SampleOption', 'SeedOption', 'SqlArgument', 'TargetArgument',
+           'FormatOption', 'WhatArgument', 'ToStageOption', 'BecauseOption', 'MajorOption', 'VersionOption',
+           'StageOption', 'VersionArgument', 'FetchedArgument', 'DryPruneOption', 'SettingsArgument', 'LastStageOption',
            'ExperimentArgument', 'VerbArgument', 'INTERRUPTED_MESSAGE', 'Failure', 'print_error', 'answer_schema',
            'show_help', 'print_answer', 'make_line_printer', 'hold_verb_lock', 'require_request', 'whereis_verb',
            'check_pending_request', 'confirm_erasure', 'dry_run_erasure', 'begin_erasure', 'forget_verb',
            'require_no_pending_erasure', 'SnapshotAnswer', 'format_snapshot', 'snapshot_verb', 'split_names',
-           'search_verb', 'ask_verb', 'check_verb', 'draft_verb', 'label_verb', 'refresh_verb', 'plot_estimate',
-           'estimate_verb', 'sweep_verb', 'cycle_verb', 'review_verb', 'freeze_verb', 'verify_verb', 'lineage_verb',
-           'rivals_verb', 'bom_verb', 'papers_verb', 'bundle_verb', 'airgap_verb', 'promote_verb', 'rollback_verb',
-           'served_verb', 'verify_release_verb', 'verify_receipt_verb', 'releases_verb', 'fetch_verb', 'revoke_verb',
-           'prune_verb', 'run_verb', 'results_verb', 'mcp_verb', 'schema_verb', 'main']
+           'search_verb', 'ask_verb', 'check_verb', 'draft_verb', 'label_verb', 'watch_verb', 'refresh_verb',
+           'plot_estimate', 'estimate_verb', 'sweep_verb', 'cycle_verb', 'review_verb', 'freeze_verb', 'verify_verb',
+           'lineage_verb', 'rivals_verb', 'bom_verb', 'papers_verb', 'bundle_verb', 'airgap_verb', 'promote_verb',
+           'rollback_verb', 'served_verb', 'verify_release_verb', 'verify_receipt_verb', 'releases_verb', 'fetch_verb',
+           'revoke_verb', 'prune_verb', 'run_verb', 'results_verb', 'mcp_verb', 'schema_verb', 'main']
 
 # %% ../../nbs/ops/90_cli.ipynb #1036a386
 import json, os, re, sys
@@ -67,7 +67,7 @@ ANSWER_MODELS = dict(
     search="forge_nb.ops.search:SearchAnswer", ask="forge_nb.ops.ask:AskAnswer",
     refresh="forge_nb.ops.refresh:RefreshAnswer", check="forge_nb.ops.check:CheckAnswer",
     draft="forge_nb.ops.draft:DraftAnswer", label="forge_nb.ops.label:LabelAnswer",
-    snapshot="forge_nb.ops.cli:SnapshotAnswer", estimate="forge_nb.train.estimate:EstimateAnswer",
+    watch="forge_nb.ops.watch:WatchAnswer", snapshot="forge_nb.ops.cli:SnapshotAnswer", estimate="forge_nb.train.estimate:EstimateAnswer",
     sweep="forge_nb.ops.sweep:SweepAnswer", cycle="forge_nb.ops.cycle:CycleAnswer",
     review="forge_nb.ops.exam_verbs:ReviewAnswer", freeze="forge_nb.ops.exam_verbs:FreezeAnswer",
     verify="forge_nb.ops.verify:VerifyAnswer", rivals="forge_nb.ops.rivals:RivalsAnswer",
@@ -388,6 +388,23 @@ def label_verb(
     require_no_pending_erasure()
     with hold_verb_lock("label"): answer = label(ROOT, sample)
     print_answer(answer, format_label(answer), as_json)
+
+# %% ../../nbs/ops/90_cli.ipynb #94w20002
+OnceOption = Annotated[bool, typer.Option("--once", help="Say it once and end; with --json always.")]
+
+# %% ../../nbs/ops/90_cli.ipynb #94w20003
+@app.command("watch", epilog="Example: forge watch")
+def watch_verb(
+    once: OnceOption = False, # whether it is said once
+    as_json: JsonOption = False # whether a program is listening
+):
+    "Show the stage that runs, its step and figures, and how long it and the whole will take; ends when nothing runs."
+    import time
+    from forge_nb.ops.watch import format_watch, make_screen, watch, watch_once
+    if not once and not as_json: watch(ROOT, make_screen(sys.stdout))
+    else:
+        answer = watch_once(ROOT, time.time())
+        print_answer(answer, format_watch(answer), as_json)
 
 # %% ../../nbs/ops/90_cli.ipynb #548d0d01
 @app.command("refresh", epilog="Example: forge refresh --json")

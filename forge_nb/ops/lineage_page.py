@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BOX_WIDTH', 'BOX_HEIGHT', 'COLUMN_WIDTH', 'LINE_HEIGHT', 'DIRECT_FEEDS', 'PAGE_SCORES', 'PAGE_VERDICT', 'INDEX_LINK',
-           'choose_revision', 'collect_graph', 'place_stages', 'draw_box', 'draw_curve', 'draw_lineage',
-           'describe_feeds', 'render_lineage_table', 'render_lineage_results', 'render_lineage_body',
+           'choose_revision', 'collect_graph', 'place_stages', 'draw_box', 'draw_curve', 'drop_implied_links',
+           'draw_lineage', 'describe_feeds', 'render_lineage_table', 'render_lineage_results', 'render_lineage_body',
            'write_lineage_page', 'main']
 
 # %% ../../nbs/ops/18_lineage_page.ipynb #18p00004
@@ -67,13 +67,15 @@ def draw_box(
     x: int, # left edge, pixels
     y: int, # upper edge, pixels
     name: str, # name
-    note: str # text below it
+    note: str, # text below it
+    page: str = "" # page that it leads to
 ) -> str: # SVG
-    "Draw a stage as a box"
+    "Draw a stage as a box; its colours are those of the page"
     middle = x + BOX_WIDTH // 2
-    return (f'<rect x="{x}" y="{y}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="5" fill="#f5f6f8" stroke="#8a929a"/>'
-            f'<text x="{middle}" y="{y + 17}" font-weight="600">{escape(name)}</text>'
-            f'<text x="{middle}" y="{y + 32}" font-size="10">{escape(note)}</text>')
+    box = (f'<rect x="{x}" y="{y}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="5"/>'
+           f'<text x="{middle}" y="{y + 17}" font-weight="600">{escape(name)}</text>'
+           f'<text x="{middle}" y="{y + 32}" font-size="10">{escape(note)}</text>')
+    return f'<a href="{escape(page)}">{box}</a>' if page else box
 
 # %% ../../nbs/ops/18_lineage_page.ipynb #18p0010d
 def draw_curve(
@@ -84,27 +86,39 @@ def draw_curve(
     x, y, below = start[0] + BOX_WIDTH, start[1] + BOX_HEIGHT // 2, end[1] + BOX_HEIGHT // 2
     is_passing = start[1] == end[1] and end[0] - start[0] > COLUMN_WIDTH  # a stage stands between them
     bend, sag = (x + end[0]) // 2, LINE_HEIGHT // 2 * is_passing
-    return (f'<path d="M{x} {y} C{bend} {y + sag} {bend} {below + sag} {end[0]} {below}" '
-            'fill="none" stroke="#8a929a"/>')
+    return f'<path d="M{x} {y} C{bend} {y + sag} {bend} {below + sag} {end[0]} {below}"/>'
+
+# %% ../../nbs/ops/18_lineage_page.ipynb #18p0040b
+def drop_implied_links(
+    links: list # (source, run)
+) -> list: # those that no longer way replaces
+    "Leave out what a drawing shows anyway"
+    readers = {}
+    for source, run in links: readers.setdefault(source, set()).add(run)
+    def reach(start): return readers.get(start, set()).union(*(reach(run) for run in readers.get(start, ())))
+    beyond = {start: set().union(*(reach(run) for run in readers[start])) for start in readers}
+    return [(source, run) for source, run in links if run not in beyond[source]]
 
 # %% ../../nbs/ops/18_lineage_page.ipynb #18p0030d
 def draw_lineage(
     stages: dict, # run → stage
     links: list, # (source, run)
-    notes: dict # run → text below the name
-) -> str: # SVG
+    notes: dict, # run → text below the name
+    pages: dict = {} # run → page that it leads to
+) -> str: # HTML: SVG that scrolls
     "Draw stages as boxes and what leads from one to the next as lines"
     places = place_stages(stages, links)
     corners = {run: (8 + column * COLUMN_WIDTH, 8 + line * LINE_HEIGHT)
                for run, (column, line) in places.items()}
     width, height = (max(axis) + 12 + size
                      for axis, size in zip(zip(*corners.values()), (BOX_WIDTH, BOX_HEIGHT)))
-    curves = "".join(draw_curve(corners[source], corners[run]) for source, run in links)
-    boxes = "".join(draw_box(*corner, stages[run], notes.get(run, ""))
+    curves = "".join(draw_curve(corners[source], corners[run]) for source, run in drop_implied_links(links))
+    boxes = "".join(draw_box(*corner, stages[run], notes.get(run, ""), pages.get(run, ""))
                     for run, corner in corners.items())
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" role="img" '
-            f'aria-label="stages behind the model" font-family="sans-serif" font-size="12" text-anchor="middle" '
-            f'fill="#1c1e21">{curves}{boxes}</svg>')
+    size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
+    return (f'<div class="drawing" tabindex="0"><svg xmlns="http://www.w3.org/2000/svg" {size} '
+            f'aria-label="stages, from left to right" font-family="sans-serif" font-size="12" text-anchor="middle">'
+            f"{curves}{boxes}</svg></div>")
 
 # %% ../../nbs/ops/18_lineage_page.ipynb #18p00010
 DIRECT_FEEDS = """select h.how, count(distinct h.document), sum(h.rows) from inputs i

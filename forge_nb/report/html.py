@@ -18,6 +18,7 @@ from ..core.tangle import read_directives, read_notebook
 from ..evals.gates import IN_BITS, classify_effect
 from .findings import (METRIC_NAMES, Findings, describe_answers, describe_findings, format_value,
                                       load_findings)
+from .runs import format_stage_run, read_stage_runs
 
 # %% ../../nbs/report/25_html.ipynb #3d9822b9
 def find_heading(
@@ -113,6 +114,14 @@ img, svg { max-width: 100%; height: auto; background: #fff; border-radius: 6px; 
 .stages li { padding: .7rem 0; border-bottom: 1px solid var(--line); }
 .stages .name { font-weight: 600; font-size: 1.05rem; }
 .stages .why { color: var(--faint); }
+.drawing { overflow-x: auto; margin: 1rem 0; }
+.drawing svg { max-width: none; background: none; padding: 0; fill: var(--text); }
+.drawing rect { fill: var(--box); stroke: var(--faint); }
+.drawing path { fill: none; stroke: var(--faint); }
+.drawing a { fill: var(--link); }
+.ran { color: var(--faint); font-size: .88rem; }
+.search input { width: 100%; padding: .5rem .7rem; font: inherit; color: inherit; background: var(--box);
+  border: 1px solid var(--faint); border-radius: 6px; }
 .finding { background: var(--box); border-left: 4px solid var(--link); border-radius: 4px; padding: .3rem 1rem; }
 """
 
@@ -231,7 +240,8 @@ def write_page(
 def write_report(
     name: str, # name of the stage
     reports: dict, # path of the executed notebook by stage
-    folder: Path # folder of the pages
+    folder: Path, # folder of the pages
+    runs: dict = {} # StageRun by stage, of those that ran here
 ) -> list: # files written
     "Write a report as a page, and its complete copy in full/"
     nb, names = read_notebook(reports[name]), list(reports)
@@ -239,7 +249,8 @@ def write_report(
     around = [(f"← {n}", f"{n}.html") for n in names[max(place - 1, 0):place]]
     around += [(f"{n} →", f"{n}.html") for n in names[place + 1:place + 2]]
     links = [("all stages", "index.html"), *around, ("complete copy with code", f"full/{name}.html")]
-    page = render_page(name, links, render_cells(select_cells(nb), names, with_source=False))
+    ran = f'<p class="ran">{escape(format_stage_run(runs[name]))}</p>' if name in runs else ""
+    page = render_page(name, links, ran + render_cells(select_cells(nb), names, with_source=False))
     back = [("all stages", "../index.html"), ("results alone", f"../{name}.html")]
     full = render_page(f"{name}, complete", back, render_cells(nb.cells, [], with_source=True), with_source=True)
     return [write_page(folder/f"{name}.html", page), write_page(folder/"full"/f"{name}.html", full)]
@@ -261,12 +272,14 @@ INDEX = """
 <h1>Reports</h1>
 <blockquote>From a company's data to a model, a page for each stage, in the order in which they ran</blockquote>
 <div class="finding">{{ finding }}</div>
+{{ extras }}
 {% for heading, items in parts %}
 <h2>{{ heading }}</h2>
 <ul class="stages">
 {% for item in items %}
 <li><a class="name" href="{{ item.name }}.html">{{ item.name }}</a> <span class="why">{{ item.why | e }}</span><br>
-{{ item.line | e }} <a href="full/{{ item.name }}.html">with code</a></li>
+{{ item.line | e }} <a href="full/{{ item.name }}.html">with code</a>
+{% if item.ran %}<br><span class="ran">{{ item.ran | e }}</span>{% endif %}</li>
 {% endfor %}
 </ul>
 {% endfor %}
@@ -275,7 +288,9 @@ INDEX = """
 # %% ../../nbs/report/25_html.ipynb #ca16a13e
 def render_index(
     reports: dict, # path of the executed notebook by stage
-    findings: Findings # findings of a run, or nothing before `evaluate`
+    findings: Findings, # findings of a run, or nothing before `evaluate`
+    runs: dict = {}, # StageRun by stage, of those that ran here
+    extras: str = "" # HTML below the findings
 ) -> str: # HTML of the index
     "Render the index of all reports"
     from jinja2 import Template
@@ -284,20 +299,24 @@ def render_index(
         stage = stages.get(name, {})
         part = "Studies" if "wdir" in stage else "Pipeline" if stage else "Runs that failed"
         line = describe_report(name, path, findings)
-        parts[part].append(dict(name=name, why=stage.get("desc", ""), line=line))
+        ran = format_stage_run(runs[name]) if name in runs else ""
+        parts[part].append(dict(name=name, why=stage.get("desc", ""), line=line, ran=ran))
     paragraphs = describe_findings(findings) if findings else ["Nothing was evaluated yet; `dvc repro` does it."]
     words = nbformat.v4.new_markdown_cell("\n\n".join(paragraphs))
     finding = render_cells([words], [], with_source=False)
     filled = [(heading, items) for heading, items in parts.items() if items]
-    body = Template(INDEX).render(finding=finding, parts=filled)
+    body = Template(INDEX).render(finding=finding, parts=filled, extras=extras)
     return render_page("Reports", [], body)
 
 # %% ../../nbs/report/25_html.ipynb #cbc29afe
-def write_html_reports() -> list: # files written
+def write_html_reports(
+    extras: str = "" # HTML below the findings of the index
+) -> list: # files written
     "Write every report, those of studies too, as pages in reports/html/, with an index"
     reports, folder, evaluation = list_reports(), ROOT/"reports"/"html", ROOT/"artifacts"/"evaluate"
     has_findings = all((evaluation/name).exists() for name in ("headline.json", "effects.csv"))
     findings = load_findings(evaluation, ROOT/"config"/"checkpoints.yaml") if has_findings else None
     if not reports: return []
-    paths = [path for name in reports for path in write_report(name, reports, folder)]
-    return [write_page(folder/"index.html", render_index(reports, findings)), *paths]
+    runs = read_stage_runs(ROOT)
+    paths = [path for name in reports for path in write_report(name, reports, folder, runs)]
+    return [write_page(folder/"index.html", render_index(reports, findings, runs, extras)), *paths]

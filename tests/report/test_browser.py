@@ -1,15 +1,9 @@
 "The reports as pages in a real browser, Debian's Chromium without a window: wide and narrow, in both themes"
-import base64, json, shutil, subprocess
-from itertools import count
-from urllib.request import Request, urlopen
+import json
 
 import pytest
-import websocket
-from copies import ENV, ROOT, sibling, wait_for
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync --remote-debugging-port=0 --remote-allow-origins=*".split()
-SHOTS = ROOT/".cache"/"screenshots"  # for a look by eye; nothing compares them
+from browser import SHOTS, browser  # noqa: F401, a fixture
+from copies import sibling
 
 # What the page looks like: its overflow, its pictures, and the lowest contrast of a text with what lies behind it (WCAG 2.2, 1.4.3)
 MEASURE = """(() => {
@@ -29,67 +23,20 @@ MEASURE = """(() => {
           broken: [...document.images].filter(i => !i.naturalWidth).length, images: document.images.length}; })()"""
 
 
-class Browser:
-    "One page of Chromium, driven over its DevTools protocol"
-
-    def __init__(self, profile):
-        self.process = subprocess.Popen([CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "about:blank"], env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        place = profile/"DevToolsActivePort"
-        wait_for(lambda: place.exists() and place.read_text(encoding="utf-8").count("\n"), self.process)
-        port = place.read_text(encoding="utf-8").split()[0]
-        with urlopen(Request(f"http://127.0.0.1:{port}/json/new?about:blank", method="PUT")) as answer: url = json.load(answer)["webSocketDebuggerUrl"]
-        self.socket, self.numbers = websocket.create_connection(url, timeout=300), count(1)
-        self.do("Page.enable")
-
-    def do(self, method: str, **params) -> dict:
-        "Send a command; what it answers"
-        number = next(self.numbers)
-        self.socket.send(json.dumps(dict(id=number, method=method, params=params)))
-        while (message := json.loads(self.socket.recv())).get("id") != number: pass
-        assert "error" not in message, message
-        return message["result"]
-
-    def open(self, url: str, width: int, theme: str):
-        "Show a page in a window of this width, in this theme"
-        self.do("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 500)
-        self.do("Emulation.setEmulatedMedia", features=[dict(name="prefers-color-scheme", value=theme)])
-        self.do("Page.navigate", url=url)
-        while json.loads(self.socket.recv()).get("method") != "Page.loadEventFired": pass
-
-    def evaluate(self, code: str):
-        "Value of a JavaScript expression on the page"
-        return self.do("Runtime.evaluate", expression=code, returnByValue=True)["result"].get("value")
-
-    def screenshot(self, path):
-        "The whole page as PNG"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(base64.b64decode(self.do("Page.captureScreenshot", captureBeyondViewport=True)["data"]))
-
-    def close(self):
-        self.socket.close(); self.process.terminate(); self.process.wait()
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    if not CHROMIUM: pytest.skip("no Chromium on this machine; on Debian, `apt install chromium`")
-    browser = Browser(tmp_path_factory.mktemp("profile"))
-    yield browser
-    browser.close()
-
-
 @pytest.fixture(scope="module")
 def reports(chain, tmp_path_factory):
     "The reports of a finished project, as `make report` writes them"
     copy = sibling(chain, tmp_path_factory.mktemp("reports")/"project")
-    copy("python -m forge_nb.report.pages html")
+    copy("python -m forge_nb.ops.site")
     return copy.root/"reports"/"html"
 
 
 @pytest.mark.slow
 def test_reports_read_well_wide_and_narrow_in_both_themes(browser, reports):
-    "Proves: no page scrolls sideways at 390 or 1,280 pixels, no table is cut at 1,280, no picture is broken, every text has a contrast of 4.5 in both themes"
+    "Proves: no page scrolls sideways at 390 or 1,280 pixels, no table is cut at 1,280, no picture is broken, every text has a contrast of 4.5 in both themes; no page asks for another or complains"
     pages, backgrounds = sorted(reports.glob("*.html")), set()
-    assert {"index", "assess", "evaluate", "card"} <= {p.stem for p in pages}
+    assert {"index", "assess", "evaluate", "card", "lineage"} <= {p.stem for p in pages}
+    browser.faults.clear(), browser.requests.clear()
     for page in pages:
         for width in (390, 1280):
             for theme in ("light", "dark"):
@@ -102,6 +49,7 @@ def test_reports_read_well_wide_and_narrow_in_both_themes(browser, reports):
                 assert seen["texts"] > 3 and seen["lowest"][0] >= 4.5, f"{where}: {seen['lowest']}"
                 backgrounds.add((theme, seen["background"]))
     assert len(backgrounds) == 2, f"the themes are one: {backgrounds}"
+    assert not browser.faults and {url.partition(":")[0] for url in browser.requests} <= {"file", "data"}
 
 
 @pytest.mark.slow
@@ -116,3 +64,20 @@ def test_a_manager_sees_results_and_an_auditor_the_whole_page(browser, reports):
         browser.open(link, 1280, "light")
         assert browser.evaluate(count_inputs) > 5 and not short, f"{stage}: {short} cells of source in the short report"
         assert browser.evaluate(f"[...document.links].some(a => a.href == {json.dumps((reports/f'{stage}.html').as_uri())})")
+
+
+@pytest.mark.slow
+def test_search_finds_sections_and_leads_to_them(browser, reports):
+    "Proves: words find the section that holds them all, what is not there finds nothing, and a hit is text, never HTML"
+    browser.open((reports/"index.html").as_uri(), 390, "dark")
+    type_in = lambda words: browser.evaluate("(() => { const field = document.querySelector('.search input'); field.value = " + json.dumps(words) + "; field.dispatchEvent(new Event('input')); })()")
+    hits = "[...document.querySelectorAll('.found a')].map(a => a.getAttribute('href'))"
+    type_in("what to check adversarial")
+    found = browser.evaluate(hits)
+    assert found and all((reports/place.partition("#")[0]).exists() for place in found)
+    type_in("<script> zyx")
+    assert browser.evaluate(hits) == [] and "Nothing found" in browser.evaluate("document.querySelector('.found').textContent")
+    type_in("")
+    assert browser.evaluate("document.querySelector('.found').textContent") == "" and not browser.faults
+    boxes = browser.evaluate("[...document.querySelectorAll('.drawing text')].map(t => t.getBoundingClientRect().height)")
+    assert len(boxes) > 20 and max(boxes) > 10, "the drawing shrank beyond reading"
