@@ -11,16 +11,18 @@ __all__ = ['ANSWER_MODELS', 'app', 'DocumentsArgument', 'QueryOption', 'HistoryO
            'ParaphrasesOption', 'CheckpointOption', 'ItemMetricOption', 'CycleNameOption', 'ReviewSampleOption',
            'ReasonOption', 'StagesArgument', 'SampleOption', 'SeedOption', 'SqlArgument', 'TargetArgument',
            'FormatOption', 'WhatArgument', 'ToStageOption', 'BecauseOption', 'MajorOption', 'VersionOption',
-           'StageOption', 'VersionArgument', 'FetchedArgument', 'DryPruneOption', 'SettingsArgument', 'LastStageOption',
-           'ExperimentArgument', 'VerbArgument', 'INTERRUPTED_MESSAGE', 'Failure', 'print_error', 'answer_schema',
-           'show_help', 'print_answer', 'make_line_printer', 'hold_verb_lock', 'require_request', 'whereis_verb',
+           'StageOption', 'VersionArgument', 'FetchedArgument', 'DryPruneOption', 'WatchedOption', 'ReferenceOption',
+           'WindowOption', 'CanaryOption', 'ShareOption', 'SettingsArgument', 'LastStageOption', 'ExperimentArgument',
+           'VerbArgument', 'INTERRUPTED_MESSAGE', 'Failure', 'print_error', 'answer_schema', 'show_help',
+           'print_answer', 'make_line_printer', 'hold_verb_lock', 'require_request', 'whereis_verb',
            'check_pending_request', 'confirm_erasure', 'dry_run_erasure', 'begin_erasure', 'forget_verb',
            'require_no_pending_erasure', 'SnapshotAnswer', 'format_snapshot', 'snapshot_verb', 'split_names',
            'search_verb', 'ask_verb', 'check_verb', 'draft_verb', 'label_verb', 'watch_verb', 'refresh_verb',
            'plot_estimate', 'estimate_verb', 'sweep_verb', 'cycle_verb', 'review_verb', 'freeze_verb', 'verify_verb',
            'lineage_verb', 'rivals_verb', 'bom_verb', 'papers_verb', 'bundle_verb', 'airgap_verb', 'promote_verb',
-           'rollback_verb', 'served_verb', 'verify_release_verb', 'verify_receipt_verb', 'releases_verb', 'fetch_verb',
-           'revoke_verb', 'prune_verb', 'run_verb', 'results_verb', 'mcp_verb', 'schema_verb', 'main']
+           'rollback_verb', 'served_verb', 'verify_release_verb', 'verify_receipt_verb', 'monitor_verb',
+           'feedback_verb', 'releases_verb', 'fetch_verb', 'revoke_verb', 'prune_verb', 'run_verb', 'results_verb',
+           'mcp_verb', 'schema_verb', 'main']
 
 # %% ../../nbs/ops/90_cli.ipynb #1036a386
 import json, os, re, sys
@@ -78,7 +80,8 @@ ANSWER_MODELS = dict(
     releases="forge_nb.ops.served:ReleasesAnswer", served="forge_nb.ops.served:ServedAnswer",
     run="forge_nb.ops.experiment:RunAnswer", results="forge_nb.ops.experiment:ResultsAnswer",
     revoke="forge_nb.ops.served:RevokeAnswer", fetch="forge_nb.ops.served:FetchAnswer",
-    prune="forge_nb.ops.served:PruneAnswer",
+    prune="forge_nb.ops.served:PruneAnswer", monitor="forge_nb.ops.monitor:MonitorAnswer",
+    feedback="forge_nb.ops.feedback:FeedbackAnswer",
     **{"verify-release": "forge_nb.ops.served:VerifyReleaseAnswer",
        "verify-receipt": "forge_nb.ops.signed_receipts:VerifyReceiptAnswer"})  # verb → model
 
@@ -741,6 +744,41 @@ def verify_receipt_verb(
     answer = verify_receipt(ROOT, receipt)
     print_answer(answer, format_verify_receipt(answer), as_json)
 
+# %% ../../nbs/ops/90_cli.ipynb #79c00002
+WatchedOption = Annotated[str, typer.Option("--stage", help="Stage whose release is watched.")]
+ReferenceOption = Annotated[int, typer.Option("--reference", help="First requests of a release: its quiet time.")]
+WindowOption = Annotated[int, typer.Option("--window", help="Latest requests, which are held against the quiet time.")]
+CanaryOption = Annotated[bool, typer.Option("--canary", help="Ask the release its frozen questions again.")]
+
+# %% ../../nbs/ops/90_cli.ipynb #79c00003
+@app.command("monitor", epilog="Example: forge monitor --canary")
+def monitor_verb(
+    stage: WatchedOption = "production", # stage
+    reference: ReferenceOption = 1000, # requests of the quiet time
+    window: WindowOption = 200, # latest requests
+    canary: CanaryOption = False, # whether frozen questions are asked
+    as_json: JsonOption = False # whether a program is listening
+):
+    "How does what is served run, does it drift, is it still the model that was released? Writes a page and figures."
+    from forge_nb.ops.monitor import format_monitor, monitor
+    answer = monitor(ROOT, stage, reference, window, canary)
+    print_answer(answer, format_monitor(answer), as_json)
+    if answer.verdict == "alarm": raise typer.Exit(1)
+
+# %% ../../nbs/ops/90_cli.ipynb #64c00002
+ShareOption = Annotated[
+    float, typer.Option("--max-share", min=.01, max=1., help="Share of the rows that one key may have.")]
+@app.command("feedback", epilog="Example: forge feedback")
+def feedback_verb(
+    max_share: ShareOption = .5, # share of the rows that one key may have
+    as_json: JsonOption = False # whether a program is listening
+):
+    "Thumbs and corrections become rows to train on, in data/feedback, for a person to look at."
+    from forge_nb.ops.feedback import feedback, format_feedback
+    require_no_pending_erasure()
+    answer = feedback(ROOT, max_share)
+    print_answer(answer, format_feedback(answer), as_json)
+
 # %% ../../nbs/ops/90_cli.ipynb #82c00008
 @app.command("releases", epilog="Example: forge releases --json")
 def releases_verb(
@@ -818,7 +856,7 @@ def results_verb(
     answer = read_results(ROOT, experiment)
     print_answer(answer, format_results(answer), as_json)
 
-# %% ../../nbs/ops/90_cli.ipynb #64c00002
+# %% ../../nbs/ops/90_cli.ipynb #7899570d
 @app.command("mcp", epilog="Example: forge mcp --groups hr")
 def mcp_verb(
     groups: GroupsOption = "", # names of the groups whose passages tools may read
