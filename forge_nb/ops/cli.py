@@ -856,7 +856,7 @@ def results_verb(
     answer = read_results(ROOT, experiment)
     print_answer(answer, format_results(answer), as_json)
 
-# %% ../../nbs/ops/90_cli.ipynb #7899570d
+# %% ../../nbs/ops/90_cli.ipynb #4f03675e
 @app.command("mcp", epilog="Example: forge mcp --groups hr")
 def mcp_verb(
     groups: GroupsOption = "", # names of the groups whose passages tools may read
