@@ -16,7 +16,7 @@ endif
 PACKAGES := $(if $(WHEELS),--no-index --find-links "$(abspath $(WHEELS))")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup elsewhere wheels edge data base adopt run studies test test-slow check export new lab profile effects estimate scaling report papers bench
+.PHONY: help setup elsewhere wheels edge data base adopt run studies test test-slow check export new lab profile effects estimate scaling report papers bench serve
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## ?/  make \1\t/' | expand -t 18
@@ -105,6 +105,9 @@ scaling: data  ## the runs behind `forge estimate`'s best size; writes results/s
 report: setup  ## README.md and docs/RESULTS.md from their templates, and the report site, reports/html/index.html
 	@python -m forge_nb.report.pages readme
 	@python -m forge_nb.ops.site
+
+serve: setup  ## the promoted release behind OpenAI's interface, on this machine; ARGS="--port 8000"
+	@forge serve $${ARGS}
 
 papers: setup  ## what an audit asks: cards, technical documentation, risks, changes, bill of materials; writes papers/
 	@forge papers

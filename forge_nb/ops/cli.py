@@ -12,17 +12,18 @@ __all__ = ['ANSWER_MODELS', 'app', 'DocumentsArgument', 'QueryOption', 'HistoryO
            'ReasonOption', 'StagesArgument', 'SampleOption', 'SeedOption', 'SqlArgument', 'TargetArgument',
            'FormatOption', 'WhatArgument', 'ToStageOption', 'BecauseOption', 'MajorOption', 'VersionOption',
            'StageOption', 'VersionArgument', 'FetchedArgument', 'DryPruneOption', 'WatchedOption', 'ReferenceOption',
-           'WindowOption', 'CanaryOption', 'ShareOption', 'SettingsArgument', 'LastStageOption', 'ExperimentArgument',
-           'VerbArgument', 'INTERRUPTED_MESSAGE', 'Failure', 'print_error', 'answer_schema', 'show_help',
-           'print_answer', 'make_line_printer', 'hold_verb_lock', 'require_request', 'whereis_verb',
-           'check_pending_request', 'confirm_erasure', 'dry_run_erasure', 'begin_erasure', 'forget_verb',
-           'require_no_pending_erasure', 'SnapshotAnswer', 'format_snapshot', 'snapshot_verb', 'split_names',
-           'search_verb', 'ask_verb', 'check_verb', 'draft_verb', 'label_verb', 'watch_verb', 'refresh_verb',
-           'plot_estimate', 'estimate_verb', 'sweep_verb', 'cycle_verb', 'review_verb', 'freeze_verb', 'verify_verb',
-           'lineage_verb', 'rivals_verb', 'bom_verb', 'papers_verb', 'bundle_verb', 'airgap_verb', 'promote_verb',
-           'rollback_verb', 'served_verb', 'verify_release_verb', 'verify_receipt_verb', 'monitor_verb',
-           'feedback_verb', 'releases_verb', 'fetch_verb', 'revoke_verb', 'prune_verb', 'run_verb', 'results_verb',
-           'mcp_verb', 'schema_verb', 'main']
+           'WindowOption', 'CanaryOption', 'ShareOption', 'HostOption', 'PortOption', 'ServedStageOption',
+           'EngineOption', 'KeyNameArgument', 'RequestsOption', 'MinuteTokensOption', 'DaysOption', 'SettingsArgument',
+           'LastStageOption', 'ExperimentArgument', 'VerbArgument', 'INTERRUPTED_MESSAGE', 'Failure', 'print_error',
+           'answer_schema', 'show_help', 'print_answer', 'make_line_printer', 'hold_verb_lock', 'require_request',
+           'whereis_verb', 'check_pending_request', 'confirm_erasure', 'dry_run_erasure', 'begin_erasure',
+           'forget_verb', 'require_no_pending_erasure', 'SnapshotAnswer', 'format_snapshot', 'snapshot_verb',
+           'split_names', 'search_verb', 'ask_verb', 'check_verb', 'draft_verb', 'label_verb', 'watch_verb',
+           'refresh_verb', 'plot_estimate', 'estimate_verb', 'sweep_verb', 'cycle_verb', 'review_verb', 'freeze_verb',
+           'verify_verb', 'lineage_verb', 'rivals_verb', 'bom_verb', 'papers_verb', 'bundle_verb', 'airgap_verb',
+           'promote_verb', 'rollback_verb', 'served_verb', 'verify_release_verb', 'verify_receipt_verb', 'monitor_verb',
+           'feedback_verb', 'releases_verb', 'fetch_verb', 'revoke_verb', 'prune_verb', 'serve_verb', 'key_verb',
+           'run_verb', 'results_verb', 'mcp_verb', 'schema_verb', 'main']
 
 # %% ../../nbs/ops/90_cli.ipynb #1036a386
 import json, os, re, sys
@@ -81,7 +82,8 @@ ANSWER_MODELS = dict(
     run="forge_nb.ops.experiment:RunAnswer", results="forge_nb.ops.experiment:ResultsAnswer",
     revoke="forge_nb.ops.served:RevokeAnswer", fetch="forge_nb.ops.served:FetchAnswer",
     prune="forge_nb.ops.served:PruneAnswer", monitor="forge_nb.ops.monitor:MonitorAnswer",
-    feedback="forge_nb.ops.feedback:FeedbackAnswer",
+    feedback="forge_nb.ops.feedback:FeedbackAnswer", serve="forge_nb.ops.serve:ServeAnswer",
+    key="forge_nb.ops.api_keys:KeyAnswer",
     **{"verify-release": "forge_nb.ops.served:VerifyReleaseAnswer",
        "verify-receipt": "forge_nb.ops.signed_receipts:VerifyReceiptAnswer"})  # verb → model
 
@@ -823,6 +825,49 @@ def prune_verb(
     require_no_pending_erasure()
     with hold_verb_lock("registry"): answer = prune(ROOT, dry_run)
     print_answer(answer, format_prune(answer), as_json)
+
+# %% ../../nbs/ops/90_cli.ipynb #89c00002
+HostOption = Annotated[str, typer.Option(help="Address to listen on; one that others reach needs keys.")]
+PortOption = Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")]
+ServedStageOption = Annotated[str, typer.Option("--stage", metavar="STAGE", help="Without it the last one.")]
+EngineOption = Annotated[str, typer.Option(
+    metavar="NAME", help="llama, transformers or server; without it what config/serve.yaml says.")]
+KeyNameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Of a person or a program, for the log.")]
+RequestsOption = Annotated[int, typer.Option(help="A minute, at most; 0 is no limit.")]
+MinuteTokensOption = Annotated[int, typer.Option(help="Of prompts and answers, a minute, at most; 0 is no limit.")]
+DaysOption = Annotated[int, typer.Option(help="Until it ends; 0 is never.")]
+
+# %% ../../nbs/ops/90_cli.ipynb #89c00003
+@app.command("serve", epilog="Example: forge serve --port 8321")
+def serve_verb(
+    host: HostOption = "127.0.0.1", # address to listen on
+    port: PortOption = 8321, # port
+    stage: ServedStageOption = "", # stage
+    engine: EngineOption = "", # engine
+    as_json: JsonOption = False # whether a program is listening
+):
+    "The promoted release behind OpenAI's interface, with its passages; promote and roll back while it answers."
+    from forge_nb.ops.serve import format_serve, serve
+    require_no_pending_erasure()
+    def tell(answer):
+        print_answer(answer, format_serve(answer), as_json)
+        sys.stdout.flush()
+    serve(ROOT, host=host, port=port, stage=stage, engine=engine, tell=tell)
+
+# %% ../../nbs/ops/90_cli.ipynb #89c00004
+@app.command("key", epilog="Example: forge key kim --groups hr --days 30")
+def key_verb(
+    name: KeyNameArgument, # name of whoever gets it
+    groups: GroupsOption = "", # names of groups
+    requests: RequestsOption = 60, # requests a minute
+    tokens: MinuteTokensOption = 60_000, # tokens a minute
+    days: DaysOption = 365, # days after which it ends
+    as_json: JsonOption = False # whether a program is listening
+):
+    "A new key for `forge serve`: it is shown once, and config/keys.yaml keeps its hash."
+    from forge_nb.ops.api_keys import add_key, format_key
+    with hold_verb_lock("key"): answer = add_key(ROOT, name, split_names(groups), requests, tokens, days)
+    print_answer(answer, format_key(answer), as_json)
 
 # %% ../../nbs/ops/90_cli.ipynb #63c00002
 SettingsArgument = Annotated[list[str] | None, typer.Argument(
