@@ -84,11 +84,11 @@ def test_what_is_offered(bare):
     assert tools["search"].input_schema["required"] == ["query"] and tools["search"].input_schema["properties"]["k"]["default"] == 5
 
 
-@pytest.mark.parametrize("verb", sorted(WITHHELD_VERBS))
-def test_what_is_a_persons_is_refused_even_with_a_key(bare, verb, tmp_path):
+def test_what_is_a_persons_is_refused_even_with_a_key(bare, tmp_path):
     before = bare("git status --porcelain && git tag")
-    rc, text = act(bare.root, lambda agent: agent.refused(verb), FORGE_SIGNING_KEY=str(tmp_path/"key.pem"))
-    assert rc == 2 and f"`{verb}` is not done over MCP" in text and f"runs `forge {verb}` in a terminal" in text
+    async def script(agent): return {verb: await agent.refused(verb) for verb in WITHHELD_VERBS}
+    for verb, (rc, text) in act(bare.root, script, FORGE_SIGNING_KEY=str(tmp_path/"key.pem")).items():
+        assert rc == 2 and f"`{verb}` is not done over MCP" in text and f"runs `forge {verb}` in a terminal" in text
     assert bare("git status --porcelain && git tag") == before
 
 
