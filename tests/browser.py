@@ -31,6 +31,8 @@ class Browser:
         if kind == "Runtime.exceptionThrown": self.faults.append(json.dumps(params["exceptionDetails"])[:600])
         elif kind == "Log.entryAdded" and params["entry"]["level"] == "error": self.faults.append(f"{params['entry']['text']} {params['entry'].get('url', '')}")
         elif kind == "Runtime.consoleAPICalled" and params["type"] == "error": self.faults.append(json.dumps(params["args"])[:600])
+        elif kind == "Page.javascriptDialogOpening":  # a page that is left with something unsaved
+            self.socket.send(json.dumps(dict(id=next(self.numbers), method="Page.handleJavaScriptDialog", params=dict(accept=True))))
         elif kind == "Network.requestWillBeSent": self.requests.append(params["request"]["url"])
         return message
 
@@ -46,6 +48,7 @@ class Browser:
         "Show a page in a window of this width, in this theme"
         self.do("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 500)
         self.do("Emulation.setEmulatedMedia", features=[dict(name="prefers-color-scheme", value=theme)])
+        self.do("Page.bringToFront")  # a page behind another one is not painted, and waits
         self.do("Page.navigate", url=url)
         while self.receive().get("method") != "Page.loadEventFired": pass
 

@@ -120,6 +120,8 @@ img, svg { max-width: 100%; height: auto; background: #fff; border-radius: 6px; 
 .drawing path { fill: none; stroke: var(--faint); }
 .drawing a { fill: var(--link); }
 .ran { color: var(--faint); font-size: .88rem; }
+.search { margin: 1.2rem 0 0; }
+.search input::placeholder { color: var(--faint); opacity: 1; }
 .search input { width: 100%; padding: .5rem .7rem; font: inherit; color: inherit; background: var(--box);
   border: 1px solid var(--faint); border-radius: 6px; }
 .finding { background: var(--box); border-left: 4px solid var(--link); border-radius: 4px; padding: .3rem 1rem; }
