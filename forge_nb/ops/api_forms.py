@@ -100,6 +100,7 @@ class ResponseFormat(Form):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
+# %% ../../nbs/ops/66_api_forms.ipynb #665e0013
 class ChatRequest(Sampling):
     "A request for the next turn of a conversation"
     messages: list[Message] = Field(min_length=1, max_length=1000)
@@ -108,7 +109,7 @@ class ChatRequest(Sampling):
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high"] | None = None
     retrieval: bool | None = None
 
-# %% ../../nbs/ops/66_api_forms.ipynb #665e0012
+# %% ../../nbs/ops/66_api_forms.ipynb #665e0015
 class CompletionRequest(Sampling):
     "A request for the continuation of a text"
     prompt: str
@@ -130,7 +131,7 @@ class EmbeddingRequest(Form):
     @classmethod
     def list_inputs(cls, texts): return [texts] if isinstance(texts, str) else texts
 
-# %% ../../nbs/ops/66_api_forms.ipynb #665e0014
+# %% ../../nbs/ops/66_api_forms.ipynb #665e0017
 USUAL_VALUES = dict(
     n=(1,), best_of=(1,), echo=(False,), suffix=("",), logprobs=(False,), top_logprobs=(0,), logit_bias=({},),
     tools=([],), functions=([],), tool_choice=("none", "auto"), audio=({},),
@@ -144,7 +145,7 @@ def refuse_unsupported(
         if value is not None and value not in usual: raise ApiError(
             400, f"`{name}` is not supported here; leave it out", "unsupported_parameter", name)
 
-# %% ../../nbs/ops/66_api_forms.ipynb #665e0015
+# %% ../../nbs/ops/66_api_forms.ipynb #665e0018
 def parse_form(
     model: type, # subclass of Form
     body: bytes # body of the request
@@ -162,7 +163,7 @@ def parse_form(
     refuse_unsupported(form)
     return form
 
-# %% ../../nbs/ops/66_api_forms.ipynb #665e0018
+# %% ../../nbs/ops/66_api_forms.ipynb #665e001b
 @dataclass
 class Piece:
     "A piece of an answer"
@@ -190,7 +191,7 @@ class Reply:
         self.text += piece.text
         self.reason, self.usage = piece.reason or self.reason, piece.usage or self.usage
 
-# %% ../../nbs/ops/66_api_forms.ipynb #665e001a
+# %% ../../nbs/ops/66_api_forms.ipynb #665e001d
 def make_head(
     reply: Reply, # answer
     is_chunk: bool # whether it is sent in chunks
@@ -209,7 +210,7 @@ def make_response(
     else: choice["message"] = dict(role="assistant", content=reply.text, refusal=None, annotations=reply.annotations)
     return make_head(reply, False) | dict(choices=[choice], usage=reply.usage)
 
-# %% ../../nbs/ops/66_api_forms.ipynb #665e001d
+# %% ../../nbs/ops/66_api_forms.ipynb #665e0020
 def make_chunk(
     reply: Reply, # answer, as far as it has come
     text: str = "", # text that is new
@@ -232,7 +233,7 @@ def format_event(
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return f"data: {text}\n\n".encode()
 
-# %% ../../nbs/ops/66_api_forms.ipynb #665e0020
+# %% ../../nbs/ops/66_api_forms.ipynb #665e0023
 def make_embeddings(
     vectors, # (texts, width) float32
     model: str, # name of the model

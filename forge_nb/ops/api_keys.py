@@ -47,13 +47,14 @@ def load_keys(
     path = root/KEYS_FILE
     return load_settings(path, dict[str, KeyEntry]) if path.exists() else {}
 
+# %% ../../nbs/ops/67_api_keys.ipynb #675e0009
 def hash_key(
     key: str # key
 ) -> str: # 64 hexadecimal digits
     "Hash a key"
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
 
-# %% ../../nbs/ops/67_api_keys.ipynb #675e0009
+# %% ../../nbs/ops/67_api_keys.ipynb #675e000b
 class KeyAnswer(BaseModel, extra="forbid"):
     "A new key: the answer of `forge key --json`"
     verb: Literal["key"] = "key"
@@ -64,7 +65,7 @@ class KeyAnswer(BaseModel, extra="forbid"):
     tokens: int = Field(description="tokens a minute; 0 is no limit")
     expires: str = Field(description="last day on which it is taken; empty: it does not end")
 
-# %% ../../nbs/ops/67_api_keys.ipynb #675e000a
+# %% ../../nbs/ops/67_api_keys.ipynb #675e000c
 def write_keys(
     root: Path, # root folder of the project
     keys: dict # name → KeyEntry
@@ -76,6 +77,7 @@ def write_keys(
         temporary.write_text("# Hashes of the keys of `forge serve`; `forge key NAME` adds one.\n" + text,
                              encoding="utf-8")
 
+# %% ../../nbs/ops/67_api_keys.ipynb #675e000e
 def add_key(
     root: Path, # root folder of the project
     name: str, # name of whoever gets it
@@ -97,7 +99,7 @@ def add_key(
     write_keys(root, keys | {name: entry})
     return KeyAnswer(name=name, key=key, **entry.model_dump(exclude={"sha256"}))
 
-# %% ../../nbs/ops/67_api_keys.ipynb #675e000c
+# %% ../../nbs/ops/67_api_keys.ipynb #675e0010
 def format_key(
     answer: KeyAnswer # answer for programs
 ) -> str: # lines for people
@@ -108,7 +110,7 @@ def format_key(
     return (f"{answer.key}\nthe key of {answer.name}; it is shown once. It reads {reads}; "
             f"{' and '.join(limits) or 'no limits'}; {f'until {answer.expires}' if answer.expires else 'without end'}")
 
-# %% ../../nbs/ops/67_api_keys.ipynb #675e000f
+# %% ../../nbs/ops/67_api_keys.ipynb #675e0013
 @dataclass(frozen=True)
 class Caller:
     "Who asks"
@@ -133,7 +135,7 @@ def find_caller(
     raise ApiError(401, "no valid key came with the request; send `Authorization: Bearer KEY`, and ask whoever runs "
                    "this server for one", "invalid_api_key")
 
-# %% ../../nbs/ops/67_api_keys.ipynb #675e0012
+# %% ../../nbs/ops/67_api_keys.ipynb #675e0016
 MINUTE = 60  # seconds
 class Limits:
     "What each key has used of its minute"

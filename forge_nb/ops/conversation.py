@@ -100,6 +100,7 @@ def read_columns(
     cells = re.findall(r"(?:^|; )(\w+) `([^`]+)`", passage["text"].partition(": ")[2])
     return [name for name, value in cells if value not in passage["title"]]
 
+# %% ../../nbs/ops/69_conversation.ipynb #695e0010
 def make_follow_ups(
     passages: list, # passages of an index
     count: int, # number of conversations
@@ -121,7 +122,7 @@ def make_follow_ups(
         made.append(FollowUp((first, last), row["id"]))
     return made
 
-# %% ../../nbs/ops/69_conversation.ipynb #695e0010
+# %% ../../nbs/ops/69_conversation.ipynb #695e0012
 def measure_follow_ups(
     index, # Index or ServerIndex
     follow_ups: list, # FollowUp

@@ -7,8 +7,8 @@ __all__ = ['MAX_DRAINED', 'NO_STORE', 'Backend', 'Opened', 'trim_turns', 'list_t
            'count_reserve', 'annotate', 'describe_outcome', 'reads_as_json', 'read_schema', 'make_generation', 'Call',
            'write_answer', 'translate_error', 'Figures', 'Gateway', 'is_this_machine', 'authenticate', 'read_body',
            'choose_backend', 'take_slot', 'start_job', 'make_late_error', 'note_end', 'wait_for_job', 'next_piece',
-           'stream_answer', 'answer_text', 'answer_embeddings', 'make_endpoint', 'describe_models', 'Labelled',
-           'list_paths', 'make_app']
+           'list_last_events', 'stream_answer', 'note_form', 'begin_reply', 'answer_text', 'answer_embeddings',
+           'make_endpoint', 'describe_models', 'Labelled', 'list_paths', 'make_app']
 
 # %% ../../nbs/ops/73_gateway.ipynb #735e0004
 import asyncio, ipaddress, json, re, secrets, sys, threading, time, traceback
@@ -118,7 +118,7 @@ def require_room(
         400, f"the question has {count:,} tokens or more, and there is room for {room:,}; ask in fewer words",
         "context_length_exceeded", "messages")
 
-# %% ../../nbs/ops/73_gateway.ipynb #735e000c
+# %% ../../nbs/ops/73_gateway.ipynb #735e000d
 def open_conversation(
     backend: Backend, # release
     form: ChatRequest, # request
@@ -152,7 +152,7 @@ def count_reserve(
         "ask for fewer", "context_length_exceeded", "max_tokens")
     return min(asked, backend.max_new_tokens)
 
-# %% ../../nbs/ops/73_gateway.ipynb #735e000f
+# %% ../../nbs/ops/73_gateway.ipynb #735e0010
 def annotate(
     opened: Opened, # conversation with its passages
     text: str, # answer
@@ -171,7 +171,7 @@ def annotate(
             score=scores[passage["id"]], is_cited=is_cited)))
     return annotations
 
-# %% ../../nbs/ops/73_gateway.ipynb #735e0011
+# %% ../../nbs/ops/73_gateway.ipynb #735e0012
 def describe_outcome(
     opened: Opened, # conversation with its passages
     reply: Reply, # answer
@@ -197,7 +197,7 @@ def reads_as_json(
     except (ValueError, ValidationError): return False
     return True
 
-# %% ../../nbs/ops/73_gateway.ipynb #735e0014
+# %% ../../nbs/ops/73_gateway.ipynb #735e0015
 def read_schema(
     form: ChatRequest # request
 ) -> dict | None: # JSON Schema; None where none is asked for
@@ -220,7 +220,7 @@ def read_schema(
         if isinstance(place, str) and not place.startswith("#/"): refuse(f"$ref {place[:60]!r} leads out of it")
     return schema
 
-# %% ../../nbs/ops/73_gateway.ipynb #735e0016
+# %% ../../nbs/ops/73_gateway.ipynb #735e0017
 def make_generation(
     backend: Backend, # release
     form, # ChatRequest or CompletionRequest
@@ -240,7 +240,7 @@ def make_generation(
                       options=options, stop=tuple(form.stop or ()), schema=read_schema(form) if chat else None,
                       effort=effort)
 
-# %% ../../nbs/ops/73_gateway.ipynb #735e0019
+# %% ../../nbs/ops/73_gateway.ipynb #735e001a
 @dataclass
 class Call:
     "A request, as long as it lasts"
@@ -283,7 +283,7 @@ def write_answer(
                        "response_format")
     return opened, generation.schema
 
-# %% ../../nbs/ops/73_gateway.ipynb #735e001c
+# %% ../../nbs/ops/73_gateway.ipynb #735e001d
 def translate_error(
     error: Exception # what was raised
 ) -> ApiError: # error as clients read it
@@ -299,7 +299,7 @@ def translate_error(
     print(f"forge serve: {type(error).__name__} at {places}", file=sys.stderr, flush=True)
     return ApiError(500, "something went wrong here; whoever runs this server finds it in its output", "server_error")
 
-# %% ../../nbs/ops/73_gateway.ipynb #735e001f
+# %% ../../nbs/ops/73_gateway.ipynb #735e0020
 class Figures:
     "What Prometheus reads"
     def __init__(self):
@@ -333,7 +333,7 @@ class Figures:
         from prometheus_client import generate_latest
         return generate_latest(self.registry)
 
-# %% ../../nbs/ops/73_gateway.ipynb #735e0022
+# %% ../../nbs/ops/73_gateway.ipynb #735e0023
 class Gateway:
     "Everything that a request meets"
     def __init__(self,
@@ -372,7 +372,7 @@ class Gateway:
         self.figures.count(call.operation, call.facts)
         self.log.write(make_log_row(call.facts))
 
-# %% ../../nbs/ops/73_gateway.ipynb #735e0024
+# %% ../../nbs/ops/73_gateway.ipynb #735e0025
 def is_this_machine(
     host: str # name or address
 ) -> bool: # whether only this machine is meant; an address that means all of its networks is not
@@ -381,7 +381,7 @@ def is_this_machine(
     try: return ipaddress.ip_address(name).is_loopback
     except ValueError: return name == "localhost" or name.endswith(".localhost")
 
-# %% ../../nbs/ops/73_gateway.ipynb #735e0026
+# %% ../../nbs/ops/73_gateway.ipynb #735e0027
 def authenticate(
     gateway: Gateway, # gateway
     headers # headers of the request
@@ -393,6 +393,8 @@ def authenticate(
         "wrong_host")
     return find_caller(gateway.keys, headers.get("authorization", ""), date.today())
 
+
+# %% ../../nbs/ops/73_gateway.ipynb #735e0028
 MAX_DRAINED = 16 # times the longest body that is read on, and thrown away, so that the client comes to hear of it
 async def read_body(
     gateway: Gateway, # gateway
@@ -410,6 +412,7 @@ async def read_body(
     if size > limit: raise ApiError(413, f"the body is longer than {limit >> 10:,} KiB; send less", "request_too_large")
     return b"".join(parts)
 
+# %% ../../nbs/ops/73_gateway.ipynb #735e002a
 def choose_backend(
     gateway: Gateway, # gateway
     model: str # name that a request gives
@@ -421,7 +424,7 @@ def choose_backend(
         "model_not_found", "model")
     return backend
 
-# %% ../../nbs/ops/73_gateway.ipynb #735e0029
+# %% ../../nbs/ops/73_gateway.ipynb #735e002d
 async def take_slot(
     gateway: Gateway, # gateway
     call: Call # request
@@ -458,11 +461,12 @@ def start_job(
     job.add_done_callback(end)
     return job
 
-# %% ../../nbs/ops/73_gateway.ipynb #735e002a
+# %% ../../nbs/ops/73_gateway.ipynb #735e002e
 def make_late_error() -> ApiError: # error
     "Say that an answer was not written in time"
     return ApiError(504, "the answer was not written in time; ask for fewer tokens", "answer_timeout")
 
+# %% ../../nbs/ops/73_gateway.ipynb #735e0030
 def note_end(
     gateway: Gateway, # gateway
     call: Call, # request
@@ -480,6 +484,7 @@ def note_end(
     mask = lambda text: mask_logged(text, gateway.pii_kinds)
     call.facts |= dict(question=mask(asked), answer=mask(reply.text))
 
+# %% ../../nbs/ops/73_gateway.ipynb #735e0032
 async def wait_for_job(
     gateway: Gateway, # gateway
     call: Call, # request
@@ -498,7 +503,7 @@ async def wait_for_job(
         raise ApiError(499, "the client has gone", "client_gone") if gone.done() else make_late_error()
     finally: gone.cancel()
 
-# %% ../../nbs/ops/73_gateway.ipynb #735e002c
+# %% ../../nbs/ops/73_gateway.ipynb #735e0034
 async def next_piece(
     gateway: Gateway, # gateway
     call: Call # request
@@ -509,6 +514,17 @@ async def next_piece(
             return await call.queue.get()
     except TimeoutError: raise make_late_error() from None
 
+# %% ../../nbs/ops/73_gateway.ipynb #735e0035
+def list_last_events(
+    reply: Reply, # answer, whole
+    form # request
+) -> list: # events
+    "Write what ends a stream"
+    wants_usage = form.stream_options and form.stream_options.include_usage
+    usage = [make_chunk(reply) | dict(choices=[], usage=reply.usage)] if wants_usage else []
+    return [format_event(value) for value in (make_chunk(reply, is_last=True), *usage, "[DONE]")]
+
+# %% ../../nbs/ops/73_gateway.ipynb #735e0036
 async def stream_answer(
     gateway: Gateway, # gateway
     call: Call, # request
@@ -526,10 +542,7 @@ async def stream_answer(
             piece = await next_piece(gateway, call)
         note_end(gateway, call, reply, form, job)
         status, code = 200, None
-        yield format_event(make_chunk(reply, is_last=True))
-        if form.stream_options and form.stream_options.include_usage:
-            yield format_event(make_chunk(reply) | dict(choices=[], usage=reply.usage))
-        yield format_event("[DONE]")
+        for event in list_last_events(reply, form): yield event
     except Exception as error:
         told = translate_error(error)
         status, code = told.status, told.code
@@ -538,7 +551,23 @@ async def stream_answer(
         call.cancelled.set()
         gateway.finish(call, status, code)
 
-# %% ../../nbs/ops/73_gateway.ipynb #735e002d
+# %% ../../nbs/ops/73_gateway.ipynb #735e0038
+def note_form(
+    call: Call, # request
+    form # ChatRequest or CompletionRequest
+):
+    "Note what was asked for, for the log"
+    call.facts |= dict(asked_model=form.model[:100], max_tokens=form.max_tokens, temperature=form.temperature,
+                       seed=form.seed, streamed=bool(form.stream))
+
+def begin_reply(
+    call: Call # request
+) -> Reply: # answer without any text
+    "Begin an answer"
+    kind, prefix = ("chat", "chatcmpl") if call.operation == "chat" else ("text", "cmpl")
+    return Reply(kind, call.backend.model, call.backend.digest[:16], f"{prefix}-{call.id}")
+
+# %% ../../nbs/ops/73_gateway.ipynb #735e003a
 NO_STORE = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"} # headers: no proxy holds answers back
 async def answer_text(
     gateway: Gateway, # gateway
@@ -550,15 +579,12 @@ async def answer_text(
     from starlette.responses import JSONResponse, StreamingResponse
     form = parse_form(model, await read_body(gateway, request))
     gateway.limits.admit(call.caller, time.monotonic())
-    call.facts |= dict(asked_model=form.model[:100], max_tokens=form.max_tokens, temperature=form.temperature,
-                       seed=form.seed, streamed=bool(form.stream))
+    note_form(call, form)
     call.backend = choose_backend(gateway, form.model)
     await take_slot(gateway, call)
     try: call.backend = choose_backend(gateway, form.model)  # another one may serve since it began to wait
     except ApiError: gateway.free.release(); raise
-    kind = "chat" if model is ChatRequest else "text"
-    answer_id = f"{'chatcmpl' if kind == 'chat' else 'cmpl'}-{call.id}"
-    reply = Reply(kind, call.backend.model, call.backend.digest[:16], answer_id)
+    reply = begin_reply(call)
     if form.stream: call.queue = asyncio.Queue()
     job = start_job(gateway, call, reply, form)
     if not form.stream:
@@ -571,6 +597,7 @@ async def answer_text(
     return StreamingResponse(stream_answer(gateway, call, reply, form, job, first), media_type="text/event-stream",
                              headers=NO_STORE)
 
+# %% ../../nbs/ops/73_gateway.ipynb #735e003c
 async def answer_embeddings(
     gateway: Gateway, # gateway
     request, # starlette's Request
@@ -592,7 +619,7 @@ async def answer_embeddings(
     gateway.limits.add_tokens(call.caller, count, time.monotonic())
     return JSONResponse(make_embeddings(vectors, call.backend.model, form.encoding_format or "float", count))
 
-# %% ../../nbs/ops/73_gateway.ipynb #735e002f
+# %% ../../nbs/ops/73_gateway.ipynb #735e003e
 def make_endpoint(
     gateway: Gateway, # gateway
     operation: str, # chat, text_completion, embeddings or models
@@ -623,7 +650,7 @@ def describe_models(
     describe = lambda name: dict(id=name, object="model", created=0, owned_by="company", release=backend.digest)
     return dict(object="list", data=[describe(backend.name), describe(backend.model)])
 
-# %% ../../nbs/ops/73_gateway.ipynb #735e0031
+# %% ../../nbs/ops/73_gateway.ipynb #735e0041
 class Labelled:
     "Adds the id of the request and the hash of the release to every response"
     def __init__(self,
@@ -641,7 +668,7 @@ class Labelled:
             await send(message)
         await self.app(scope, receive, send_labelled if scope["type"] == "http" else send)
 
-# %% ../../nbs/ops/73_gateway.ipynb #735e0032
+# %% ../../nbs/ops/73_gateway.ipynb #735e0042
 def list_paths(
     gateway: Gateway # gateway
 ) -> dict: # path → method, operation, coroutine function that answers it
@@ -658,6 +685,7 @@ def list_paths(
             "/v1/embeddings": ("POST", "embeddings", lambda *both: answer_embeddings(gateway, *both)),
             "/v1/models": ("GET", "models", list_models), "/v1/models/{name:path}": ("GET", "models", show_model)}
 
+# %% ../../nbs/ops/73_gateway.ipynb #735e0044
 def make_app(
     gateway: Gateway # gateway
 ): # FastAPI application

@@ -60,6 +60,7 @@ def open_release_index(
     manifest = check_manifest(folder)
     return ServerIndex(open_server(url), manifest["corpus"], manifest["languages"])
 
+# %% ../../nbs/ops/89_serve.ipynb #895e000a
 def load_backend(
     root: Path, # root folder of the project
     stage: str, # stage
@@ -80,7 +81,7 @@ def load_backend(
         max_new_tokens=load_params(root/"params.yaml")["evaluate"]["max_new_tokens"],
         reads_effort=settings.engine == "server" or reads_effort(model))
 
-# %% ../../nbs/ops/89_serve.ipynb #895e000a
+# %% ../../nbs/ops/89_serve.ipynb #895e000c
 SETTINGS_FILE = "config/serve.yaml"
 def load_serve_settings(
     root: Path, # root folder of the project
@@ -102,7 +103,7 @@ def require_keys(
     if not keys and not is_this_machine(host): raise Invalid(
         f"--host {host}: other machines could ask, and {KEYS_FILE} has no key; `forge key NAME` makes one")
 
-# %% ../../nbs/ops/89_serve.ipynb #895e000d
+# %% ../../nbs/ops/89_serve.ipynb #895e000f
 def read_state(
     root: Path, # root folder of the project
     stage: str # stage
@@ -111,6 +112,7 @@ def read_state(
     files = [root/name for name in (SETTINGS_FILE, KEYS_FILE, "company/style.yaml", "company/perimeter.yaml")]
     return read_served(root, stage), tuple(path.stat().st_mtime_ns if path.exists() else 0 for path in files)
 
+# %% ../../nbs/ops/89_serve.ipynb #895e0010
 async def reload(
     gateway: Gateway, # gateway
     root: Path, # root folder of the project
@@ -125,6 +127,7 @@ async def reload(
     gateway.replace(await asyncio.to_thread(load_backend, root, stage, settings))
     gateway.keys, gateway.settings = keys, settings
 
+# %% ../../nbs/ops/89_serve.ipynb #895e0012
 async def watch(
     gateway: Gateway, # gateway
     root: Path, # root folder of the project
@@ -144,7 +147,7 @@ async def watch(
             gateway.fault = str(error)
             print(f"error: {error}; {gateway.backend.model} goes on serving", file=sys.stderr, flush=True)
 
-# %% ../../nbs/ops/89_serve.ipynb #895e000f
+# %% ../../nbs/ops/89_serve.ipynb #895e0014
 MAX_HEADERS = 32 << 10 # bytes of the headers of a request
 LINGER = 2 # seconds in which what a refused client still sends is thrown away, so that it can read why
 def make_protocol(
@@ -182,6 +185,7 @@ def make_protocol(
             super().connection_lost(exc)
     return Protocol
 
+# %% ../../nbs/ops/89_serve.ipynb #895e0016
 def make_server(
     gateway: Gateway # gateway
 ): # uvicorn.Server
@@ -195,7 +199,7 @@ def make_server(
         access_log=False, server_header=False, h11_max_incomplete_event_size=MAX_HEADERS, timeout_keep_alive=30,
         timeout_graceful_shutdown=int(settings.answer_seconds) + 1))
 
-# %% ../../nbs/ops/89_serve.ipynb #895e0012
+# %% ../../nbs/ops/89_serve.ipynb #895e0019
 class ServeAnswer(BaseModel, extra="forbid"):
     "What serves, and where: the answer of `forge serve --json`, when it is ready"
     verb: Literal["serve"] = "serve"
@@ -213,7 +217,7 @@ def format_serve(
     who = f"{answer.keys:,} keys" if answer.keys else "without keys, this machine alone"
     return f"{answer.release} ({answer.stage}, {answer.engine}) at {answer.url}, {who}; Ctrl+C ends it"
 
-# %% ../../nbs/ops/89_serve.ipynb #895e0013
+# %% ../../nbs/ops/89_serve.ipynb #895e001b
 def open_port(
     host: str, # address to listen on
     port: int # port; 0: any that is free
@@ -245,6 +249,7 @@ async def run_server(
         watcher.cancel()
         gateway.pool.shutdown(wait=False, cancel_futures=True)
 
+# %% ../../nbs/ops/89_serve.ipynb #895e001d
 def serve(
     root: Path, # root folder of the project
     *,

@@ -308,7 +308,7 @@ def test_a_fault_of_ours_tells_no_words_of_the_question(tmp_path, capsys):
 
 def test_another_release_takes_over_and_running_answers_end_on_the_old_one(tmp_path):
     old, new, answers = Gate(answer=ANSWER), Echo(answer=ANSWER), []
-    gateway = make_gateway(tmp_path, old)
+    gateway = make_gateway(tmp_path, old, slots=5)
     with serving(gateway) as port:
         threads = [ask_in_thread(port, body(stream=n % 2 == 0), answers) for n in range(4)]
         wait_for(lambda: len(old.asked) == 4)
@@ -419,8 +419,11 @@ def test_llama_and_transformers_write_the_same_and_stop_where_asked(model):
     llama, other = LlamaEngine(model/"model.gguf", 512, 2), TransformersEngine(model, 512)
     text, reason, usage = write_text(llama)
     assert (text, reason, usage) == write_text(other) and reason == "length" and usage["completion_tokens"] == 12
-    stop = text[len(text) // 2:][:2]
-    assert write_text(llama, stop=(stop,))[:2] == write_text(other, stop=(stop,))[:2] == (text[:text.index(stop)], "stop")
+    longer = write_text(llama, max_tokens=80)[0]
+    stop = next(letter for letter in longer[2:] if letter.isascii() and letter not in longer[:2])
+    for engine in (llama, other):  # how many signs stand for half a letter before it, each engine decides
+        cut, reason, _ = write_text(engine, stop=("never to be seen", stop), max_tokens=80)
+        assert reason == "stop" and cut.rstrip("\ufffd") == longer[:longer.index(stop)].rstrip("\ufffd")
     assert write_text(llama, turns=(), prompt="A bolt")[0] == write_text(other, turns=(), prompt="A bolt")[0]
     drawn = dict(options=dict(temperature=1.5, seed=3))
     assert write_text(llama, **drawn) == write_text(llama, **drawn) != write_text(llama)
@@ -473,7 +476,7 @@ def list_bad_requests() -> dict:
     "What it is → bytes on the wire"
     whole = json.dumps(body(MARK)).encode()
     bad = {f"malformed {n}": http_request(text) for n, text in enumerate([b"", b" ", b"{", b"}", whole[:-1], whole + b"x", b"null", b"[]", b"1", b'"a"', b"\xff\xfe", b"\0", b"{'model': 'forge'}",
-        b'{"model": NaN}', b'{"a": 1,}', b"[" * 5000, b'{"a":' * 5000, b"// x", whole.replace(b"SECRET", b"\\ud800"), whole.replace(b"SECRET", b"\xc3\x28"), whole.replace(b"SECRET", b"\x01"), b"\xef\xbb\xbf{}"])}
+        b'{"model": NaN}', b'{"a": 1,}', b"[" * 5000, b'{"a":' * 5000, b"// x", whole.replace(b"SECRET", b"\\ud800"), whole.replace(b"SECRET", b"\xc3\x28"), whole.replace(b"SECRET", b"\x01"), b"\xef\xbb\xbf{}", b"<model>forge</model>", b"model=forge", b"- model: forge", b"\xff" * 99])}
     wrong = ["x", "", -1, 1.5, 10 ** 30, True, [], {}, [None], {"a": 1}]
     fields = dict(model=[-1, None, [], {}, "gpt", "../forge", "a" * 5000, "forge\0"], messages=[*wrong, [{}], [[]], [dict(role="user")], [dict(role="robot", content="x")], [dict(role="user", content=5)],
         [dict(role="assistant", content="x")], [dict(role="user", content="")], [dict(role="user", content="?!")], [dict(role="user", content="a\0b")], [dict(role="user", content=MARK)] * 1001,
