@@ -3,7 +3,6 @@ import base64, json, shutil, subprocess, time
 from itertools import count
 from urllib.request import Request, urlopen
 
-import pytest
 import websocket
 from copies import ENV, HANG, ROOT, wait_for
 
@@ -71,11 +70,3 @@ class Browser:
 
     def close(self):
         self.socket.close(); self.process.terminate(); self.process.wait()
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    if not CHROMIUM: pytest.skip("no Chromium on this machine; on Debian, `apt install chromium`")
-    browser = Browser(tmp_path_factory.mktemp("profile"))
-    yield browser
-    browser.close()

@@ -4,8 +4,9 @@ from unittest.mock import patch
 
 import pytest
 
-pytest.register_assert_rewrite("copies")
+pytest.register_assert_rewrite("copies", "browser")
 from forge_nb.core.sockets import unguard_sockets
+from browser import CHROMIUM, Browser
 from copies import COMMIT, OFFLINE, ROOT, Copy, locked, make_tiny, sibling
 
 
@@ -46,6 +47,15 @@ def mend(bare):
     "Give the copy back as it was"
     yield bare
     bare("git checkout -q . && git clean -fdq && dvc checkout -q --force data.dvc")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    "A page of Chromium, where this machine has one"
+    if not CHROMIUM: pytest.skip("no Chromium on this machine; on Debian, `apt install chromium`")
+    browser = Browser(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,6 @@ __all__ = ['DROPPED', 'OUTCOMES', 'EXAM_FIELDS', 'EXPLORED', 'ANY', 'read_lines'
            'make_explore_widgets', 'load_explored', 'render_selection', 'ExplorePanel']
 
 # %% ../../nbs/ops/67_explore.ipynb #67e00004
-import re
 from html import escape
 from pathlib import Path
 

@@ -7,7 +7,7 @@ __all__ = ['SEARCH', 'draw_pipeline', 'render_releases', 'write_releases_page', 
            'list_sections', 'render_search', 'link_other_pages', 'write_site', 'main']
 
 # %% ../../nbs/ops/93_site.ipynb #93s00004
-import json, re
+import json
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path

@@ -2,7 +2,7 @@
 import json
 
 import pytest
-from browser import SHOTS, browser  # noqa: F401, a fixture
+from browser import SHOTS
 from copies import sibling
 from test_lab import Lab, digest
 

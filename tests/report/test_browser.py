@@ -2,7 +2,7 @@
 import json
 
 import pytest
-from browser import SHOTS, browser  # noqa: F401, a fixture
+from browser import SHOTS
 from copies import sibling
 
 # What the page looks like: its overflow, its pictures, and the lowest contrast of a text with what lies behind it (WCAG 2.2, 1.4.3)
