@@ -100,7 +100,7 @@ def start_gateway(
     pipe.send(("127.0.0.1", opened.getsockname()[1], ""))
     make_server(gateway).run(sockets=[opened])
 
-# %% ../../nbs/bench/16_serve_speed.ipynb #b65e000c
+# %% ../../nbs/bench/16_serve_speed.ipynb #b65e000d
 CLIENTS = (1, 8, 32) # clients at a time
 def measure_serving(
     root: Path, # root folder of a project that serves a release
@@ -131,11 +131,11 @@ def measure_serving(
         server.join()
     return rows
 
-# %% ../../nbs/bench/16_serve_speed.ipynb #b65e000d
+# %% ../../nbs/bench/16_serve_speed.ipynb #b65e000f
 def main():
     "`python -m forge_nb.bench.serve_speed [STAGE [QUESTIONS]]` measures what a stage serves, and prints rows as JSON"
     stage, count = (sys.argv[1:] + ["production", "320"][len(sys.argv) - 1:])[:2]
     for row in measure_serving(ROOT, stage, int(count)): print(json.dumps(row), flush=True)
 
-# %% ../../nbs/bench/16_serve_speed.ipynb #b65e000e
+# %% ../../nbs/bench/16_serve_speed.ipynb #b65e0010
 if __name__ == "__main__" and "__file__" in globals(): run_cli(main)

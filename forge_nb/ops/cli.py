@@ -809,9 +809,9 @@ def key_verb(
     as_json: JsonOption = False # whether a program is listening
 ):
     "A new key for `forge serve`: it is shown once, and config/keys.yaml keeps its hash."
-    from forge_nb.ops.api_keys import add_key, format_key
+    from forge_nb.ops.api_keys import add_key, format_new_key
     with hold_verb_lock("key"): answer = add_key(ROOT, name, split_names(groups), requests, tokens, days)
-    print_answer(answer, format_key(answer), as_json)
+    print_answer(answer, format_new_key(answer), as_json)
 
 # %% ../../nbs/ops/90_cli.ipynb #9a9da7ea
 VerbArgument = Annotated[str, typer.Argument(metavar="VERB", help=f"One of {', '.join(ANSWER_MODELS)}.")]
