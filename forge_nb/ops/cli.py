@@ -866,9 +866,9 @@ def key_verb(
     as_json: JsonOption = False # whether a program is listening
 ):
     "A new key for `forge serve`: it is shown once, and config/keys.yaml keeps its hash."
-    from forge_nb.ops.api_keys import add_key, format_key
+    from forge_nb.ops.api_keys import add_key, format_new_key
     with hold_verb_lock("key"): answer = add_key(ROOT, name, split_names(groups), requests, tokens, days)
-    print_answer(answer, format_key(answer), as_json)
+    print_answer(answer, format_new_key(answer), as_json)
 
 # %% ../../nbs/ops/90_cli.ipynb #63c00002
 SettingsArgument = Annotated[list[str] | None, typer.Argument(

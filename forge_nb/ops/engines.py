@@ -82,7 +82,8 @@ def read_chunk(
 def start_slots(
     path: Path, # GGUF file
     context_length: int, # tokens of a prompt and its answer
-    slots: int # answers at a time
+    slots: int, # answers at a time
+    key: str = "" # key of its own port; empty: one that nobody knows
 ): # xllamacpp.Server
     "Load a GGUF file into this process, for several answers at a time"
     import secrets
@@ -93,7 +94,7 @@ def start_slots(
     params.n_ctx, params.n_parallel, params.cache_ram_mib = context_length * slots, slots, 0
     threads = min(os.cpu_count(), 1 + path.stat().st_size // BYTES_PER_THREAD)
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
-    params.hostnames, params.port, params.api_keys = ["127.0.0.1"], 0, [secrets.token_hex()]
+    params.hostnames, params.port, params.api_keys = ["127.0.0.1"], 0, [key or secrets.token_hex()]
     params.warmup = params.ui = False
     try: server = xllamacpp.Server(params)
     except RuntimeError: raise Invalid(
@@ -299,5 +300,5 @@ def make_engine(
     context_length = min(read_json(model/"config.json")["max_position_embeddings"], MAX_CONTEXT)
     if settings.engine == "transformers" or find_gguf_fault(model): return TransformersEngine(model, context_length)
     exported = folder/"export"/"gguf-f16"/"model.gguf"
-    path = exported if exported.exists() else prepare_gguf(model, root/".cache"/"serve")
+    path = exported if exported.exists() else prepare_gguf(model, root/".cache"/"gguf"/"serve")
     return LlamaEngine(path, context_length, settings.slots)
