@@ -7,7 +7,7 @@ __all__ = ['QUICK_VERBS', 'LONG_VERBS', 'WITHHELD_VERBS', 'HIDDEN_ARGUMENTS', 'S
            'INSTRUCTIONS', 'explain_withheld', 'make_tool_environment', 'ToolArgument', 'read_spellings',
            'list_tool_arguments', 'make_input_model', 'spell_option', 'spell_command', 'ToolError', 'JobsAnswer',
            'make_output_schema', 'JobName', 'Nothing', 'wait_for_job', 'Toolbox', 'describe_verb_tool',
-           'list_tool_descriptions', 'check_input', 'call_verb', 'call_job_tool', 'call_tool', 'make_server',
+           'list_tool_descriptions', 'check_input', 'call_verb', 'call_job_tool', 'call_tool', 'make_agent_server',
            'serve_tools']
 
 # %% ../../nbs/ops/64_agents.ipynb #64a00004
@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from ..core.project import Invalid
 from .experiment import check_personal_fields
-from .jobs import JobAnswer, cancel_job, drop_job, list_jobs, read_job, start_job
+from .jobs import JobAnswer, cancel_job, drop_job, list_jobs, read_job, launch_job
 
 # %% ../../nbs/ops/64_agents.ipynb #64a00007
 QUICK_VERBS = ("check", "estimate", "search", "ask", "whereis", "lineage", "results", "releases", "served",
@@ -235,7 +235,7 @@ def call_verb(
     check_personal_fields([*(checked.get("settings") or []), *(checked.get("axes") or [])])
     if any(a.name == "groups" for a in arguments): checked["groups"] = box.groups
     words = spell_command(verb, arguments, checked)
-    name = start_job(box.root, words, [*box.command, *words], make_tool_environment())
+    name = launch_job(box.root, words, [*box.command, *words], make_tool_environment())
     return wait_for_job(box.root, name, 0 if verb in LONG_VERBS else box.patience)
 
 # %% ../../nbs/ops/64_agents.ipynb #64a0002a
@@ -274,7 +274,7 @@ INSTRUCTIONS = """The verbs of forge, on a project that makes a company's own la
 Order of work: check, estimate, run with a setting to try a value, results, then say what you found.
 Verbs that take long answer with a job: ask `job` with wait=60 until its state is not running; `cancel` ends it.
 Releases, the exam, what people wrote in company/, erasures and keys are for people; the tools leave them out."""
-def make_server(
+def make_agent_server(
     box: Toolbox # tools
 ): # mcp.server.lowlevel.Server
     "Make the server"
@@ -300,7 +300,7 @@ def serve_tools(
     box: Toolbox # tools
 ):
     "Serve on standard input and output until the client goes"
-    server = make_server(box)
+    server = make_agent_server(box)
     import anyio
     from mcp.server.stdio import stdio_server
     async def serve():

@@ -17,7 +17,7 @@ from .lineage_page import draw_lineage, write_lineage_page
 from .served import releases
 from ..report.html import list_reports, render_page, write_html_reports, write_page
 from ..report.pages import list_edges
-from ..report.runs import format_duration, read_stage_runs
+from ..report.runs import format_run_time, read_stage_runs
 
 # %% ../../nbs/ops/93_site.ipynb #93s00007
 def draw_pipeline(
@@ -28,7 +28,7 @@ def draw_pipeline(
     "Draw the pipeline, each stage with its page and its duration"
     edges = [(maker.partition("[")[0], reader) for maker, reader in list_edges(stages)]
     names = dict.fromkeys(name for edge in edges for name in edge)
-    notes = {name: format_duration(run.seconds) for name, run in runs.items()}
+    notes = {name: format_run_time(run.seconds) for name, run in runs.items()}
     targets = {name: f"{name}.html" for name in pages}
     return draw_lineage({name: name for name in names}, edges, notes, targets)
 

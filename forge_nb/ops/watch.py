@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 
 from ..core.project import NotFound, read_stages
 from ..report.pages import list_edges
-from ..report.runs import format_duration, read_log_lines, read_stage_runs
+from ..report.runs import format_run_time, read_log_lines, read_stage_runs
 
 # %% ../../nbs/ops/77_watch.ipynb #94w00007
 MAX_SILENCE = 300  # seconds without a line, after which a stage is taken to be over where locks cannot be listed
@@ -112,16 +112,16 @@ def format_watch(
     answer: WatchAnswer # answer for programs
 ) -> str: # lines for people
     "Write what runs for people"
-    first = f"stage {answer.stage} ({answer.number} of {answer.stages}), {format_duration(answer.seconds)} so far"
+    first = f"stage {answer.stage} ({answer.number} of {answer.stages}), {format_run_time(answer.seconds)} so far"
     if answer.step is None: first += f" · {answer.line}"
     else:
         figures = "".join(f" · {name} {value:,.4g}" for name, value in answer.figures.items())
         first += f" · step {answer.step:,} of {answer.steps:,}{figures}"
-    if answer.seconds_left is not None: first += f" · {format_duration(answer.seconds_left)} left"
-    known = [f"{name} {format_duration(seconds)}" for name, seconds in answer.behind.items() if seconds is not None]
+    if answer.seconds_left is not None: first += f" · {format_run_time(answer.seconds_left)} left"
+    known = [f"{name} {format_run_time(seconds)}" for name, seconds in answer.behind.items() if seconds is not None]
     num_unknown = sum(seconds is None for seconds in answer.behind.values())
     total = answer.total_seconds_left
-    second = "the whole: not known yet" if total is None else f"the whole: about {format_duration(total)} left"
+    second = "the whole: not known yet" if total is None else f"the whole: about {format_run_time(total)} left"
     if known: second += f", of it {', '.join(known)}"
     if num_unknown: second += f"; {num_unknown} more stages behind it never ran here"
     return f"{first}\n{second}"
