@@ -9,6 +9,7 @@ from forge_nb.core.settings import Style, load_settings
 from forge_nb.data.passages import build_index, make_document_passages
 from forge_nb.ops.api_forms import ApiError, Piece
 from forge_nb.ops.engines import ServeSettings
+from forge_nb.ops.feedback import AnswerStore
 from forge_nb.ops.gateway import Backend, Gateway
 from forge_nb.ops.request_log import RequestLog
 from forge_nb.ops.serve import make_server, open_port, run_server
@@ -53,7 +54,8 @@ def make_backend(engine=None, version: str = "v1.0.0") -> Backend:
 
 
 def make_gateway(folder: Path, engine=None, keys: dict = {}, **settings) -> Gateway:
-    return Gateway(make_backend(engine), ServeSettings(**settings), keys, RequestLog(folder/"requests", 10 ** 6, 4), ["email"])
+    answers = AnswerStore(folder/"answers", 30, ["email"])
+    return Gateway(make_backend(engine), ServeSettings(**settings), keys, RequestLog(folder/"requests", 10 ** 6, 4), ["email"], answers)
 
 
 def read_rows(folder: Path) -> list:

@@ -108,6 +108,7 @@ class ChatRequest(Sampling):
     response_format: ResponseFormat | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high"] | None = None
     retrieval: bool | None = None
+    store: bool | None = None # whether the answer may be judged
 
 # %% ../../nbs/ops/66_api_forms.ipynb #665e0015
 class CompletionRequest(Sampling):

@@ -36,10 +36,9 @@ def measure_question(
 ) -> dict: # question_words, coverage
     "Measure what is kept of a question in place of its words"
     readable = restrict(index, groups)
-    numbers = {passage["id"]: n for n, passage in enumerate(readable.passages)} if found else {}
-    held_ids = set(readable.term_ids[numbers[found[0]["id"]]]) if found else set()
     terms = list_query_terms(question, readable.languages)
-    held = {term for term in terms if readable.vocabulary.get(term) in held_ids}
+    shown = f"{found[0]['title']} {found[0]['text']}" if found else ""
+    held = set(list_query_terms(shown, readable.languages))
     coverage = measure_coverage(readable.weights, terms, held)
     return dict(question_words=len(question.split()), coverage=round(coverage, 4))
 

@@ -38,6 +38,7 @@ class ServeSettings(Settings):
     read_seconds: Seconds = 10. # time in which a request must have come
     answer_seconds: Seconds = 60. # time in which it must be answered, waiting included
     reload_seconds: Seconds = 1. # time between two looks at what is served
+    keep_days: int = Field(30, ge=0) # days that an answer which may be judged is kept; 0: none is
     log_text: bool = False # whether questions and answers are logged, without personal data
     log_megabytes: Seconds = 16. # size at which a file of the log is closed
     log_files: Count = 8 # files of the log that are kept

@@ -7,9 +7,9 @@ __all__ = ['MAX_HEADERS', 'MAX_DRAINED', 'NO_STORE', 'Backend', 'Opened', 'trim_
            'open_conversation', 'count_reserve', 'annotate', 'describe_outcome', 'reads_as_json', 'read_schema',
            'make_generation', 'Call', 'write_answer', 'translate_error', 'Figures', 'Gateway', 'is_this_machine',
            'require_short_headers', 'authenticate', 'read_body', 'choose_backend', 'take_slot', 'start_job',
-           'make_late_error', 'note_end', 'wait_for_job', 'next_piece', 'list_last_events', 'stream_answer',
-           'note_form', 'begin_reply', 'answer_text', 'answer_embeddings', 'make_endpoint', 'describe_models',
-           'Labelled', 'list_endpoints', 'make_app']
+           'make_late_error', 'keep_answer', 'note_end', 'wait_for_job', 'next_piece', 'list_last_events',
+           'stream_answer', 'note_form', 'begin_reply', 'answer_text', 'answer_embeddings', 'answer_feedback',
+           'make_endpoint', 'describe_models', 'Labelled', 'list_endpoints', 'make_app']
 
 # %% ../../nbs/ops/73_gateway.ipynb #735e0004
 import asyncio, ipaddress, json, re, secrets, sys, threading, time, traceback
@@ -27,7 +27,9 @@ from .api_forms import (ApiError, ChatRequest, CompletionRequest, EmbeddingReque
 from .api_keys import Caller, Limits, find_caller
 from .ask import TEMPLATE_TOKENS, break_special_tokens, fit_passages
 from .conversation import make_search_query
+from .drift import measure_question
 from .engines import Generation, ServeSettings
+from .feedback import AnswerStore, FeedbackRequest, KeptAnswer, record_feedback
 from .request_log import RequestLog, make_log_row, mask_logged
 from ..synthesis.open_book import OpenBook, find_cited, format_prompt
 
@@ -186,7 +188,8 @@ def describe_outcome(
                  is_form_kept=bool(matched) if schema is None else reads_as_json(reply.text, schema))
     if not opened.is_searched: return facts
     found = [dict(id=passage["id"], score=passage["score"]) for passage in opened.found[:10]]
-    return facts | dict(found=found, cited=matched["source"] if matched else None, is_found=bool(cited))
+    is_found = None if facts["is_declined"] else bool(cited)
+    return facts | dict(found=found, cited=matched["source"] if matched else None, is_found=is_found)
 
 def reads_as_json(
     text: str, # answer
@@ -342,9 +345,11 @@ class Gateway:
         settings: ServeSettings, # settings
         keys: dict, # name → KeyEntry; empty: no keys are asked for
         log: RequestLog, # log of requests
-        pii_kinds: list # kinds of personal data that are masked in logged texts
+        pii_kinds: list, # kinds of personal data that are masked in logged texts
+        answers: AnswerStore = None # answers that may be judged; None: none is kept
     ):
         self.backend, self.settings, self.keys, self.log, self.pii_kinds = backend, settings, keys, log, pii_kinds
+        self.answers = answers
         self.limits, self.figures, self.fault = Limits(), Figures(), ""
         self.free, self.waiting = asyncio.Semaphore(settings.slots), 0
         self.pool = ThreadPoolExecutor(settings.slots + 2, thread_name_prefix="answer")
@@ -480,6 +485,23 @@ def make_late_error() -> ApiError: # error
     "Say that an answer was not written in time"
     return ApiError(504, "the answer was not written in time; ask for fewer tokens", "answer_timeout")
 
+# %% ../../nbs/ops/73_gateway.ipynb #735f0002
+def keep_answer(
+    gateway: Gateway, # gateway
+    call: Call, # request
+    reply: Reply, # answer
+    asked: str, # what was asked
+    opened: Opened # conversation as the engine got it
+):
+    "Keep an answer that its caller wants to judge"
+    if not gateway.answers: return
+    sources = sorted({passage["source"] for passage in opened.shown})
+    said = dict(question=asked, prompt=opened.turns[-1]["content"], answer=reply.text)
+    answer = KeptAnswer(id=reply.id, time=time.time(), release=call.backend.digest, key=call.caller.name,
+                        sources=sources, **said)
+    try: gateway.answers.keep(answer)
+    except OSError: gateway.log.lost += 1
+
 # %% ../../nbs/ops/73_gateway.ipynb #735e0033
 def note_end(
     gateway: Gateway, # gateway
@@ -493,8 +515,11 @@ def note_end(
     facts = describe_outcome(opened, reply, call.backend.style, schema)
     usage = {name: reply.usage[name] for name in ("prompt_tokens", "completion_tokens")}
     call.facts |= facts | usage | dict(answer_id=reply.id, model=reply.model, reasons=[reply.reason or "stop"])
-    if not gateway.settings.log_text: return
     asked = form.messages[-1].content if isinstance(form, ChatRequest) else form.prompt
+    if opened.is_searched and hasattr(call.backend.index, "passages"):
+        call.facts |= measure_question(call.backend.index, asked, opened.found, list(call.caller.groups))
+    if isinstance(form, ChatRequest) and form.store: keep_answer(gateway, call, reply, asked, opened)
+    if not gateway.settings.log_text: return
     mask = lambda text: mask_logged(text, gateway.pii_kinds)
     call.facts |= dict(question=mask(asked), answer=mask(reply.text))
 
@@ -631,6 +656,22 @@ async def answer_embeddings(
     gateway.limits.add_tokens(call.caller, count, time.monotonic())
     return JSONResponse(make_embeddings(vectors, call.backend.model, form.encoding_format or "float", count))
 
+# %% ../../nbs/ops/73_gateway.ipynb #735f0004
+async def answer_feedback(
+    gateway: Gateway, # gateway
+    request, # starlette's Request
+    call: Call # request as it is counted
+): # response
+    "Take what somebody says of an answer"
+    from starlette.responses import JSONResponse
+    form = parse_form(FeedbackRequest, await read_body(gateway, request))
+    gateway.limits.admit(call.caller, time.monotonic())
+    folder = gateway.answers.folder.parent/"feedback" if gateway.answers else None
+    kept = folder and record_feedback(gateway.answers, folder, form, call.caller.name, time.time())
+    if not kept: raise ApiError(404, "no answer with this id is kept for you; ask with `store: true`, and judge it "
+                                "while it is kept", "answer_not_found", "id")
+    return JSONResponse(dict(id=form.id, status="kept"))
+
 # %% ../../nbs/ops/73_gateway.ipynb #735e0041
 def make_endpoint(
     gateway: Gateway, # gateway
@@ -696,6 +737,7 @@ def list_endpoints(
     return {"/v1/chat/completions": ("POST", "chat", text(ChatRequest)),
             "/v1/completions": ("POST", "text_completion", text(CompletionRequest)),
             "/v1/embeddings": ("POST", "embeddings", lambda *both: answer_embeddings(gateway, *both)),
+            "/feedback": ("POST", "feedback", lambda *both: answer_feedback(gateway, *both)),
             "/v1/models": ("GET", "models", list_models), "/v1/models/{name:path}": ("GET", "models", show_model)}
 
 # %% ../../nbs/ops/73_gateway.ipynb #735e0047

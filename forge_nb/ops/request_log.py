@@ -21,7 +21,8 @@ ROW_NAMES = dict(
     max_tokens="gen_ai.request.max_tokens", temperature="gen_ai.request.temperature", seed="gen_ai.request.seed",
     first="forge.seconds_to_first_token", seconds="forge.seconds", release="forge.release", key="forge.key",
     streamed="forge.is_streamed", found="forge.passages", cited="forge.cited", is_found="forge.cited_is_found",
-    is_declined="forge.is_declined", is_form_kept="forge.is_form_kept", question="gen_ai.input.messages",
+    is_declined="forge.is_declined", is_form_kept="forge.is_form_kept", question_words="forge.question_words",
+    coverage="forge.question_coverage", question="gen_ai.input.messages",
     answer="gen_ai.output.messages") | dict(time="time")  # name in the code → name in the file
 
 def make_log_row(

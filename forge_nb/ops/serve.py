@@ -23,6 +23,7 @@ from ..evals.arms import write_instruction
 from .api_forms import ApiError
 from .api_keys import KEYS_FILE, load_keys
 from .engines import ServeSettings, make_engine, reads_effort
+from .feedback import AnswerStore
 from .gateway import MAX_HEADERS, Backend, Gateway, is_this_machine, make_app
 from .registry import read_served, release_folder
 from .release_tags import find_version, list_revoked, load_registry, read_release_events
@@ -265,7 +266,9 @@ def serve(
     state = read_state(root, stage)
     log = RequestLog(root/"runs"/"requests", int(settings.log_megabytes * 2 ** 20), settings.log_files)
     backend = load_backend(root, stage, settings)
-    gateway = Gateway(backend, settings, keys, log, list_pii_kinds(load_params(root/"params.yaml")))
+    pii_kinds = list_pii_kinds(load_params(root/"params.yaml"))
+    answers = AnswerStore(root/"runs"/"answers", settings.keep_days, pii_kinds) if settings.keep_days else None
+    gateway = Gateway(backend, settings, keys, log, pii_kinds, answers)
     with open_port(host, port) as opened:
         opened.listen(256)
         place = f"[{host}]" if ":" in host else host

@@ -2,12 +2,16 @@
 import json
 
 import pytest
+from fastapi.testclient import TestClient
 from jsonschema import validate
 
 from forge_nb.core.project import Invalid, NotFound, read_jsonl, write_jsonl
 from forge_nb.data.shapes import detect_shape, read_training_row
 from forge_nb.ops import feedback as page
+from forge_nb.ops.api_keys import KeyEntry, hash_key
 from forge_nb.ops.cli import answer_schema
+from forge_nb.ops.gateway import make_app
+from gateway_standin import Echo, make_gateway
 
 DAY = page.DAY
 
@@ -99,3 +103,42 @@ def test_bad_feedback_is_a_sentence(project):
     (project/"runs"/"feedback"/"feedback.jsonl").write_text("{}", encoding="utf-8")
     (project/"data").rmdir()
     with pytest.raises(Invalid, match="data is missing"): page.feedback(project)
+
+
+# ---- through the server
+
+ANSWER = "`3 EUR`. Source: ab12."
+
+
+@pytest.fixture
+def gateway(project):
+    keys = {name: KeyEntry(sha256=hash_key(name * 20)) for name in ("desk", "other")}
+    return make_gateway(project/"runs", Echo(answer=ANSWER), keys)
+
+
+def call(client, path, sent, key="desk"): return client.post(path, json=sent, headers=dict(Authorization=f"Bearer {key * 20}"))
+def ask(client, **more):
+    return call(client, "/v1/chat/completions", dict(model="forge", messages=[dict(role="user", content="What does a bolt of kim@bolts.de cost?")]) | more).json()
+
+
+def test_an_answer_that_may_be_judged_is_judged_by_who_asked(gateway, project):
+    client = TestClient(make_app(gateway), base_url="http://127.0.0.1", raise_server_exceptions=False)
+    kept, other = ask(client, store=True), ask(client)
+    said = call(client, "/feedback", dict(id=kept["id"], correction="`4 EUR`. Source: ab12."))
+    assert (said.status_code, said.json()) == (200, dict(id=kept["id"], status="kept"))
+    for answer, key in ((other["id"], "desk"), (kept["id"], "other"), ("nosuch", "desk")):
+        refused = call(client, "/feedback", dict(id=answer, thumb="up"), key)
+        assert refused.status_code == 404 and refused.json()["error"]["code"] == "answer_not_found"
+    assert call(client, "/feedback", dict(id=kept["id"])).status_code == 400
+    assert client.post("/feedback", json=dict(id=kept["id"], thumb="up")).status_code == 401
+    assert page.feedback(project).rows == dict(kto=0, pairs=1, chat=1)
+    [pair] = read_jsonl(project/"data"/"feedback"/"pairs.jsonl")
+    assert pair["rejected"][0]["content"] == ANSWER and "[email]" in pair["prompt"][0]["content"] and "kim@" not in json.dumps(pair)
+    assert "docs/bolts.txt" in pair["source"]
+
+
+def test_a_full_disk_keeps_nobody_from_an_answer(gateway, monkeypatch):
+    def fail(answer): raise OSError(28, "No space left on device")
+    monkeypatch.setattr(gateway.answers, "keep", fail)
+    client = TestClient(make_app(gateway), base_url="http://127.0.0.1", raise_server_exceptions=False)
+    assert ask(client, store=True)["choices"][0]["message"]["content"] == ANSWER and gateway.log.lost == 1
