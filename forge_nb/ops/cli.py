@@ -20,7 +20,7 @@ __all__ = ['ANSWER_MODELS', 'app', 'DocumentsArgument', 'QueryOption', 'HistoryO
            'estimate_verb', 'sweep_verb', 'cycle_verb', 'review_verb', 'freeze_verb', 'verify_verb', 'lineage_verb',
            'rivals_verb', 'bom_verb', 'papers_verb', 'bundle_verb', 'airgap_verb', 'promote_verb', 'rollback_verb',
            'served_verb', 'verify_release_verb', 'verify_receipt_verb', 'releases_verb', 'fetch_verb', 'revoke_verb',
-           'prune_verb', 'run_verb', 'results_verb', 'mcp_verb', 'schema_verb', 'main']
+           'prune_verb', 'run_chain_verb', 'results_verb', 'mcp_verb', 'schema_verb', 'main']
 
 # %% ../../nbs/ops/90_cli.ipynb #1036a386
 import json, os, re, sys
@@ -779,16 +779,16 @@ ExperimentArgument = Annotated[str, typer.Argument(
 
 # %% ../../nbs/ops/90_cli.ipynb #63c00003
 @app.command("run", epilog="Example: forge run sft.learning_rate=0.002")
-def run_verb(
+def run_chain_verb(
     settings: SettingsArgument = None, # values to try
     to: LastStageOption = "", # last stage
     as_json: JsonOption = False # whether a program is listening
 ):
     "Run the chain, here or with other values beside the work tree: which figures moved, and what the gate says."
-    from forge_nb.ops.experiment import format_run, run_chain
+    from forge_nb.ops.experiment import format_chain_run, run_chain
     require_no_pending_erasure()
     answer = run_chain(ROOT, settings or [], to, make_line_printer(True))
-    print_answer(answer, format_run(answer), as_json)
+    print_answer(answer, format_chain_run(answer), as_json)
 
 # %% ../../nbs/ops/90_cli.ipynb #63c00004
 @app.command("results", epilog="Example: forge results --json")
@@ -797,8 +797,8 @@ def results_verb(
     as_json: JsonOption = False # whether a program is listening
 ):
     "What the stages measured, and what the gate said, here or in an experiment."
-    from forge_nb.ops.experiment import format_results, read_results
-    answer = read_results(ROOT, experiment)
+    from forge_nb.ops.experiment import format_results, read_stage_results
+    answer = read_stage_results(ROOT, experiment)
     print_answer(answer, format_results(answer), as_json)
 
 # %% ../../nbs/ops/90_cli.ipynb #64c00002
