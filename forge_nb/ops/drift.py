@@ -51,7 +51,8 @@ def draw_exchanges(
     seed: int # random seed
 ) -> np.ndarray: # (count, size) positions of the rows that stand in the window
     "Draw windows at random from the rows of both sides"
-    return np.random.default_rng(seed).random((count, total)).argpartition(size, axis=1)[:, :size]
+    drawn = np.random.default_rng(seed).random((count, total))
+    return drawn.argpartition(size, axis=1)[:, :size]
 
 # %% ../../nbs/ops/63_drift.ipynb #63a0000b
 def compute_shift_p(
@@ -117,8 +118,9 @@ def find_shifts(
     pairs = {name: read_signal_sides(reference, window, name) for name in SIGNALS}
     pairs = {name: pair for name, pair in pairs.items() if min(map(len, pair)) >= MIN_VALUES}
     tests = [compute_shift_p(*pair, seed=seed) for pair in pairs.values()]
-    return [Shift(name, float(before.mean()), float(after.mean()), len(after), p, p <= alpha)
-            for (name, (before, after)), p in zip(pairs.items(), adjust_holm(tests))]
+    def describe(name, before, after, p):
+        return Shift(name, float(before.mean()), float(after.mean()), len(after), p, p <= alpha)
+    return [describe(name, *pair, p) for (name, pair), p in zip(pairs.items(), adjust_holm(tests))]
 
 # %% ../../nbs/ops/63_drift.ipynb #63a00013
 def measure_false_alarms(

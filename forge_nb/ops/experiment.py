@@ -74,7 +74,8 @@ def compare_figures(
     for stage in dict.fromkeys([*before, *after]):
         old, new = (list_leaf_figures(side.get(stage, {})) for side in (before, after))
         keys = [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
-        moved += [Figure(stage=stage, key=key, before=old.get(key), after=new.get(key)) for key in keys]
+        figures = ((key, dict(before=old.get(key), after=new.get(key))) for key in keys)
+        moved += [Figure(stage=stage, key=key, **sides) for key, sides in figures]
     return moved
 
 # %% ../../nbs/ops/63_experiment.ipynb #63a00020

@@ -54,7 +54,8 @@ def tabulate_rows(
     names = ("kind", "generator", "verdict")
     def describe(file, row):
         parents = ", ".join(map(str, row.get("parents") or []))
-        return dict(file=file) | {name: row.get(name, "") for name in names} | join_turns(row) | dict(parents=parents)
+        kept = {name: row.get(name, "") for name in names}
+        return dict(file=file) | kept | join_turns(row) | dict(parents=parents)
     return pd.DataFrame([describe(*line) for line in read_split_rows(root, "artifacts/synth/rows/*.jsonl")])
 
 # %% ../../nbs/ops/67_explore.ipynb #67e0000d

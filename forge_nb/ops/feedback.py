@@ -64,7 +64,8 @@ class AnswerStore:
     ):
         "Remove the files of days that are past"
         for path in self.folder.glob("*.jsonl"):
-            if path.stem.isdigit() and int(path.stem) < now // DAY - self.days: path.unlink(missing_ok=True)
+            if not path.stem.isdigit(): continue
+            if int(path.stem) < now // DAY - self.days: path.unlink(missing_ok=True)
 
     def find(self,
         answer_id: str # id of an answer
@@ -99,7 +100,8 @@ class FeedbackRequest(BaseModel, extra="forbid"):
     @model_validator(mode="after")
     def says_something(self):
         "Refuse feedback without anything in it"
-        if not any((self.thumb, (self.correction or "").strip(), (self.comment or "").strip())):
+        said = [self.thumb, self.correction, self.comment]
+        if not any((words or "").strip() for words in said):
             raise ValueError("says nothing: give `thumb`, `correction` or `comment`")
         return self
 
@@ -173,8 +175,9 @@ def make_feedback_rows(
             rows["pairs"].append(origin | dict(prompt=prompt, chosen=[dict(role="assistant", content=correction)],
                                                rejected=[dict(role="assistant", content=kept["answer"])]))
             rows["chat"].append(origin | dict(messages=[*prompt, dict(role="assistant", content=correction)]))
-        elif said["thumb"]: rows["kto"].append(origin | dict(
-            prompt=prompt, completion=[dict(role="assistant", content=kept["answer"])], label=said["thumb"] == "up"))
+        elif said["thumb"]:
+            judged = dict(completion=[dict(role="assistant", content=kept["answer"])], label=said["thumb"] == "up")
+            rows["kto"].append(origin | dict(prompt=prompt) | judged)
         else: left["a comment alone"] += 1
     return rows, left
 
@@ -205,7 +208,8 @@ def feedback(
     chosen, loud = limit_keys(chosen, max_share)
     if loud: left["too many by one key"] += loud
     exam = root/"artifacts"/"synth"/"eval_set"/"items.jsonl"
-    asked = {item["question"].strip().lower() for item in read_jsonl(exam)} if exam.exists() else set()
+    items = read_jsonl(exam) if exam.exists() else []
+    asked = {item["question"].strip().lower() for item in items}
     rows, dropped = make_feedback_rows(chosen, asked)
     files = [FEEDBACK_FOLDER/f"{kind}.jsonl" for kind in rows if rows[kind]]
     (root/FEEDBACK_FOLDER).mkdir(exist_ok=True)

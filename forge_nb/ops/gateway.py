@@ -497,8 +497,8 @@ def keep_answer(
     if not gateway.answers: return
     sources = sorted({passage["source"] for passage in opened.shown})
     said = dict(question=asked, prompt=opened.turns[-1]["content"], answer=reply.text)
-    answer = KeptAnswer(id=reply.id, time=time.time(), release=call.backend.digest, key=call.caller.name,
-                        sources=sources, **said)
+    origin = dict(release=call.backend.digest, key=call.caller.name, sources=sources)
+    answer = KeptAnswer(id=reply.id, time=time.time(), **origin, **said)
     try: gateway.answers.keep(answer)
     except OSError: gateway.log.lost += 1
 

@@ -224,7 +224,8 @@ class ItemQueue(DecisionQueue):
     def show(self):
         "Show the next item, with its words in the fields"
         super().show()
-        item = self.entries[self.place] if self.place < len(self.entries) else dict(question="", answer="")
+        is_over = self.place >= len(self.entries)
+        item = dict(question="", answer="") if is_over else self.entries[self.place]
         self.question.value, self.answer.value, self.note.value = item["question"], str(item["answer"]), ""
 
     def save(self,

@@ -161,13 +161,15 @@ def run_canary(
     "Ask a release its frozen questions again"
     form, path, recorded, prompts = choose_canary(folder)
     config = read_json(folder/"model"/"config.json")
-    job = dict(engine="llama", path=str(path), texts=[], turns=[prompts[row["id"]] for row in recorded],
+    turns = [prompts[row["id"]] for row in recorded]
+    job = dict(engine="llama", path=str(path), texts=[], turns=turns,
                context_length=min(config["max_position_embeddings"], MAX_CONTEXT),
                max_new_tokens=max(48, *(len(row["tokens"]) for row in recorded)))
     answers = replay(form, job, 2, work)["answers"]
     equal = compare_answers_by_token(recorded, answers)["answers_equal"]
     different = [row["id"] for row, answer in zip(recorded, answers) if row["tokens"] != answer["tokens"]]
-    return FrozenCanary(form=form, asked=len(recorded), equal=equal, different=different[:5], alarms=equal < MIN_CANARY)
+    alarms = equal < MIN_CANARY
+    return FrozenCanary(form=form, asked=len(recorded), equal=equal, different=different[:5], alarms=alarms)
 
 # %% ../../nbs/ops/89_monitor.ipynb #79a00016
 MAX_FAILED = .01  # share of the latest requests that the server may fail to answer
@@ -274,10 +276,12 @@ def draw_signal(
     "Draw a signal over the requests"
     reference, rest = read_signal_sides(rows[:num_reference], rows[num_reference:], name)
     values = np.concatenate([reference, rest])
-    means = [float(values[n:n + POINT].mean()) for n in range(0, len(values) - POINT + 1, POINT)]
+    starts = range(0, len(values) - POINT + 1, POINT)
+    means = [float(values[n:n + POINT].mean()) for n in starts]
     if len(means) < 2 or not len(reference): return ""
     half = 2 * float(reference.std()) / POINT ** .5
-    drawn = draw_means(means, float(reference.mean()), half, min(len(reference) / POINT, len(means) - 1))
+    border = min(len(reference) / POINT, len(means) - 1)
+    drawn = draw_means(means, float(reference.mean()), half, border)
     view = f'viewBox="0 0 {PLOT_WIDTH} {PLOT_HEIGHT}" role="img" aria-label="{escape(SIGNALS[name])}"'
     span = f"{min(means):.3g} to {max(means):.3g}; band: two standard errors of the quiet time, up to the dashes"
     return f"<svg {view}>{drawn}</svg><p><small>{span}</small></p>"

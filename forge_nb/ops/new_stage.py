@@ -32,7 +32,8 @@ def list_template_names(
     nb # notebook of the template
 ) -> set: # names
     "List the names that the template's code uses, its own left out"
-    nodes = [n for c in nb.cells if c.cell_type == "code" for n in ast.walk(ast.parse(c.source))]
+    sources = [cell.source for cell in nb.cells if cell.cell_type == "code"]
+    nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
     names = {getattr(n, field, None) for n in nodes for field in ("id", "arg", "name", "attr")}
     return {n for n in names if isinstance(n, str)} - {TEMPLATE_STEM, f"measure_{TEMPLATE_STEM}"}
 

@@ -30,7 +30,8 @@ def make_log_row(
 ) -> dict: # row
     "Write a row of the log"
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-    return {ROW_NAMES[name]: value for name, value in (dict(time=now) | facts).items() if value is not None}
+    known = {name: value for name, value in (dict(time=now) | facts).items() if value is not None}
+    return {ROW_NAMES[name]: value for name, value in known.items()}
 
 # %% ../../nbs/ops/71_request_log.ipynb #715e0009
 def mask_logged(

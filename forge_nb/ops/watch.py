@@ -36,7 +36,8 @@ def find_running_stage(
     system = Path("/proc/locks")
     locks = system.read_text(encoding="utf-8") if system.exists() else ""
     logs = {name: root/"runs"/f"{name}.jsonl" for name in names}
-    age = {name: time.time() - path.stat().st_mtime for name, path in logs.items() if path.exists()}
+    present = {name: path for name, path in logs.items() if path.exists()}
+    age = {name: time.time() - path.stat().st_mtime for name, path in present.items()}
     def is_running(name):
         if locks: return holds_lock(root/".ckpt"/f"{name}.lock", locks)
         ended = any("total_seconds" in row for row in read_log_lines(logs[name]))
