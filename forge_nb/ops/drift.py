@@ -71,7 +71,7 @@ def compute_shift_p(
 
 # %% ../../nbs/ops/63_drift.ipynb #63a0000d
 SIGNALS = dict(question_words="words of a question", unfamiliar="questions of which the best passage holds little",
-               answer_tokens="tokens of an answer", declined="answers that say *not known*",
+               answer_tokens="tokens of an answer", declined="answers that say: not known",
                form_kept="answers in house style", source_valid="sources that were among the passages")
 MIN_VALUES = 20  # values on either side without which a signal is not tested
 LOWEST = .03  # share of all questions, those that are covered least, that count as unfamiliar

@@ -178,7 +178,7 @@ def make_feedback_rows(
         elif said["thumb"]:
             judged = dict(completion=[dict(role="assistant", content=kept["answer"])], label=said["thumb"] == "up")
             rows["kto"].append(origin | dict(prompt=prompt) | judged)
-        else: left["a comment alone"] += 1
+        else: left["corrected to what it was" if correction else "a comment alone"] += 1
     return rows, left
 
 # %% ../../nbs/ops/64_feedback.ipynb #64a0001b

@@ -59,7 +59,7 @@ def write_log(root, rows):
 
 def make_log(count, **changed):
     rng = np.random.default_rng(0)
-    return [dict(time=float(n), release="r1", status=200, seconds=.2, first_token=.1, answer_tokens=int(rng.poisson(12)), declined=bool(rng.random() < .2),
+    return [dict(time=float(n), operation="chat", release="r1", status=200, seconds=.2, first_token=.1, answer_tokens=int(rng.poisson(12)), declined=bool(rng.random() < .2),
                  question_words=int(rng.poisson(10)), coverage=float(rng.uniform(.4, 1)), passages=["a"], form_kept=True, source_valid=True) | changed
             for n in range(count)]
 
@@ -98,6 +98,11 @@ def test_a_release_is_held_against_itself_alone(tmp_path):
 def test_no_log_and_a_short_window_are_a_sentence(tmp_path):
     with pytest.raises(NotFound, match="no request was logged yet"): page.monitor(tmp_path)
     with pytest.raises(Invalid, match="fewer than 50 tell nothing"): page.monitor(tmp_path, num_window=10)
+
+
+def test_what_writes_no_answer_is_not_read(tmp_path):
+    write_log(tmp_path, [*make_log(60), *make_log(60, operation="feedback", coverage=None), *make_log(9, operation="models")])
+    assert page.monitor(tmp_path).usage.requests == 60
 
 
 def test_broken_lines_are_counted(tmp_path):
