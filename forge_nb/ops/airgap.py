@@ -95,6 +95,7 @@ def run_step(
     (project/"runs").mkdir(exist_ok=True)
     env, trace = os.environ | make_outbound_environment(project, []), project/"runs"/"trace"
     for name in ("FORGE_LOG", "FORGE_CKPT"): env.pop(name, None)
+    read_attempts(project, step, trace)  # of a run that was cut off
     streams = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace")
     wrapped, lines = wrap_command(command, trace), []
     process = subprocess.Popen(wrapped, cwd=project, env=env, start_new_session=True, **streams)
