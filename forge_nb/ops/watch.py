@@ -7,7 +7,7 @@ __all__ = ['MAX_SILENCE', 'PROGRESS', 'NO_FIGURES', 'holds_lock', 'find_running_
            'list_behind', 'watch_once', 'format_watch', 'watch', 'make_screen']
 
 # %% ../../nbs/ops/77_watch.ipynb #94w00004
-import re, time
+import os, re, time
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +25,9 @@ def holds_lock(
 ) -> bool: # whether a process holds it
     "Tell whether somebody holds a lock, without trying it"
     if not path.exists(): return False
-    return bool(re.search(rf"FLOCK .*:{path.stat().st_ino} ", locks))
+    found = path.stat()
+    device = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}"  # other file systems have the same numbers
+    return f" {device}:{found.st_ino} " in locks
 
 # %% ../../nbs/ops/77_watch.ipynb #94w00008
 def find_running_stage(
