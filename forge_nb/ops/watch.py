@@ -21,7 +21,7 @@ from ..report.runs import format_run_time, read_log_lines, read_stage_runs
 MAX_SILENCE = 300  # seconds without a line, after which a stage is taken to be over where locks cannot be listed
 def holds_lock(
     path: Path, # lock file of a stage
-    locks: str # text of /proc/locks; '' where there is none
+    locks: str # text of /proc/locks
 ) -> bool: # whether a process holds it
     "Tell whether somebody holds a lock, without trying it"
     if not path.exists(): return False
@@ -36,12 +36,12 @@ def find_running_stage(
 ) -> str: # stage whose log grew last of those that run; '' for none
     "Find the stage that runs"
     system = Path("/proc/locks")
-    locks = system.read_text(encoding="utf-8") if system.exists() else ""
+    locks = system.read_text(encoding="utf-8") if system.exists() else None  # empty where nobody holds any
     logs = {name: root/"runs"/f"{name}.jsonl" for name in names}
     present = {name: path for name, path in logs.items() if path.exists()}
     age = {name: time.time() - path.stat().st_mtime for name, path in present.items()}
     def is_running(name):
-        if locks: return holds_lock(root/".ckpt"/f"{name}.lock", locks)
+        if locks is not None: return holds_lock(root/".ckpt"/f"{name}.lock", locks)
         ended = any("total_seconds" in row for row in read_log_lines(logs[name]))
         return age[name] < MAX_SILENCE and not ended
     return min(filter(is_running, age), key=age.get, default="")
