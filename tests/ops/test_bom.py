@@ -13,6 +13,7 @@ from forge_nb.core.settings import load_settings
 from forge_nb.data.documents import find_folder_licence
 from forge_nb.ops import bom as bom_page
 from forge_nb.ops.bom import check_bom, collect_bom, list_packages, parse_pins, write_bom
+from forge_nb.ops.formats import FORMATS
 from forge_nb.ops.licences import LicenceTable, Rights, list_licence_reasons
 
 LOCK = "fastcore==9.9.9\nrich==1.0\n"
@@ -78,7 +79,7 @@ def test_packages_of_the_extra_are_listed_where_a_form_is_written_by_them(projec
     def names(): return [part["name"] for part in bom_page.collect_bom(project)["components"] if part["type"] == "library"]
     assert names() == ["fastcore"]
     (project/"params.yaml").write_text("export: {formats: [safetensors, pte]}\n", encoding="utf-8")
-    assert names() == ["fastcore", "rich"]
+    assert names() == ["fastcore", "rich"] and bom_page.EDGE_FORMS == {name for name, form in FORMATS.items() if form.modules}
 
 
 def test_the_same_run_gives_the_same_bytes_and_a_changed_document_others(project):
