@@ -13,6 +13,7 @@ from forge_nb.core.settings import load_settings
 from forge_nb.data.documents import find_folder_licence
 from forge_nb.ops import bom as bom_page
 from forge_nb.ops.bom import check_bom, collect_bom, list_packages, parse_pins, write_bom
+from forge_nb.ops.formats import FORMATS
 from forge_nb.ops.licences import LicenceTable, Rights, list_licence_reasons
 
 LOCK = "fastcore==9.9.9\nrich==1.0\n"
@@ -58,6 +59,7 @@ def project(tmp_path, monkeypatch):
     (tmp_path/"artifacts"/"evaluate").mkdir()
     (tmp_path/"artifacts"/"evaluate"/"intervals.csv").write_text("checkpoint,metric,slice,n,mean,low,high\nrl,kpi,all,320,0.77,0.7,0.8\n", encoding="utf-8")
     (tmp_path/"requirements.lock").write_text(LOCK, encoding="utf-8")
+    (tmp_path/"params.yaml").write_text("export: {formats: [safetensors]}\n", encoding="utf-8")
     packages = dict(fastcore=Package(version="9.9.9", metadata=Metadata({"License-Expression": "Apache-2.0"})), rich=Package(version="1.0", metadata=Metadata({"License": "MIT"})))
     monkeypatch.setattr(bom_page, "distribution", packages.__getitem__)
     find_folder_licence.cache_clear()
@@ -70,6 +72,15 @@ class Metadata(dict):
 
 
 # ---- the list
+
+def test_packages_of_the_extra_are_listed_where_a_form_is_written_by_them(project):
+    (project/"requirements-edge.lock").write_text("rich==1.0\n", encoding="utf-8")
+    (project/"requirements.lock").write_text("fastcore==9.9.9\n", encoding="utf-8")
+    def names(): return [part["name"] for part in bom_page.collect_bom(project)["components"] if part["type"] == "library"]
+    assert names() == ["fastcore"]
+    (project/"params.yaml").write_text("export: {formats: [safetensors, pte]}\n", encoding="utf-8")
+    assert names() == ["fastcore", "rich"] and bom_page.EDGE_FORMS == {name for name, form in FORMATS.items() if form.modules}
+
 
 def test_the_same_run_gives_the_same_bytes_and_a_changed_document_others(project):
     answer = write_bom(project)
