@@ -20,6 +20,7 @@ def made(chain, tmp_path_factory):
     copy.again = copy("dvc repro breadth")
     shipped = (ROOT/"params.yaml").read_text(encoding="utf-8")
     (copy.root/"params.yaml").write_text(insert_block(shipped, "curate", STAGE_SECTION.format(name="breadth")), encoding="utf-8")
+    (copy.root/"studies/params.yaml").write_bytes((ROOT/"studies/params.yaml").read_bytes())
     return copy
 
 
