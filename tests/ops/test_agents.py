@@ -173,15 +173,30 @@ def test_loosened_rules_are_noticed_by_the_gate(cheated):
     assert job["result"]["verdict"] == "fail" and "config/rules/tiny.yaml is not what it was in commit" in job["result"]["because"][0]
 
 
-def test_what_grades_the_exam_is_frozen(cheated):
+@pytest.fixture
+def frozen(cheated):
+    "The same with an exam that is frozen and committed"
+    shipped = cheated("git rev-parse HEAD").strip()
+    swap_line(cheated.root/"params.yaml", "enforce: false", "enforce: true")
+    cheated(f"git rm -q eval_set.lock && {COMMIT} -am 'another exam' && dvc repro -q freeze && git add -A && {COMMIT} -m frozen")
+    yield cheated
+    cheated(f"git reset -q --hard {shipped}")
+
+
+def test_what_grades_the_exam_is_frozen(frozen):
     "A kind number of the company's own, given after the exam was frozen, stops the run before anything is trained"
-    root = cheated.root
-    swap_line(root/"params.yaml", "enforce: false", "enforce: true")
-    cheated(f"rm eval_set.lock && dvc repro -q freeze && git add -A && {COMMIT} -m frozen")
-    with open(root/"company/kpi.py", "a", encoding="utf-8") as f: f.write("\n\ndef kpi(*given, **more): return 1.0\n")
-    job = act(root, lambda agent: agent.finish("run", to="freeze"))
+    with open(frozen.root/"company/kpi.py", "a", encoding="utf-8") as f: f.write("\n\ndef kpi(*given, **more): return 1.0\n")
+    job = act(frozen.root, lambda agent: agent.finish("run", to="freeze"))
     assert job["state"] == "failed" and job["exit_code"] == 1 and "company/kpi.py" in job["error"] and "forge freeze --because" in job["error"], job
-    cheated("git reset -q --hard HEAD~1")
+
+
+@pytest.mark.parametrize("is_lock_deleted", [False, True])
+def test_an_easier_exam_is_refused_also_where_its_lock_was_deleted(frozen, is_lock_deleted):
+    swap_line(frozen.root/"company/eval_sets/out_of_domain/general.jsonl", "Which metal is liquid at room", "Which metal runs at room")
+    if is_lock_deleted: (frozen.root/"eval_set.lock").unlink()
+    job = act(frozen.root, lambda agent: agent.finish("run", to="freeze"))
+    said = "no freeze with a reason made it so" if is_lock_deleted else "forge freeze --because"
+    assert job["state"] == "failed" and said in job["error"], job
 
 
 def test_a_forged_verdict_is_noticed_and_written_anew(cheated):
