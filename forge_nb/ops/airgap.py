@@ -218,7 +218,7 @@ def list_steps(
     yield "promote", [*forge, "promote", "--to", COPY_STAGE, "--because", "its serving is tried"], False
     yield "serve", [sys.executable, "-m", "forge_nb.ops.airgap", question], False
     yield "feedback", [*forge, "feedback"], True
-    yield "monitor", [*forge, "monitor", "--stage", COPY_STAGE, "--canary"], True
+    yield "monitor", [*forge, "monitor", "--stage", COPY_STAGE], True
     yield "report", [sys.executable, "-m", "forge_nb.ops.site"], False
 
 # %% ../../nbs/ops/84_airgap.ipynb #84a0001a

@@ -8,8 +8,8 @@ __all__ = ['VERDICT_FILE', 'RECALL_FILE', 'BUILDING', 'BASELINE_FILE', 'HASHES',
            'read_committed_recall', 'require_recall', 'write_release', 'install_release', 'register_release',
            'find_stored', 'load_release', 'list_expected', 'require_whole', 'require_signature', 'write_baseline',
            'PromoteAnswer', 'require_release_stage', 'make_release', 'serve_release', 'remove_leftovers',
-           'summarize_release', 'promote', 'format_promote', 'choose_rollback', 'RollbackAnswer', 'find_serving_stage',
-           'rollback', 'format_rollback']
+           'summarize_release', 'describe_exam', 'promote', 'format_promote', 'choose_rollback', 'RollbackAnswer',
+           'find_serving_stage', 'rollback', 'format_rollback']
 
 # %% ../../nbs/ops/81_registry.ipynb #81a00004
 import csv, io, os, time
@@ -32,6 +32,7 @@ from .release_tags import (assign_stage, commit_release_file, find_version, list
                                        read_release_events, register_version, require_identity, write_fields)
 from .signing import (PRIVATE_KEY, derive_public_key, find_private_key, find_public_key,
                                   find_signature_fault, name_key, sign_folder)
+from ..synthesis.eval_lock import describe_frozen_after, frozen_after_training
 
 # %% ../../nbs/ops/81_registry.ipynb #81a00007
 def release_folder(
@@ -328,6 +329,7 @@ class PromoteAnswer(BaseModel, extra="forbid"):
     megabytes: float = Field(description="size of the folder")
     hashes: dict[str, str] = Field(description="what it rests on: dvc.lock, verdict, rules, exam, data, index, weights")
     is_baseline: bool = Field(description="whether config/baseline.yaml was changed and waits to be committed")
+    exam: str = Field("", description="what of the exam was frozen after the model was trained; empty: not asked")
     seconds: float = Field(description="time that it took")
 
 # %% ../../nbs/ops/81_registry.ipynb #81a00022
@@ -400,6 +402,14 @@ def summarize_release(
                 folder=f"releases/{event.version}", files=len(sizes), megabytes=round(sum(sizes) / 1e6, 1),
                 hashes={name: release[name] for name in HASHES})
 
+# %% ../../nbs/ops/81_registry.ipynb #81a00041
+def describe_exam(
+    root: Path # root folder of the project
+) -> str: # sentence for people
+    "Say whether the exam stood before the model was trained"
+    try: return describe_frozen_after(frozen_after_training(root))
+    except (Invalid, NotFound) as error: return f"Nobody can tell whether the exam stood before training: {error}."
+
 # %% ../../nbs/ops/81_registry.ipynb #81a00026
 def promote(
     root: Path, # root folder of the project
@@ -425,7 +435,8 @@ def promote(
     is_changed = serve_release(root, settings, event, stage, dict(event="promotion", because=because))
     if not (is_changed or is_baseline or is_new): raise NotFound(
         f"{stage} serves {event.version} already, and nothing in this commit differs from it; there is nothing to do")
-    return PromoteAnswer(stage=stage, before=before, is_new=is_new, is_baseline=is_baseline,
+    exam = describe_exam(root) if is_new and not commit else ""
+    return PromoteAnswer(stage=stage, before=before, is_new=is_new, is_baseline=is_baseline, exam=exam,
                          **summarize_release(settings, event, release), seconds=round(time.monotonic() - start, 2))
 
 # %% ../../nbs/ops/81_registry.ipynb #81a00027
@@ -438,6 +449,7 @@ def format_promote(
              f"  {answer.folder}: {answer.files} files, {answer.megabytes:,.1f} MB, "
              f"{'signed' if answer.is_signed else 'not signed: there is no key'}",
              *(f"  {name:10}{value[:16]}" for name, value in answer.hashes.items())]
+    if answer.exam: lines.append(f"  {answer.exam}")
     if answer.is_baseline: lines.append(f"  {BASELINE_FILE} names it; commit that, and the gate compares with it")
     return "\n".join([*lines, "  other machines need the tags and the cache: git push --tags, dvc push --all-tags"])
 
