@@ -270,7 +270,8 @@ def format_airgap(
 # %% ../../nbs/ops/84_airgap.ipynb #84a0002b
 def main():
     "Run the step `serve` in the project of this process"
-    print(ask_served(ROOT, " ".join(sys.argv[1:]))["choices"][0]["message"]["content"])
+    answer = ask_served(ROOT, " ".join(sys.argv[1:]))
+    print(answer["choices"][0]["message"]["content"])
 
 # %% ../../nbs/ops/84_airgap.ipynb #84a0002c
 if __name__ == "__main__" and "__file__" in globals(): run_cli(main)

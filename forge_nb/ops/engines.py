@@ -65,7 +65,8 @@ class Generation:
     def body(self) -> dict: # fields that OpenAI's servers know
         "Write the request that all servers read"
         asked = dict(messages=list(self.turns)) if self.turns else dict(prompt=self.prompt)
-        options = dict(temperature=0) | self.options | (dict(stop=list(self.stop)) if self.stop else {})
+        options = dict(temperature=0) | self.options
+        if self.stop: options["stop"] = list(self.stop)
         return asked | options | dict(max_tokens=self.max_tokens, stream=True, stream_options=dict(include_usage=True))
 
 # %% ../../nbs/ops/68_engines.ipynb #685e000b
@@ -269,10 +270,18 @@ class ServerEngine:
         if generation.effort: body["reasoning_effort"] = generation.effort
         try:
             with self.client.stream("POST", path, json=body | dict(model=self.model)) as response:
-                if response.status_code != 200: refuse_generation(dict(
-                    code=response.status_code, message=response.read().decode("utf-8", "replace")[:300] or "no reason"))
+                status = response.status_code
+                if status in (429, 503): raise ApiError(
+                    503, "the engine is busy; come again", "overloaded", retry_after=5)
+                if status in (401, 403, 404): raise ApiError(
+                    502, "the engine does not let this server in; `engine_*` in config/serve.yaml says how it asks",
+                    "engine_refused")
+                if status != 200: refuse_generation(dict(
+                    code=status, message=response.read().decode("utf-8", "replace")[:300] or "no reason"))
                 for line in response.iter_lines():
-                    if line.startswith("data: {") and emit(read_chunk(json.loads(line[6:]))): return
+                    if not line.startswith("data: {"): continue
+                    if "error" in (chunk := json.loads(line[6:])): refuse_generation(chunk["error"])
+                    if emit(read_chunk(chunk)): return
         except (httpx2.HTTPError, ValueError): raise ApiError(
             503, "the engine cannot be reached; try again", "engine_unreachable", retry_after=5) from None
 

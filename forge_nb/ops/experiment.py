@@ -24,7 +24,8 @@ from ..core.tangle import matches_type
 from .sweep import find_field
 
 # %% ../../nbs/ops/63_experiment.ipynb #63a00007
-PERSONAL_FIELDS = ("gate.waiver_name", "gate.waiver_reason", "gate.rules_file", "freeze.enforce")
+PERSONAL_FIELDS = ("gate.waiver_name", "gate.waiver_reason", "gate.rules_file", "freeze.enforce",
+                   "synth.groups", "shared.pii", "shared.pii_patterns")
 def check_personal_fields(
     settings: list # texts as STAGE.FIELD=VALUE
 ):

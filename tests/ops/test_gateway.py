@@ -363,7 +363,7 @@ def test_a_release_is_loaded_served_and_replaced(project, monkeypatch):
     streamed = read_events(post(client, body(max_tokens=9, stream=True)))
     assert "".join(e["choices"][0]["delta"].get("content", "") for e in streamed) == greedy[0]
     async def change():
-        watcher = asyncio.ensure_future(serve.watch(gateway, project, state, host="127.0.0.1", stage="production", engine=""))
+        watcher = asyncio.ensure_future(serve.watch_served(gateway, project, state, host="127.0.0.1", stage="production", engine=""))
         switch_served(project, "production", "v1.1.0")
         while gateway.backend is backend: await asyncio.sleep(.02)
         second = gateway.backend
