@@ -485,7 +485,8 @@ def list_bad_requests() -> dict:
         stop=[5, {}, [""], [1], ["a"] * 5, "", [[]]], seed=["x", 1.5, [], {}], stream=["x", 1, [], {}], stream_options=["x", 1, [], dict(include_usage="x")], frequency_penalty=["x", 9, []],
         presence_penalty=["x", -9, {}], reasoning_effort=["x", 1, [], "HIGH"], retrieval=["x", 1, [], {}], n=[2, 0, "x", []], tools=[[dict(type="function")], "x"], logprobs=[True, 5], logit_bias=[{"5": 1}],
         response_format=["x", 1, [], {}, dict(type="x"), dict(type="json_schema"), *[dict(type="json_schema", json_schema=dict(schema=s)) for s in (
-            "x", dict(type="nonsense"), {"$ref": "file:///etc/passwd"}, {"$ref": "http://models.example/a"}, dict(items={"$ref": "../company/groups.yaml"}), dict(required="x"), dict(minLength=-1))]])
+            "x", dict(type="nonsense"), {"$ref": "file:///etc/passwd"}, {"$ref": "http://models.example/a"}, dict(items={"$ref": "../company/groups.yaml"}), dict(required="x"), dict(minLength=-1), {"$dynamicRef": "file:///dev/zero"},
+            {"$ref": "#/nowhere"}, {"$ref": "#"}, {"$id": "http://127.0.0.1:9/a", "$ref": "b"}, dict(patternProperties={"(a+)+$": {}}))]])
     bad |= {f"{field} {n}": http_request(json.dumps(body(MARK) | {field: value}).encode()) for field, values in fields.items() for n, value in enumerate(values)}
     bad |= {f"completion {n}": http_request(json.dumps(dict(model="forge") | more).encode(), "/v1/completions") for n, more in enumerate(
         [{}, dict(prompt=None), dict(prompt=5), dict(prompt=[1, 2]), dict(prompt=["a", "b"]), dict(prompt=["a\0"]), dict(prompt="a", echo=True), dict(prompt="a", best_of=5), dict(prompt="a", suffix=MARK)])}
