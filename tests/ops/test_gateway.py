@@ -447,7 +447,7 @@ def test_another_server_is_an_engine(project, tmp_path):
         settings = ServeSettings(engine="server", engine_url=f"http://127.0.0.1:{port}/v1", engine_model="forge")
         backend = serve.load_backend(project, "production", settings)
         assert write_text(backend.engine)[0] == ANSWER and "Answer in one line" in backend.instruction
-        with pytest.raises(page.ApiError, match="not served here"): serve.load_backend(project, "production", settings.model_copy(update=dict(engine_model="x"))) and write_text(serve.make_engine(settings.model_copy(update=dict(engine_model="x")), project, project))
+        with pytest.raises(page.ApiError, match="does not let this server in"): serve.load_backend(project, "production", settings.model_copy(update=dict(engine_model="x"))) and write_text(serve.make_engine(settings.model_copy(update=dict(engine_model="x")), project, project))
         client = client_of(page.Gateway(backend, settings, {}, make_gateway(tmp_path).log, []))
         assert text_of(post(client, body())) == ANSWER
     with pytest.raises(page.ApiError, match="cannot be reached"): write_text(backend.engine)
