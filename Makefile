@@ -112,5 +112,5 @@ serve: setup  ## the promoted release behind OpenAI's interface, on this machine
 papers: setup  ## what an audit asks: cards, technical documentation, risks, changes, bill of materials; writes papers/
 	@forge papers
 
-bench: data  ## measure in a fresh clone, all or PART=chain|ci|data|readers|index|pretrain|tune|evaluate|lineage|release; writes docs/BENCH.md
+bench: data  ## measure in a fresh clone, all or PART=chain|ci|data|readers|index|pretrain|tune|evaluate|lineage|release|serve; writes docs/BENCH.md
 	@python -m forge_nb.bench.bench $${PART:+"$$PART"}

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['ACTIVATE', 'READ_BOUNDS', 'CURATE', 'CURATE_WITH_DATATROVE', 'ASK_WARM', 'BYTES_PER_BYTE', 'RELEASE_QUESTION',
-           'PARTS', 'run_timed', 'run_module', 'make_fresh_clone', 'read_stage_costs', 'measure_memory',
-           'run_with_peak_memory', 'format_reading', 'measure_formats', 'measure_readers', 'read_line_pools',
-           'draw_document', 'generate_corpus', 'make_word_tokenizer', 'make_quality_filter', 'read_for_datatrove',
-           'curate_with_datatrove', 'run_curation', 'format_speed', 'measure_curation', 'format_baseline',
-           'run_baseline', 'measure_nanochat', 'format_depth', 'measure_pretraining', 'measure_questions',
-           'measure_pipeline', 'measure_ci', 'tokens_per_own_step', 'compare_with_defaults', 'measure_post_training',
-           'format_exam_speed', 'make_release_clone', 'measure_evaluation', 'format_growth', 'measure_index',
-           'measure_lineage', 'write_bench_key', 'run_verb', 'format_verb', 'measure_registry', 'measure_release',
+           'SERVED_BASE', 'SERVE_BOUNDS', 'PARTS', 'run_timed', 'run_module', 'make_fresh_clone', 'read_stage_costs',
+           'measure_memory', 'run_with_peak_memory', 'format_reading', 'measure_formats', 'measure_readers',
+           'read_line_pools', 'draw_document', 'generate_corpus', 'make_word_tokenizer', 'make_quality_filter',
+           'read_for_datatrove', 'curate_with_datatrove', 'run_curation', 'format_speed', 'measure_curation',
+           'format_baseline', 'run_baseline', 'measure_nanochat', 'format_depth', 'measure_pretraining',
+           'measure_questions', 'measure_pipeline', 'measure_ci', 'tokens_per_own_step', 'compare_with_defaults',
+           'measure_post_training', 'format_exam_speed', 'make_release_clone', 'measure_evaluation', 'format_growth',
+           'measure_index', 'measure_lineage', 'write_bench_key', 'run_verb', 'format_verb', 'measure_registry',
+           'measure_release', 'format_load', 'format_serving', 'measure_answering', 'measure_server',
            'render_bench_page', 'measure_part', 'main']
 
 # %% ../../nbs/bench/20_bench.ipynb #7c92accc
@@ -603,10 +604,69 @@ def measure_release(
     yield "`forge lineage`, first question, which builds it", format_verb([run_verb(clone, question)]), ""
     yield "`forge lineage`, a further question", format_verb([run_verb(clone, question) for _ in range(3)]), "1 s"
 
+# %% ../../nbs/bench/20_bench.ipynb #20aa0002
+SERVED_BASE = "smollm2" # base in config/bases.yaml
+SERVE_BOUNDS = {"default": .8, "smollm2": .95} # model → share of the throughput of llama.cpp's own server
+
+# %% ../../nbs/bench/20_bench.ipynb #20aa0003
+def format_load(
+    row: dict # row of `measure_serving`
+) -> str: # text for the table
+    "Format what a server did"
+    first = f"first token p50 {row['p50']:,.0f} ms, p95 {row['p95']:,.0f} ms"
+    faults = f"; {row['errors']} errors" if row["errors"] else ""
+    return f"{row['answers_per_second']:.1f} answers/s of {row['tokens']:.0f} tokens; {first}{faults}"
+
+def format_serving(
+    model: str, # default or name of a base
+    rows: list # rows of `measure_serving`
+): # yields (what, figure, bound) as text
+    "Format rows; those of the gateway have a bound"
+    speeds = {(row["server"], row["clients"]): row["answers_per_second"] for row in rows}
+    for row in rows:
+        what, bound = f"{row['server']}, {model}, {row['clients']} clients".replace(", 1 clients", ", one client"), ""
+        if row["server"] == "forge serve":
+            ratios = [row["answers_per_second"] / max(speeds[name, row["clients"]], .01)
+                      for name in ("llama.cpp", "transformers serve")]
+            bound = (f"{SERVE_BOUNDS[model]} of llama.cpp's own: {ratios[0]:.2f}; "
+                     f"5 times transformers': {ratios[1]:.1f}")
+        yield what, format_load(row), bound
+
+# %% ../../nbs/bench/20_bench.ipynb #20aa0005
+def measure_answering(
+    clone: Path, # folder of a clone that serves a release
+    stage: str, # stage
+    base: Path # folder of the base
+): # yields (what, figure, bound) as text
+    "Measure what a release does under load"
+    measure = lambda *words: run_module(clone, "forge_nb.bench.serve_speed", stage, *words)
+    yield from format_serving("default", measure("default"))
+    cost = measure("cost")
+    figure = f"{cost['gateway']:.1f} ms; llama.cpp's own server {cost['llama']:.1f} ms, engine alone {cost['engine']:.1f} ms"
+    yield "forge serve, a whole answer, one client", f"{figure}: {cost['gateway'] - cost['engine']:.1f} ms more", "2 ms"
+    hour = measure("hour")
+    pace = f"{hour['errors']} errors in {hour['seconds']:.0f} s; {hour['before']:.0f} MiB after a tenth of them"
+    yield f"forge serve, {hour['requests']:,} requests at once", f"{pace}, {hour['after']:.0f} MiB at the end", "0 errors"
+    if not (base/"config.json").exists():
+        yield f"{base.name}", f"not run: `make base BASE={base.name}` fetches it", ""
+        return
+    yield from format_serving(base.name, measure(shlex.quote(str(base)), 16))
+
+def measure_server(
+    clone: Path # folder for the fresh clone
+): # yields (what, figure, bound) as text
+    "Measure `forge serve` beside other servers, with the default model's release"
+    make_release_clone(clone)
+    run_timed(f"{ACTIVATE}dvc repro --quiet --single-item export", clone)
+    run_timed("git commit --quiet --no-verify --allow-empty --all -m bench", clone)  # a release is one of a commit
+    run_verb(clone, "promote --to staging", write_bench_key(clone.parent/"release.pem"))
+    yield from measure_answering(clone, "staging", ROOT/".cache"/"bases"/SERVED_BASE)
+
 # %% ../../nbs/bench/20_bench.ipynb #c5912f01
 PARTS = dict(chain=measure_pipeline, ci=measure_ci, data=measure_curation, readers=measure_readers,
              index=measure_index, pretrain=measure_pretraining, tune=measure_post_training,
-             evaluate=measure_evaluation, lineage=measure_lineage, release=measure_release)
+             evaluate=measure_evaluation, lineage=measure_lineage, release=measure_release,
+             serve=measure_server)
 
 # %% ../../nbs/bench/20_bench.ipynb #f1b655f1
 def render_bench_page(

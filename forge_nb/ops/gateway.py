@@ -7,13 +7,14 @@ __all__ = ['REFUSED_WORDS', 'MAX_HEADERS', 'MAX_DRAINED', 'NO_STORE', 'Backend',
            'require_room', 'open_conversation', 'count_reserve', 'annotate', 'describe_outcome', 'drop_patterns',
            'reads_as_json', 'has_part', 'find_schema_fault', 'read_schema', 'make_generation', 'Call', 'write_answer',
            'count_usage', 'translate_error', 'Figures', 'Gateway', 'is_this_machine', 'require_short_headers',
-           'authenticate', 'read_body', 'choose_backend', 'take_slot', 'start_job', 'make_late_error', 'keep_answer',
-           'note_end', 'wait_for_job', 'next_piece', 'list_last_events', 'stream_answer', 'note_form', 'begin_reply',
-           'answer_text', 'answer_embeddings', 'answer_feedback', 'make_endpoint', 'describe_models', 'Labelled',
-           'list_endpoints', 'make_app']
+           'authenticate', 'read_body', 'choose_backend', 'take_slot', 'make_push', 'start_job', 'make_late_error',
+           'keep_answer', 'note_end', 'wait_for_job', 'next_piece', 'list_last_events', 'stream_answer', 'note_form',
+           'begin_reply', 'answer_text', 'answer_embeddings', 'answer_feedback', 'make_endpoint', 'describe_models',
+           'Labelled', 'list_endpoints', 'make_app']
 
 # %% ../../nbs/ops/73_gateway.ipynb #735e0004
 import asyncio, ipaddress, json, re, secrets, sys, threading, time, traceback
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date
@@ -46,7 +47,7 @@ class Backend:
     style: Style # house style
     tokenizer: object # tokenizers.Tokenizer
     special_tokens: list # its special tokens, as text
-    instruction: str = "" # system prompt of a model that was not trained on the house style; empty: none is needed
+    instruction: str = "" # system prompt, before the client's own; empty: none is given
     num_passages: int = 2 # passages that are shown
     max_characters: int = 160 # characters of a document's excerpt and heading
     max_new_tokens: int = 48 # tokens of an answer, where a request names no number
@@ -507,6 +508,22 @@ async def take_slot(
     try: call.backend = choose_backend(gateway, model)
     except ApiError: gateway.free.release(); raise
 
+# %% ../../nbs/ops/73_gateway.ipynb #73aa0002
+def make_push(
+    loop, # asyncio's loop
+    queue: asyncio.Queue # pieces for a stream
+): # function: Piece → nothing, for another thread
+    "Make what hands pieces of text over to the loop"
+    waiting = deque()
+    def hand_over():
+        texts = []
+        while waiting: texts.append(waiting.popleft())
+        if texts: queue.put_nowait(Piece("".join(texts)))
+    def push(piece):
+        waiting.append(piece.text)
+        if len(waiting) == 1: loop.call_soon_threadsafe(hand_over)
+    return push
+
 # %% ../../nbs/ops/73_gateway.ipynb #735e0030
 def start_job(
     gateway: Gateway, # gateway
@@ -516,8 +533,7 @@ def start_job(
 ) -> asyncio.Future: # result of `write_answer`
     "Let a thread write the answer"
     loop, queue = asyncio.get_running_loop(), call.queue
-    def push(piece):
-        if queue: loop.call_soon_threadsafe(queue.put_nowait, piece)
+    push = make_push(loop, queue) if queue else lambda piece: None
     def end(job):
         gateway.free.release()
         call.backend.leave()

@@ -23,7 +23,7 @@ from ..data.search_server import ServerIndex, open_server
 from ..evals.arms import write_instruction
 from .api_forms import ApiError
 from .api_keys import KEYS_FILE, load_keys
-from .engines import ServeSettings, make_engine, reads_effort
+from .engines import ServeSettings, make_engine, needs_instruction, reads_effort
 from .feedback import AnswerStore
 from .gateway import MAX_HEADERS, Backend, Gateway, is_this_machine, make_app
 from .registry import read_served, release_folder
@@ -78,7 +78,7 @@ def load_backend(
     return Backend(
         release["name"], version, release["content"], make_engine(settings, root, folder),
         open_release_index(root, model/"index"), style, Tokenizer.from_file(str(model/"tokenizer.json")), special,
-        instruction=write_instruction(style) if settings.engine == "server" else "",
+        instruction=write_instruction(style) if needs_instruction(settings, model) else "",
         num_passages=shown["num_passages"], max_characters=shown["max_characters"],
         max_new_tokens=load_params(root/"params.yaml")["evaluate"]["max_new_tokens"],
         reads_effort=settings.engine == "server" or reads_effort(model))

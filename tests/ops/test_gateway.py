@@ -19,6 +19,9 @@ from forge_nb.ops.conversation import make_follow_ups, make_search_query, measur
 from forge_nb.ops.engines import Generation, LlamaEngine, ServeSettings, TransformersEngine
 from forge_nb.ops.gguf import write_gguf
 from forge_nb.ops.registry import switch_served
+from forge_nb.evals.arms import write_instruction
+from forge_nb.tokenizer import CHAT_TEMPLATE
+from forge_nb.train.base_tokenizer import PLAIN_TEMPLATE
 from gateway_standin import GROUPS, TEXTS, Echo, make_backend, make_gateway, read_rows, serving
 
 QUESTION = "What does a bolt cost?"
@@ -68,10 +71,29 @@ def test_a_stream_says_what_an_answer_says(client):
     whole = post(client, body()).json()
     first, *middle, last, usage = read_events(post(client, body(stream=True, stream_options=dict(include_usage=True))))
     assert first["choices"][0]["delta"] == dict(role="assistant", content="") and all(e["object"] == "chat.completion.chunk" for e in middle)
-    assert "".join(e["choices"][0]["delta"]["content"] for e in middle) == whole["choices"][0]["message"]["content"] and len(middle) > 2
+    assert "".join(e["choices"][0]["delta"]["content"] for e in middle) == whole["choices"][0]["message"]["content"] and middle
     assert last["choices"][0]["finish_reason"] == "stop" and last["choices"][0]["delta"]["annotations"] == whole["choices"][0]["message"]["annotations"]
     assert (usage["choices"], usage["usage"]) == ([], whole["usage"])
     assert read_events(post(client, body(stream=True)))[-1]["choices"]  # no usage where nobody asked for it
+
+
+def test_a_piece_is_sent_before_the_next_one_is_written(tmp_path):
+    is_read = threading.Event()
+    class Patient(Echo):
+        def write(self, generation, emit):
+            emit(page.Piece("`3"))
+            assert is_read.wait(60)
+            for text in (" EUR`.", " Source: x."): emit(page.Piece(text))
+            emit(page.Piece(reason="stop"))
+    with serving(make_gateway(tmp_path, Patient())) as port:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        connection.request("POST", "/v1/chat/completions", json.dumps(body(stream=True)))
+        response = connection.getresponse()
+        lines = [response.readline()]
+        while b'"`3"' not in lines[-1]: lines.append(response.readline())
+        is_read.set()
+        rest = response.read().decode()
+    assert b"EUR" not in b"".join(lines) and "EUR" in rest and "Source" in rest and rest.rstrip().endswith("[DONE]")
 
 
 def test_a_text_is_continued_without_passages(client):
@@ -173,6 +195,52 @@ def test_the_openai_client_and_curl(tmp_path):
         with pytest.raises(openai.AuthenticationError): client.with_options(api_key="other").models.list()
         line = ["curl", "-sN", f"http://127.0.0.1:{port}/v1/chat/completions", "-H", "Authorization: Bearer fk-kim", "-d", json.dumps(body(stream=True))]
         assert subprocess.run(line, capture_output=True, text=True, timeout=60).stdout.rstrip().endswith("data: [DONE]")
+
+
+SYSTEM = dict(role="system", content="Be brief.")
+ASKED, TOLD = dict(role="user", content=QUESTION), dict(role="assistant", content="3 EUR")
+TITLE = "### Task:\nGenerate a concise, 3-5 word title with an emoji summarizing the chat history.\n### Output:\nJSON format: { \"title\": \"your concise title here\" }\n### Chat History:\n<chat_history>\nUSER: What does a bolt cost?\nASSISTANT: 3 EUR\n</chat_history>"
+CLIENT_BODIES = {  # what these clients put on the wire with their usual settings, but for what does not concern them
+    "langchain invoke": dict(messages=[dict(content=QUESTION, role="user")], model="forge", stream=False),
+    "langchain stream": dict(messages=[dict(content="Be brief.", role="system"), dict(content=QUESTION, role="user")], model="forge", stream=True),
+    "langchain history": dict(messages=[dict(content=QUESTION, role="user"), dict(content="3 EUR", role="assistant"), dict(content="And a nut?", role="user")], model="forge", stream=False),
+    "langchain options": dict(messages=[dict(content=QUESTION, role="user")], model="forge", max_completion_tokens=20, n=1, seed=1, stop=["\n"], stream=True, stream_options=dict(include_usage=True), temperature=0.0),
+    "langchain older": dict(messages=[dict(content=[dict(type="text", text=QUESTION)], role="user")], model="forge", n=1, stream=False, temperature=0.7, top_p=1, frequency_penalty=0, presence_penalty=0, logit_bias=None, max_tokens=None),
+    "llama-index chat": dict(messages=[SYSTEM, ASKED], model="forge", stream=False, temperature=0.1),
+    "llama-index stream": dict(messages=[ASKED], model="forge", stream=True, temperature=0.1),
+    "llama-index blocks": dict(messages=[dict(role="user", content=[dict(type="text", text=QUESTION)])], model="forge", stream=False, temperature=0.1, max_tokens=64),
+    "open-webui chat": dict(stream=True, model="forge", messages=[SYSTEM, ASKED, TOLD, ASKED], stream_options=dict(include_usage=True)),
+    "open-webui settings": dict(stream=True, model="forge", messages=[ASKED], temperature=0.8, top_p=0.9, top_k=40, min_p=0.05, repeat_penalty=1.1, seed=42, stop=["###"], max_tokens=128, frequency_penalty=0, presence_penalty=0, logit_bias={}, num_ctx=2048,
+                                user=dict(name="Kim", id="1", email="kim@bolts.de", role="user")),
+    "open-webui title": dict(model="forge", messages=[dict(role="user", content=TITLE)], stream=False, max_completion_tokens=300),
+    "open-webui kept fields": dict(model="forge", messages=[ASKED], stream=False, metadata=dict(task="tags_generation", chat_id=None), chat_id="a", id="b", session_id="c", files=[], features=dict(web_search=False), tool_ids=None,
+                                   background_tasks=dict(title_generation=True), variables={"{{USER_NAME}}": "Kim"}, tools=[], tool_choice="auto")}
+
+
+@pytest.mark.parametrize("name", CLIENT_BODIES)
+def test_what_other_clients_send_is_answered_unchanged(tmp_path, name):
+    engine, sent = Echo(answer=ANSWER), CLIENT_BODIES[name]
+    response = post(client_of(make_gateway(tmp_path, engine, dict(kim=entry("fk-kim")))), sent, key="fk-kim")
+    assert response.status_code == 200, response.text
+    if sent.get("stream"):
+        events = read_events(response)
+        assert "".join(e["choices"][0]["delta"].get("content") or "" for e in events if e["choices"]) == ANSWER and all(set(e) >= {"id", "object", "created", "model", "choices"} for e in events)
+        assert [e["usage"]["total_tokens"] > 0 for e in events if e.get("usage")] == [True] * bool(sent.get("stream_options")) and [e["choices"][0]["finish_reason"] for e in events if e["choices"]][-1] == "stop"
+    else:
+        answer = response.json()
+        assert answer["choices"][0]["message"]["content"] == ANSWER and answer["choices"][0]["message"]["role"] == "assistant" and answer["usage"]["total_tokens"] > 0
+    [asked] = engine.asked
+    assert [turn["role"] for turn in asked.turns] == [message["role"] for message in sent["messages"]]
+
+
+def test_clients_that_list_models_or_continue_a_text(tmp_path):
+    "Open WebUI asks for the models first; LlamaIndex' OpenAILike continues a text unless it is told that the model chats"
+    client = client_of(make_gateway(tmp_path, Echo(answer=ANSWER), dict(kim=entry("fk-kim"))))
+    models = client.get("/v1/models", headers={"Authorization": "Bearer fk-kim", "Content-Type": "application/json", "X-OpenWebUI-User-Name": "Kim"}).json()
+    assert models["object"] == "list" and [set(m) >= {"id", "object", "created", "owned_by"} for m in models["data"]] == [True, True]
+    sent = dict(prompt="A bolt", model="forge", temperature=0.1, stream=False)
+    assert post(client, sent, "/v1/completions", "fk-kim").json()["choices"][0]["text"] == ANSWER
+    assert "".join(e["choices"][0]["text"] for e in read_events(post(client, sent | dict(stream=True), "/v1/completions", "fk-kim"))) == ANSWER
 
 
 # Who may ask, what they may read, and how much
@@ -341,7 +409,7 @@ def project(tmp_path, monkeypatch):
     (tmp_path/"config"/"keys.yaml").unlink(missing_ok=True)
     for version in ("v1.0.0", "v1.1.0"):
         model = tmp_path/"releases"/version/"model"
-        test_ask.save_model(model)
+        test_ask.save_model(model, 2048)
         documents = [dict(id=s, kind="docs", language="en", source=s, text=t) for s, t in TEXTS.items()]
         save_index(build_index(make_document_passages(documents, GROUPS, "en", 1200)), model/"index")
         write_json(model/"open_book.json", dict(num_passages=2, max_characters=160, groups=["everyone"]))
@@ -439,6 +507,50 @@ def test_an_engine_stops_when_nobody_waits(model):
     engine, pieces = LlamaEngine(model/"model.gguf", 512, 1), []
     engine.write(Generation(max_tokens=300, turns=(dict(role="user", content=QUESTION),)), lambda piece: pieces.append(piece) or len(pieces) > 3)
     assert len(pieces) == 4 and write_text(engine)[1] == "length"
+
+
+def watch_engine(engine) -> list:
+    "What an engine is asked from now on"
+    asked, write = [], engine.write
+    engine.write = lambda generation, emit: asked.append(generation) or write(generation, emit)
+    return asked
+
+
+@pytest.mark.parametrize("kind", ["llama", "transformers", "server"])
+def test_the_companys_prompt_reaches_every_engine_before_the_clients(project, tmp_path, kind):
+    with serving(make_gateway(tmp_path, echo := Echo(answer=ANSWER), slots=1)) as port:
+        settings = ServeSettings(engine=kind, slots=1, engine_url=f"http://127.0.0.1:{port}/v1", engine_model="forge")
+        backend = serve.load_backend(project, "production", settings)
+        rule, asked = write_instruction(backend.style), watch_engine(backend.engine)
+        client = client_of(page.Gateway(backend, settings, {}, make_gateway(tmp_path).log, []))
+        said = [post(client, dict(model="forge", messages=messages, max_tokens=4)).json() for messages in ([ASKED], [SYSTEM, ASKED], [dict(SYSTEM, role="developer"), ASKED])]
+    assert [generation.turns[0] for generation in asked] == [dict(role="system", content=text) for text in (rule, f"{rule}\n\nBe brief.", f"{rule}\n\nBe brief.")]
+    assert [[turn["role"] for turn in generation.turns] for generation in asked] == [["system", "user"]] * 3
+    if kind == "server": assert [generation.turns[0]["content"] for generation in echo.asked] == [generation.turns[0]["content"] for generation in asked]
+    else:  # the prompt that the model read is the template's, the rule and the client's words in it
+        encoder = backend.engine if kind == "transformers" else TransformersEngine(project/"releases"/"v1.0.0"/"model", 2048)
+        read = [encoder.encode(generation)[0] for generation in asked]
+        assert [answer["usage"]["prompt_tokens"] for answer in said] == [*map(len, read)] and f"<|system|>{rule}\n\nBe brief.<|user|>" in encoder.tokenizer.decode(read[1])
+
+
+@pytest.mark.parametrize("kind", ["llama", "transformers"])
+def test_a_model_that_learned_turns_from_us_gets_no_prompt_that_it_never_read(project, kind):
+    for template in (CHAT_TEMPLATE, PLAIN_TEMPLATE):
+        (project/"releases"/"v1.0.0"/"model"/"chat_template.jinja").write_text(template, encoding="utf-8")
+        backend = serve.load_backend(project, "production", ServeSettings(engine=kind, slots=1))
+        assert backend.instruction == "" and page.clean_turns(backend, page.ChatRequest(model="forge", messages=[SYSTEM, ASKED])) == [SYSTEM, ASKED]
+    assert serve.load_backend(project, "production", ServeSettings(engine="server", engine_url="http://127.0.0.1:9/v1", engine_model="m", system_prompt=False)).instruction == ""
+
+
+def test_transformers_is_an_engine_by_parameter(project):
+    settings = ServeSettings(engine="transformers", slots=2)
+    backend = serve.load_backend(project, "production", settings)
+    assert isinstance(backend.engine, TransformersEngine)
+    client = client_of(page.Gateway(backend, settings, {}, make_gateway(project).log, []))
+    answer = post(client, body(max_tokens=9))
+    assert answer.status_code == 200 and answer.json()["usage"]["completion_tokens"] == 9 and text_of(answer)
+    streamed = read_events(post(client, body(max_tokens=9, stream=True)))
+    assert "".join(e["choices"][0]["delta"].get("content", "") for e in streamed) == text_of(answer)
 
 
 def test_another_server_is_an_engine(project, tmp_path):
