@@ -352,7 +352,10 @@ def monitor(
     "Read the log of what is served, and judge it"
     if min(num_reference, num_window) < 50: raise Invalid(
         f"reference of {num_reference} and window of {num_window} requests: fewer than 50 tell nothing; ask for more")
-    requests, unread = read_requests(root/"runs"/"requests")
+    try: requests, unread = read_requests(root/"runs"/"requests")
+    except NotFound:
+        if not with_canary: raise
+        requests, unread = [], 0
     version = read_served(root, stage)
     if with_canary and not version: raise NotFound(
         f"nothing serves in {stage}, so there is no canary; `forge promote --to {stage}` puts a release there")
