@@ -25,7 +25,7 @@ from ..metrics.accepted import accept_answer
 from ..metrics.graders import grade_answer
 from ..metrics.stats import bootstrap_difference
 from ..ops.api_keys import KeyEntry, hash_key
-from ..ops.feedback import AnswerStore, feedback, list_shown, says_value
+from ..ops.feedback import AnswerStore, KeptAnswer, feedback, list_shown, says_value
 from ..ops.gateway import Gateway, make_app
 from ..ops.request_log import RequestLog
 from ..ops.serve import load_backend, load_serve_settings
