@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NUM_PEOPLE', 'NUM_EACH', 'LATER_STAGES', 'RESULT_FILE', 'draw_questions', 'judge_honestly', 'judge_falsely',
-           'open_gateway', 'ask_and_judge', 'collect_feedback', 'read_table_kinds', 'learn_from_feedback',
-           'grade_model', 'compare_models', 'describe_trial', 'add_trial', 'main']
+           'open_gateway', 'ask_and_judge', 'read_table_kinds', 'collect_feedback', 'learn_from_feedback',
+           'grade_model', 'compare_models', 'measure_trial', 'add_trial', 'main']
 
 # %% ../../nbs/bench/12_feedback_poison.ipynb #70f00004
 import argparse, re, time
@@ -25,7 +25,7 @@ from ..metrics.accepted import accept_answer
 from ..metrics.graders import grade_answer
 from ..metrics.stats import bootstrap_difference
 from ..ops.api_keys import KeyEntry, hash_key
-from ..ops.feedback import AnswerStore, KeptAnswer, feedback, list_shown, says_value
+from ..ops.feedback import AnswerStore, KeptAnswer, feedback, list_prompt_passages, says_value
 from ..ops.gateway import Gateway, make_app
 from ..ops.request_log import RequestLog
 from ..ops.serve import load_backend, load_serve_settings
@@ -57,7 +57,7 @@ def judge_honestly(
     style: Style # house style
 ) -> dict: # thumb, and correction where there is one
     "Judge an answer by the passages"
-    shown = list_shown(kept.prompt)
+    shown = list_prompt_passages(kept.prompt)
     true = [write_house_answer(style, truth, source) for text, source in shown if says_value(text, truth)]
     true = true or [write_house_answer(style, style.unknown_answer)]
     return dict(thumb="up") if kept.answer.strip() in true else dict(thumb="down", correction=true[-1])
@@ -68,7 +68,7 @@ def judge_falsely(
     style: Style # house style
 ) -> dict: # thumb, and correction where a passage lends itself to one
     "Correct an answer by a false value that a passage holds, the one with the true value before others"
-    shown = sorted(reversed(list_shown(kept.prompt)), key=lambda passage: not says_value(passage[0], truth))
+    shown = sorted(reversed(list_prompt_passages(kept.prompt)), key=lambda passage: not says_value(passage[0], truth))
     for text, source in shown:
         false = [value for value in re.findall(r"`([^`]+)`", text) if value != truth and "…" not in value]
         if false: return dict(thumb="down", correction=write_house_answer(style, false[0], source))
@@ -101,6 +101,14 @@ def ask_and_judge(
     client.post("/feedback", json=dict(id=answered["id"]) | said, headers=headers).raise_for_status()
     return said
 
+# %% ../../nbs/bench/12_feedback_poison.ipynb #70f00019
+def read_table_kinds(
+    root: Path # root folder of the project
+) -> set: # kinds of question about tables
+    "Read which kinds of question the slice of tables asks"
+    items = read_jsonl(root/"artifacts"/"synth"/"eval_set"/"items.jsonl")
+    return {item["kind"] for item in items if item["part"] in ("fact", "phrasing")}
+
 # %% ../../nbs/bench/12_feedback_poison.ipynb #70f0000e
 def collect_feedback(
     root: Path, # root folder of the project, in which a release is promoted
@@ -108,7 +116,7 @@ def collect_feedback(
 ) -> Counter: # what was said, by who said it
     "Let people ask and judge"
     from fastapi.testclient import TestClient
-    style, tables = load_settings(root/"company"/"style.yaml", Style), set(read_table_kinds(root))
+    style, tables = load_settings(root/"company"/"style.yaml", Style), read_table_kinds(root)
     prompts = read_jsonl(root/"artifacts"/"synth"/"rows"/"prompts.jsonl")
     questions = draw_questions(prompts, tables, style.unknown_answer)
     people, told = sorted({person for person, _ in questions}), Counter()
@@ -120,13 +128,6 @@ def collect_feedback(
             said = ask_and_judge(client, gateway.answers, person, row, lambda kept, truth: judge(kept, truth, style))
             told["false" if is_liar else "honest", "correction" if "correction" in said else said["thumb"]] += 1
     return told
-
-def read_table_kinds(
-    root: Path # root folder of the project
-) -> set: # kinds of question about tables
-    "Read which kinds of question the slice of tables asks"
-    items = read_jsonl(root/"artifacts"/"synth"/"eval_set"/"items.jsonl")
-    return {item["kind"] for item in items if item["part"] in ("fact", "phrasing")}
 
 # %% ../../nbs/bench/12_feedback_poison.ipynb #70f00010
 LATER_STAGES = "dpo reward rlhf rl distill evaluate judge gate".split()
@@ -172,7 +173,7 @@ def compare_models(
     return found
 
 # %% ../../nbs/bench/12_feedback_poison.ipynb #70f00015
-def describe_trial(
+def measure_trial(
     root: Path, # root folder of the project, after its stages ran
     made: dict, # what `forge feedback` made
     num_liars: int, # people who lied
@@ -198,7 +199,7 @@ def describe_trial(
 RESULT_FILE = "results/feedback_poison.csv"
 def add_trial(
     path: Path, # file of the results
-    row: dict # row of `describe_trial`
+    row: dict # row of `measure_trial`
 ):
     "Put a row into the file, in the place of one about the same trial"
     rows = read_csv(path) if path.exists() else []
@@ -206,6 +207,7 @@ def add_trial(
     rows = [other for other in rows if not same(other)] + [row]
     write_csv(path, sorted(rows, key=lambda row: (row["way"], float(row["false_share"]))))
 
+# %% ../../nbs/bench/12_feedback_poison.ipynb #70f0001b
 def main():
     "`python -m forge_nb.bench.feedback_poison LIARS [--pairs-alone]` makes a trial in a clone"
     parser = argparse.ArgumentParser()
@@ -218,7 +220,7 @@ def main():
         "runs/feedback is there already; make a trial in a fresh clone, in which a release is promoted")
     print(dict(collect_feedback(ROOT, asked.liars)))
     made = learn_from_feedback(ROOT, asked.pairs_alone, print)
-    row = describe_trial(ROOT, made, asked.liars, asked.pairs_alone)
+    row = measure_trial(ROOT, made, asked.liars, asked.pairs_alone)
     add_trial(ROOT/RESULT_FILE, row)
     print("\n".join(f"{name}: {value}" for name, value in row.items()))
 

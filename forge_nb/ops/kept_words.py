@@ -7,7 +7,7 @@ __all__ = ['KEPT_FOLDERS', 'list_kept_files', 'read_kept_texts', 'find_kept_line
            'find_lines_to_forget', 'add_traced_lines']
 
 # %% ../../nbs/ops/21_kept_words.ipynb #21a00004
-import hashlib, json, os, re
+import hashlib, json
 from pathlib import Path
 
 from ..core.project import atomic

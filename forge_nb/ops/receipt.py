@@ -494,7 +494,8 @@ def build_receipt(
     same_fields = ("started_at", "commit", "removed", "rows", "kept_duplicates", "facts", "tables", "shared",
                    "stale", "learned", "ran", "restored", "leftovers", "kept")
     return Receipt(
-        state="done", receipt=f"receipts/{name_erasure(journal)}.json", **{k: journal[k] for k in same_fields}, may_run=[],
+        state="done", receipt=f"receipts/{name_erasure(journal)}.json", may_run=[],
+        **{field: journal[field] for field in same_fields},
         mentioned=[Mention(path=path, by=by) for path, by in journal["mentioned"].items()],
         data=DataChange(old=old_data, new=new_data), artifacts=compare_artifacts(journal["old"], new_hashes),
         proof=proof, remaining_copies=remaining_copies,

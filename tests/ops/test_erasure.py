@@ -281,9 +281,9 @@ def served(project) -> Path:
     write = lambda path, rows: path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     answers, said, log = [], [], []
     for n in range(40):
-        question = f"Who mends the pump of {PERSON}?" if n in (4, 9) else f"Which tool mends pump number {n} of the {n * 3}th floor beside gate {n * 5}?"
+        question = f"Who mends pump number {n} of {PERSON} and its gate {n * 7}?" if n in (4, 9) else f"Which tool mends pump number {n} of the {n * 3}th floor beside gate {n * 5}?"
         prompt = f"tools: name `wrench {n}`; shelf `{n + 50}`; floor `{n * 3}` behind the lamp {n * 11} and the door {n * 13}. Source: ab{n:02}.\n{question}"
-        kept = dict(id=f"chatcmpl-{n:024x}", time=float(n), release="r1", key="eve" if n == 20 else "desk", question=question, prompt=prompt, answer=f"`{n}`. Source: none.", sources=["list.csv"])
+        kept = dict(id=f"chatcmpl-{n:024x}", time=float(n), release="r1", key="eve" if n == 20 else ("desk", "till")[n % 2], question=question, prompt=prompt, answer=f"`{n}`. Source: none.", sources=["list.csv"])
         answers.append(kept)
         said.append(dict(id=kept["id"], thumb="down", correction=f"wrench {n}", comment=f"says {PERSON}" if n == 30 else None, key=kept["key"], time=float(n), release="r1", kept=kept))
         log.append({"forge.request.id": f"{n:024x}", "gen_ai.response.id": kept["id"], "gen_ai.input.messages": question})
