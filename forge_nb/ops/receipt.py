@@ -514,8 +514,10 @@ It is signed with the company's key {{ r.signed_by[:12] }}; `forge verify-receip
 It is not signed: there was no key.
 {% endif %}
 
+{% if r.removed or r.rows %}
 | removed | ids | bytes | sha256 | why |
 |---|---|---|---|---|
+{% endif %}
 {% for f in r.removed %}
 | {{ f.path }} | {{ f.ids[:3] | join(" ") }}
 {{- " and %d more" % (f.ids | length - 3) if f.ids | length > 3 }} |
@@ -793,7 +795,9 @@ def list_removals(
         done, place = (emptied, "in") if row.column else (verb, "from")
         yield f"  {done}  {name}  {ids}  {place} data/{row.file}  ({row.reason})"
     for f in receipt.facts: yield f"  {verb}  {f.rows} rows of facts/{f.table}"
-    for k in receipt.kept: yield f"  {verb}  {len(k.lines)} lines of {k.file}, which serving kept"
+    for k in receipt.kept:
+        lines = "1 line" if len(k.lines) == 1 else f"{len(k.lines)} lines"
+        yield f"  {verb}  {lines} of {k.file}, which serving kept"
     consequence = "what it shares with the removed documents is still trained on"
     for t in receipt.kept_duplicates: yield f"  KEPT  {t.source}  ({t.reason}): {consequence}"
     for table in receipt.tables: yield f"  LEFT ALONE  data/{table} holds the words; edit it yourself"
