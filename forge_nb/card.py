@@ -17,8 +17,8 @@ from .data.masking import list_pii_kinds
 from .data.pii import describe_kinds
 from .evals.gates import classify_effect
 from .report.cite import Citations, read_table, render
-from .report.findings import (METRIC_NAMES, describe_answers, describe_use, describe_verdict_row, format_table,
-                                      format_value)
+from .report.findings import (METRIC_NAMES, ORIGIN_FILE, describe_answers, describe_feedback, describe_use,
+                                      describe_verdict_row, format_table, format_value)
 
 # %% ../nbs/95_card.ipynb #c3f0bf88
 def list_makers(
@@ -242,6 +242,10 @@ Of {{ metric("curate", "documents", ",") }} documents, {{ metric("curate", "drop
 each with a reason. The questions rest on {{ metric("synth", "facts", ",") }} facts,
 {{ metric("synth", "held_out", ",") }} of which were held out.
 
+{% if has_feedback %}
+{{ feedback() }}
+
+{% endif %}
 {{ personal_data() }}
 """
 
@@ -328,6 +332,7 @@ def card(
     params: dict, # sections of params.yaml
     *,
     perimeter_file: Path, # company/perimeter.yaml
+    feedback: Path, # data/feedback, which need not be there
     max_rows: int, # rows of the table of results
     out: Path # folder to write to
 ) -> str: # card, Markdown
@@ -339,6 +344,7 @@ def card(
     text = render(
         CARD_HEAD + CARD_DATA + CARD_RESULTS + CARD_USE, "card template", citations, about=about, **values,
         personal_data=lambda: describe_masking(masked, params, values["metric"]),
+        has_feedback=(feedback/ORIGIN_FILE).exists(), feedback=lambda: describe_feedback(feedback, citations),
         verdict=lambda: describe_gate_verdict(verdict, citations.add_source("artifacts/gate/verdict.json: verdict")),
         host_table=lambda: format_table(make_perimeter_rows(perimeter)),
         slices=lambda: format_table(make_verdict_rows(verdict, citations)),

@@ -176,7 +176,7 @@ def check_pending_request(
     "Stop when an erasure is unfinished and something else is asked for"
     removed, rows = journal["removed"], journal["rows"]
     parts = [format_address(row["source"], row.get("column", "")) for row in rows]
-    names = [r["path"] for r in removed] + parts
+    names = [r["path"] for r in removed] + parts + [entry["file"] for entry in journal["kept"]]
     ids = {i for r in removed + rows for i in r["ids"]}
     known = {*journal["requested"], *names} | ids
     other = [name for name in requested if not {name, relative_to_data(name, ROOT)} & known]

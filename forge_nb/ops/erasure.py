@@ -6,8 +6,8 @@
 __all__ = ['STAGE_LINES', 'ForgetAnswer', 'check_filled', 'describe_row', 'is_part', 'require_plain_query', 'require_present',
            'choose_targets', 'find_removable_duplicates', 'describe_removal', 'choose_lost_columns', 'split_targets',
            'collect_parts', 'rewrite_file', 'read_table_bytes', 'read_row_documents', 'read_values', 'check_readable',
-           'check_question', 'check_questions', 'check_cells', 'plan_erasure', 'journal_path', 'read_journal',
-           'read_uncached_files', 'format_fact_rows', 'collect_fact_numbers', 'read_rewritten_texts',
+           'check_question', 'check_questions', 'check_cells', 'list_kept_lines', 'plan_erasure', 'journal_path',
+           'read_journal', 'read_uncached_files', 'format_fact_rows', 'collect_fact_numbers', 'read_rewritten_texts',
            'read_remaining_texts', 'read_cell_texts', 'read_removed_texts', 'compare_with_remaining',
            'list_learned_models', 'list_holding_releases', 'start_journal', 'update_checksums',
            'remove_temporary_files', 'remove_with_empty_folders', 'remove_from_data', 'record_stage_line',
@@ -35,6 +35,7 @@ from .inventory import (NearDuplicate, check_column, collect_duplicates, collect
                                     describe_raw_file, find_fact_row, find_unique_ngrams, format_address, inventory,
                                     list_names, list_raw_files, locate_file, make_name_masker, make_target,
                                     match_fact_rows, read_curated, read_texts, relative_to_data, resolve_targets)
+from .kept_words import add_traced_lines, find_lines_to_forget, read_answer_ids, remove_kept_lines
 from .lineage import list_learned
 from .rebuild_noise import SCORES, read_two_runs
 from .release_holders import find_holding_releases, protect_releases, revoke_holders
@@ -332,6 +333,21 @@ def check_cells(
         ids = {document["id"] for document in read_row_documents(root, file, raw)}
         for cell in cells: cell.ids = [i for i in cell.ids if i not in ids]
 
+# %% ../../nbs/ops/30_erasure.ipynb #30e00030
+def list_kept_lines(
+    root: Path, # folder of the project
+    query: str, # words, or ''
+    removed: list, # RemovedFile of each
+    rows: list # RemovedRow of each
+) -> list: # KeptLines of each file of serving that holds some of it
+    "List what goes of that which serving kept"
+    files, parts = {r.path for r in removed}, [row for row in rows if not row.column]
+    sources = {row.source for row in parts if row.kind != "facts"}
+    ids = {i for entry in [*removed, *parts] for i in entry.ids}
+    mask = make_name_masker(root)
+    return find_lines_to_forget(root, query, ids, files | {*map(mask, files)} | sources,
+                                read_answer_ids(root, files, sources))
+
 # %% ../../nbs/ops/30_erasure.ipynb #bc48a8f7
 def plan_erasure(
     root: Path, # folder of the project
@@ -341,7 +357,10 @@ def plan_erasure(
 ) -> ErasurePlan: # files, rows and rows of facts
     "Plan what to remove; nothing is touched"
     documents = inventory(root)
-    targets, tables = choose_targets(root, requested, query, documents)
+    try: targets, tables = choose_targets(root, requested, query, documents)
+    except NotFound:
+        if requested or not find_lines_to_forget(root, query, set(), set(), set()): raise
+        targets, tables = [], []
     duplicates = find_removable_duplicates(root, targets, documents)
     files, parts = split_targets(targets, {} if keep_duplicates else duplicates, documents, list_names(root))
     rows = [describe_row(root, *part) for part in parts]
@@ -350,10 +369,11 @@ def plan_erasure(
     sources |= {row.source for row in rows if not row.column}
     facts = collect_fact_rows(root, sources)
     for name in facts: locate_rows((root/"data"/"facts"/name).read_bytes(), f"facts/{name}")
-    kept = duplicates if keep_duplicates else {}
+    stay = duplicates if keep_duplicates else {}
+    removed = [describe_removal(root, file, reason, documents) for file, reason in files.items()]
     return ErasurePlan(
-        removed=[describe_removal(root, file, reason, documents) for file, reason in files.items()], rows=rows,
-        kept_duplicates=[NearDuplicate(source=s, reason=reason) for s, reason in kept.items()],
+        removed=removed, rows=rows, kept=list_kept_lines(root, query, removed, rows),
+        kept_duplicates=[NearDuplicate(source=s, reason=reason) for s, reason in stay.items()],
         facts=[FactRowCount(table=t, rows=len(numbers)) for t, numbers in facts.items()],
         tables=[table for table in tables if table not in {row.file for row in rows}])
 
@@ -532,6 +552,8 @@ def start_journal(
     most_first = sorted(shared.items(), key=lambda entry: (-entry[1], entry[0]))
     with atomic(journal_path(root).with_name(".pending.ngrams")) as t:
         t.write_bytes(np.asarray(ngrams, "<u8").tobytes())
+    kept = add_traced_lines(root, erasure_plan.kept, ngrams)
+    erasure_plan = erasure_plan.model_copy(update=dict(kept=kept))
     journal = dict(
         phase="remove", requested=requested, started_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         commit=run_git(root, "rev-parse", "HEAD"), **erasure_plan.model_dump(), sources=sorted(sources),
@@ -790,6 +812,7 @@ def forget(
     "Do, or finish, what a journal describes"
     if journal["phase"] == "remove": remove_old_data(root, journal)
     rerun_pipeline(root, journal, on_line)
+    remove_kept_lines(root, journal["kept"])
     proof = Proof(**prove_erasure(root, journal), up_to_date=not list_stale_stages(root))
     write_json(journal_path(root), journal)
     check_proof(proof)

@@ -8,8 +8,8 @@ __all__ = ['list_raw_files', 'make_name_masker', 'list_names', 'locate_file', 'r
            'isin_sorted', 'find_unique_ngrams', 'jaccard_similarity', 'find_similar', 'is_row',
            'find_recorded_duplicates', 'find_similar_files', 'collect_duplicates', 'NearDuplicate', 'get_page_name',
            'match_fact_rows', 'collect_fact_rows', 'make_target', 'relative_to_data', 'make_fact_target',
-           'find_fact_row', 'search_fact_rows', 'find_documents', 'query_documents', 'list_columns', 'check_column',
-           'match_rows', 'find_cells', 'format_address', 'resolve_targets']
+           'find_fact_row', 'search_fact_rows', 'match_answer', 'find_documents', 'query_documents', 'list_columns',
+           'check_column', 'match_rows', 'find_cells', 'format_address', 'resolve_targets']
 
 # %% ../../nbs/ops/00_inventory.ipynb #e1969c56
 import difflib, json, os, re
@@ -388,6 +388,21 @@ def search_fact_rows(
             found[target["source"]] = target
     return found
 
+# %% ../../nbs/ops/00_inventory.ipynb #00f00002
+def match_answer(
+    requested: str, # id of an answer, or of a row of feedback
+    documents: list, # documents of `inventory`
+    root: Path # folder of the project
+) -> list: # documents: the rows that were made of it
+    "Find the rows of feedback that name an answer"
+    found = set()
+    for path in sorted((root/"data"/"feedback").glob("*.jsonl")):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if requested not in line: continue
+            row = json.loads(line)
+            if requested in (row.get("answer_id"), row.get("id")): found.add(f"feedback/{path.name}#{number}")
+    return [d for d in documents if d["source"] in found]
+
 # %% ../../nbs/ops/00_inventory.ipynb #55b4631d
 def find_documents(
     requested: str, # id or path, as somebody wrote it
@@ -397,6 +412,7 @@ def find_documents(
     "Find the documents that somebody names, or say what is not there"
     path = relative_to_data(requested, root)
     if found := match_documents(path, documents, make_name_masker(root)(path)): return found
+    if found := match_answer(requested, documents, root): return found
     if path.startswith("facts/") and (root/"data"/path).exists():
         raise Invalid(f"data/{path} is a table of facts, not a document; name a row, as {path}:2, or edit the table "
                       "yourself, `make adopt`, then `dvc repro`")

@@ -26,7 +26,7 @@ from .bom import write_bom
 from .licences import Rights, list_licence_reasons, list_sources_used, load_rights
 from .paper_words import PaperWords
 from ..report.cite import Citations, number_footnotes, read_table, render
-from ..report.findings import METRIC_NAMES, format_table, format_value
+from ..report.findings import METRIC_NAMES, ORIGIN_FILE, describe_feedback, format_table, format_value
 from ..report.html import render_cells, render_page, write_page
 
 # %% ../../nbs/ops/26_papers.ipynb #26a0000d
@@ -224,6 +224,8 @@ def bind_values(
         risks=partial(tabulate_people, people.risks), oversight=partial(tabulate_people, people.oversight),
         sources=bound(tabulate_sources, material.sources), stages=partial(tabulate_stages, root),
         outcomes=bound(tabulate_fates, root), masked=bound(describe_masked, root),
+        has_feedback=(root/"data"/"feedback"/ORIGIN_FILE).exists(),
+        feedback=bound(describe_feedback, root/"data"/"feedback"),
         results=bound(tabulate_exam, root, material.headline["checkpoint"]), changes=bound(list_changes, root))
 
 # %% ../../nbs/ops/26_papers.ipynb #26a00024

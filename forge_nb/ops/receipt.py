@@ -6,13 +6,13 @@
 __all__ = ['REGENERABLE_FOLDERS', 'CACHE_COPY', 'STUDIES_COPY', 'GIT_COPY', 'OUTSIDE_COPY', 'REMOVED_TEMPLATE', 'TRACE_KINDS',
            'PROOF_TEMPLATE', 'REBUILT_TEMPLATE', 'compile_path_pattern', 'iter_strings', 'list_token_arrays',
            'decode_token_file', 'parse_json_strings', 'extract_texts', 'count_traces', 'list_output_files',
-           'search_traces', 'is_regenerable', 'prove_erasure', 'RemovedFile', 'FactRowCount', 'RemovedRow',
+           'search_traces', 'is_regenerable', 'prove_erasure', 'RemovedFile', 'FactRowCount', 'RemovedRow', 'KeptLines',
            'ErasurePlan', 'TraceCounts', 'FileTraces', 'Proof', 'SharedRuns', 'Mention', 'DataChange', 'ArtifactChange',
            'MetricChange', 'EffectChange', 'LearnedModel', 'HoldingRelease', 'PatchRelease', 'RemainingCopy', 'Receipt',
            'flatten_metrics', 'compare_metrics', 'read_effects', 'compare_effects', 'list_remotes',
-           'list_remaining_copies', 'compare_artifacts', 'build_receipt', 'format_figure', 'list_changed',
-           'split_by_noise', 'name_change', 'format_change_interval', 'render_receipt', 'write_numbered',
-           'write_receipt', 'describe_holding', 'describe_patch', 'list_removals', 'list_bit_changes',
+           'list_remaining_copies', 'compare_artifacts', 'name_erasure', 'build_receipt', 'format_figure',
+           'list_changed', 'split_by_noise', 'name_change', 'format_change_interval', 'render_receipt',
+           'write_numbered', 'write_receipt', 'describe_holding', 'describe_patch', 'list_removals', 'list_bit_changes',
            'list_metric_changes', 'list_results', 'format_forget']
 
 # %% ../../nbs/ops/20_receipt.ipynb #629bc6df
@@ -231,6 +231,12 @@ class RemovedRow(BaseModel, extra="forbid"):
     sha256: str = Field(description="hash of the row's text")
     reason: str = Field(description="asked for, or why it is a duplicate")
 
+# %% ../../nbs/ops/20_receipt.ipynb #20a31001
+class KeptLines(BaseModel, extra="forbid"):
+    "Lines that leave a file in which serving keeps answers, feedback or requests"
+    file: str = Field(description="file, from the root")
+    lines: list[str] = Field(description="hash of each line, SHA-256")
+
 # %% ../../nbs/ops/20_receipt.ipynb #20629591
 class ErasurePlan(BaseModel, extra="forbid"):
     "What an erasure would remove"
@@ -239,6 +245,7 @@ class ErasurePlan(BaseModel, extra="forbid"):
     kept_duplicates: list[NearDuplicate] = Field(description="near-duplicates left on request")
     facts: list[FactRowCount] = Field(description="rows of data/facts removed")
     tables: list[str] = Field(description="tables that hold the words of --query and were left alone")
+    kept: list[KeptLines] = Field([], description="lines of what serving kept that hold it, and go")
 
 # %% ../../nbs/ops/20_receipt.ipynb #0fa5d0fb
 class TraceCounts(BaseModel, extra="forbid"):
@@ -463,6 +470,14 @@ def compare_artifacts(
         changes.append(ArtifactChange(stage=artifact["stage"], path=path, old=old, new=new))
     return changes
 
+# %% ../../nbs/ops/20_receipt.ipynb #20a31002
+def name_erasure(
+    journal: dict # journal of an erasure
+) -> str: # twelve hex digits
+    "Name an erasure by the first thing that it removes"
+    for entry in journal["removed"] + journal["rows"]: return (entry["ids"] or [entry["sha256"]])[0][:12]
+    return journal["kept"][0]["lines"][0][:12]
+
 # %% ../../nbs/ops/20_receipt.ipynb #842d7bd3
 def build_receipt(
     journal: dict, # journal of an erasure, with what ran
@@ -473,14 +488,14 @@ def build_receipt(
     runs: TwoRuns = NO_RUNS # what the evaluations before and after left behind
 ) -> Receipt: # receipt, under the first name that it could get
     "Put together everything that is to be known about an erasure"
-    old_files, first = journal["uncached_files"], (journal["removed"] + journal["rows"])[0]
+    old_files = journal["uncached_files"]
     before_and_after = lambda path: (old_files.get(path, ""), uncached_files.get(path, ""))
     old_data, new_data = map(parse_data_hash, before_and_after("data.dvc"))
-    name = (first["ids"] or [first["sha256"]])[0][:12]
     same_fields = ("started_at", "commit", "removed", "rows", "kept_duplicates", "facts", "tables", "shared",
-                   "stale", "learned", "ran", "restored", "leftovers")
+                   "stale", "learned", "ran", "restored", "leftovers", "kept")
     return Receipt(
-        state="done", receipt=f"receipts/{name}.json", **{k: journal[k] for k in same_fields}, may_run=[],
+        state="done", receipt=f"receipts/{name_erasure(journal)}.json", may_run=[],
+        **{field: journal[field] for field in same_fields},
         mentioned=[Mention(path=path, by=by) for path, by in journal["mentioned"].items()],
         data=DataChange(old=old_data, new=new_data), artifacts=compare_artifacts(journal["old"], new_hashes),
         proof=proof, remaining_copies=remaining_copies,
@@ -499,8 +514,10 @@ It is signed with the company's key {{ r.signed_by[:12] }}; `forge verify-receip
 It is not signed: there was no key.
 {% endif %}
 
+{% if r.removed or r.rows %}
 | removed | ids | bytes | sha256 | why |
 |---|---|---|---|---|
+{% endif %}
 {% for f in r.removed %}
 | {{ f.path }} | {{ f.ids[:3] | join(" ") }}
 {{- " and %d more" % (f.ids | length - 3) if f.ids | length > 3 }} |
@@ -518,6 +535,12 @@ Had learned from it: {{ r.learned | map(attribute="path") | join(", ") }}. All o
 
 Rows of facts taken from them:
 {%- for f in r.facts %} {{ f.rows }} of {{ f.table }}{{ "." if loop.last else "," }}{% endfor %}
+
+{% endif %}
+{% if r.kept %}
+
+Of what serving kept, the lines that hold it are gone:
+{%- for k in r.kept %} {{ k.lines | length }} of {{ k.file }}{{ "." if loop.last else "," }}{% endfor %}
 
 {% endif %}
 {% if r.kept_duplicates %}
@@ -772,6 +795,9 @@ def list_removals(
         done, place = (emptied, "in") if row.column else (verb, "from")
         yield f"  {done}  {name}  {ids}  {place} data/{row.file}  ({row.reason})"
     for f in receipt.facts: yield f"  {verb}  {f.rows} rows of facts/{f.table}"
+    for k in receipt.kept:
+        lines = "1 line" if len(k.lines) == 1 else f"{len(k.lines)} lines"
+        yield f"  {verb}  {lines} of {k.file}, which serving kept"
     consequence = "what it shares with the removed documents is still trained on"
     for t in receipt.kept_duplicates: yield f"  KEPT  {t.source}  ({t.reason}): {consequence}"
     for table in receipt.tables: yield f"  LEFT ALONE  data/{table} holds the words; edit it yourself"

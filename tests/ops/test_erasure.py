@@ -11,9 +11,11 @@ from forge_nb.core.dvc import run_dvc
 from forge_nb.core.project import ROOT, Invalid, NotFound, read_jsonl
 from forge_nb.ops.erasure import (check_cells, describe_row, plan_erasure, read_journal, read_row_documents, remove_from_data,
                                   remove_old_data, start_journal, undo_erasure)
+from forge_nb.ops.feedback import feedback
 from forge_nb.ops.inventory import describe_raw_file, inventory, list_raw_files, resolve_targets
+from forge_nb.ops.kept_words import remove_kept_lines
 from forge_nb.ops.lineage import format_whereis, whereis
-from forge_nb.ops.receipt import prove_erasure
+from forge_nb.ops.receipt import Receipt, list_removals, prove_erasure
 from forge_nb.ops.rewrite import empty_cells
 
 PIPELINE = """stages:
@@ -263,3 +265,88 @@ def test_an_emptied_cell_is_brought_back(cells):
     assert b"bridge" not in (cells/"data/orders.jsonl").read_bytes().splitlines()[3] and read_journal(cells)["phase"] == "rebuild"
     undo_erasure(cells, journal)
     assert {path: path.read_bytes() for path in (cells/"data").rglob("*") if path.is_file()} == files and not read_journal(cells)
+
+
+# ---- what serving kept
+
+PERSON = "Ann Lee of hall seven"
+
+
+@pytest.fixture
+def served(project) -> Path:
+    "The project after people asked and judged: answers, feedback, a log with texts, and rows that were made of it"
+    (project/"company").mkdir(exist_ok=True)
+    shutil.copy(ROOT/"company"/"style.yaml", project/"company")
+    for name in ("answers", "feedback", "requests"): (project/"runs"/name).mkdir(parents=True)
+    write = lambda path, rows: path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    answers, said, log = [], [], []
+    for n in range(40):
+        question = f"Who mends pump number {n} of {PERSON} and its gate {n * 7}?" if n in (4, 9) else f"Which tool mends pump number {n} of the {n * 3}th floor beside gate {n * 5}?"
+        prompt = f"tools: name `wrench {n}`; shelf `{n + 50}`; floor `{n * 3}` behind the lamp {n * 11} and the door {n * 13}. Source: ab{n:02}.\n{question}"
+        kept = dict(id=f"chatcmpl-{n:024x}", time=float(n), release="r1", key="eve" if n == 20 else ("desk", "till")[n % 2], question=question, prompt=prompt, answer=f"`{n}`. Source: none.", sources=["list.csv"])
+        answers.append(kept)
+        said.append(dict(id=kept["id"], thumb="down", correction=f"wrench {n}", comment=f"says {PERSON}" if n == 30 else None, key=kept["key"], time=float(n), release="r1", kept=kept))
+        log.append({"forge.request.id": f"{n:024x}", "gen_ai.response.id": kept["id"], "gen_ai.input.messages": question})
+    write(project/"runs"/"answers"/"0.jsonl", answers)
+    write(project/"runs"/"feedback"/"feedback.jsonl", said)
+    write(project/"runs"/"requests"/"requests.jsonl", log)
+    feedback(project)
+    for path in ("ingest", "curate"): shutil.rmtree(project/"artifacts"/path)
+    prepare(project)
+    return project
+
+
+def count_lines(root: Path) -> list: return [len(read_jsonl(root/"runs"/name)) for name in ("answers/0.jsonl", "feedback/feedback.jsonl", "requests/requests.jsonl")]
+
+
+def read_everything(root: Path) -> str:
+    return "".join(path.read_text(encoding="utf-8") for top in ("runs", "data", "artifacts") for path in sorted((root/top).rglob("*.json*")) if path.is_file())
+
+
+def test_a_persons_words_leave_what_serving_kept(served):
+    assert count_lines(served) == [40, 40, 40] and read_everything(served).count(PERSON) > 8
+    journal = erase_served(served, query=PERSON.lower())
+    assert {row["source"].split("#")[0] for row in journal["rows"]} == {"feedback/pairs.jsonl", "feedback/chat.jsonl"}
+    assert {entry["file"]: len(entry["lines"]) for entry in journal["kept"]} == {"runs/answers/0.jsonl": 2, "runs/feedback/feedback.jsonl": 3, "runs/requests/requests.jsonl": 2}
+    assert PERSON not in read_everything(served) and count_lines(served) == [38, 37, 38] and not journal["proof"]["traces"]
+    assert not journal["leftovers"], "a log of all people was removed for the words of one"
+    assert feedback(served).judgements == 37 and PERSON not in read_everything(served)
+
+
+def test_words_that_stand_in_what_serving_kept_alone_are_reason_enough(served):
+    shutil.rmtree(served/"data"/"feedback")
+    for path in ("ingest", "curate"): shutil.rmtree(served/"artifacts"/path)
+    prepare(served)
+    plan = plan_erasure(served, [], f"says {PERSON}", False)
+    assert not plan.removed and not plan.rows and [(entry.file, len(entry.lines)) for entry in plan.kept] == [("runs/feedback/feedback.jsonl", 1)]
+    assert plan_erasure(served, [], "eve", False).kept, "the name of a key is a person's word, too"
+    with pytest.raises(NotFound): plan_erasure(served, [], "Zoe Zimmermann", False)
+    journal = erase_served(served, query=f"says {PERSON}")
+    assert count_lines(served) == [40, 39, 40] and not journal["proof"]["traces"]
+
+
+def test_an_answer_is_named_by_its_id_and_takes_its_lines_along(served):
+    answer = read_jsonl(served/"runs"/"answers"/"0.jsonl")[7]["id"]
+    found = whereis(served, [answer]).documents
+    assert {d.source.split("#")[0] for d in found} == {"feedback/pairs.jsonl", "feedback/chat.jsonl"}
+    journal = erase_served(served, answer)
+    assert len(journal["rows"]) == 2 and count_lines(served) == [39, 39, 39] and answer not in read_everything(served)
+
+
+def test_the_receipt_names_the_lines_and_holds_no_word(served):
+    plan = plan_erasure(served, [], PERSON, False)
+    unknown = {name: [] for name in "shared mentioned stale may_run ran restored learned releases artifacts leftovers evaluation effects remaining_copies".split()}
+    receipt = Receipt(state="dry-run", receipt=None, started_at=None, commit="c", **plan.model_dump(), proof=None, data=dict(old="a", new=None), **unknown)
+    lines = "\n".join(list_removals(receipt))
+    for count, name in ((2, "answers/0"), (3, "feedback/feedback"), (2, "requests/requests")): assert f"would remove  {count} lines of runs/{name}.jsonl" in lines
+    assert PERSON not in receipt.model_dump_json()
+
+
+def erase_served(root: Path, *requested: str, query: str = "") -> dict:
+    "Take out what is asked for and what serving kept of it, curate again, and search for it; the journal with the proof"
+    journal = start_journal(root, list(requested), plan_erasure(root, list(requested), query, False), [])
+    remove_from_data(root, journal)
+    for path in ("ingest", "curate"): shutil.rmtree(root/"artifacts"/path)
+    prepare(root)
+    for _ in range(2): remove_kept_lines(root, journal["kept"])
+    return journal | dict(proof=prove_erasure(root, journal))

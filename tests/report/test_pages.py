@@ -133,7 +133,18 @@ def measured(tmp_path):
 def render_card(artifacts, **changed):
     params = load_params(ROOT/"params.yaml")
     params["shared"] |= changed
-    return card_page.card(artifacts, ROOT/"company"/"card.yaml", read_stages(ROOT), params, perimeter_file=ROOT/"company"/"perimeter.yaml", max_rows=8, out=artifacts/"card")
+    return card_page.card(artifacts, ROOT/"company"/"card.yaml", read_stages(ROOT), params, perimeter_file=ROOT/"company"/"perimeter.yaml", feedback=artifacts.parent/"data"/"feedback", max_rows=8, out=artifacts/"card")
+
+
+def test_the_card_says_what_people_said_and_leaves_it_out_where_nobody_did(measured):
+    assert "People judged" not in render_card(measured)
+    (measured.parent/"data"/"feedback").mkdir(parents=True)
+    told = dict(judgements=400, releases={"2fe9699ffd6a958a": 400}, rows=dict(kto=143, pairs=252, chat=252), left_out={"asked in the exam": 2, "cites a passage that was not shown": 3})
+    write_json(measured.parent/"data"/"feedback"/".origin.json", told)
+    text = render_card(measured)
+    [said] = [line for line in text.splitlines() if line.startswith("People judged")]
+    assert [int(n) for n in re.findall(r"(\d+)\[\^\d+\]", said)] == [400, 400, 252, 252, 143, 2, 3] and "`2fe9699ffd6a`" in said
+    assert "data/feedback/.origin.json: left_out.asked in the exam" in text
 
 
 def front_matter(text): return yaml.safe_load(text.split("---\n")[1])
