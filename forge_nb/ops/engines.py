@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Seconds', 'Count', 'OWN_TURN', 'ServeSettings', 'Generation', 'read_chunk', 'start_slots', 'write_grammar',
            'refuse_generation', 'LlamaEngine', 'StopFilter', 'TransformersEngine', 'stream_transformers',
-           'ServerEngine', 'reads_system_prompt', 'needs_instruction', 'reads_effort', 'make_engine']
+           'refuse_status', 'ServerEngine', 'reads_system_prompt', 'needs_instruction', 'reads_effort', 'make_engine']
 
 # %% ../../nbs/ops/68_engines.ipynb #685e0004
 import json, os, re, threading
@@ -245,6 +245,19 @@ def stream_transformers(
     ended = out[0, -1].item() == engine.tokenizer.eos_token_id
     return out.shape[1] - ids.shape[1], ended
 
+# %% ../../nbs/ops/68_engines.ipynb #685e0030
+def refuse_status(
+    response # response of another server, open, with a status other than 200
+):
+    "Put what another server says against a request into the form of an error; what is between us is not the client's"
+    status = response.status_code
+    if status in (429, 503): raise ApiError(503, "the engine is busy; come again", "overloaded", retry_after=5)
+    if status in (401, 403, 404): raise ApiError(
+        502, "the engine does not let this server in; `engine_*` in config/serve.yaml says how it asks",
+        "engine_refused")
+    words = response.read().decode("utf-8", "replace")[:300]
+    refuse_generation(dict(code=status, message=words or "no reason"))
+
 # %% ../../nbs/ops/68_engines.ipynb #685e001a
 class ServerEngine:
     "A server that speaks OpenAI's interface"
@@ -273,14 +286,7 @@ class ServerEngine:
         if generation.effort: body["reasoning_effort"] = generation.effort
         try:
             with self.client.stream("POST", path, json=body | dict(model=self.model)) as response:
-                status = response.status_code
-                if status in (429, 503): raise ApiError(
-                    503, "the engine is busy; come again", "overloaded", retry_after=5)
-                if status in (401, 403, 404): raise ApiError(
-                    502, "the engine does not let this server in; `engine_*` in config/serve.yaml says how it asks",
-                    "engine_refused")
-                if status != 200: refuse_generation(dict(
-                    code=status, message=response.read().decode("utf-8", "replace")[:300] or "no reason"))
+                if response.status_code != 200: refuse_status(response)
                 for line in response.iter_lines():
                     if not line.startswith("data: {"): continue
                     if "error" in (chunk := json.loads(line[6:])): refuse_generation(chunk["error"])

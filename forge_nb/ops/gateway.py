@@ -194,6 +194,8 @@ def describe_outcome(
     is_found = bool(cited) if matched and not facts["is_declined"] else None
     return facts | dict(found=found, cited=matched["source"] if matched else None, is_found=is_found)
 
+
+# %% ../../nbs/ops/73_gateway.ipynb #735e004d
 def drop_patterns(
     schema # JSON Schema, or a part of one
 ): # the same without regular expressions
@@ -302,6 +304,7 @@ class Call:
         "Tell for how long it has lasted"
         return time.monotonic() - self.started
 
+# %% ../../nbs/ops/73_gateway.ipynb #735e0051
 def write_answer(
     call: Call, # request
     reply: Reply, # answer, to which is added
@@ -329,6 +332,7 @@ def write_answer(
                        "response_format")
     return opened, facts
 
+# %% ../../nbs/ops/73_gateway.ipynb #735e004f
 def count_usage(
     backend: Backend, # release
     generation: Generation, # text that was wanted

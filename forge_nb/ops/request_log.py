@@ -49,6 +49,8 @@ def open_private(
     "Open a file that nobody else on this machine may read"
     return os.open(path, flags, 0o600)
 
+
+# %% ../../nbs/ops/71_request_log.ipynb #715e0011
 def mend_line_end(
     file # file that is open to read and append
 ) -> bytes: # line end to write first; empty where the last line has one
@@ -57,6 +59,8 @@ def mend_line_end(
     file.seek(size - 1)
     return b"" if file.read(1) == b"\n" else b"\n"
 
+
+# %% ../../nbs/ops/71_request_log.ipynb #715e0013
 class RequestLog:
     "Files of rows, closed by size"
     def __init__(self,
