@@ -100,6 +100,17 @@ def test_no_log_and_a_short_window_are_a_sentence(tmp_path):
     with pytest.raises(Invalid, match="fewer than 50 tell nothing"): page.monitor(tmp_path, num_window=10)
 
 
+def test_a_canary_is_asked_where_nothing_was_logged(tmp_path, monkeypatch):
+    "A schedule starts with the service, before anybody asked anything"
+    canary = page.FrozenCanary(form="gguf-f16", asked=6, equal=50., different=["a"], alarms=True)
+    monkeypatch.setattr(page, "read_served", lambda root, stage: "v1.0.0")
+    monkeypatch.setattr(page, "run_canary", lambda folder, work: canary)
+    answer = page.monitor(tmp_path, with_canary=True)
+    assert (answer.verdict, answer.usage.requests, answer.release) == ("alarm", 0, "") and "50 % of 6 frozen questions" in answer.alarms[0]
+    assert "forge_monitor_canary 50.0" in (tmp_path/"runs"/"monitor"/"metrics.prom").read_text(encoding="utf-8") and (tmp_path/answer.page).exists()
+    assert page.format_monitor(answer).startswith("alarm")
+
+
 def test_what_writes_no_answer_is_not_read(tmp_path):
     write_log(tmp_path, [*make_log(60), *make_log(60, operation="feedback", coverage=None), *make_log(9, operation="models")])
     assert page.monitor(tmp_path).usage.requests == 60
