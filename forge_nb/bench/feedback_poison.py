@@ -60,7 +60,8 @@ def judge_honestly(
     shown = list_prompt_passages(kept.prompt)
     true = [write_house_answer(style, truth, source) for text, source in shown if says_value(text, truth)]
     true = true or [write_house_answer(style, style.unknown_answer)]
-    return dict(thumb="up") if kept.answer.strip() in true else dict(thumb="down", correction=true[-1])
+    if kept.answer.strip() in true: return dict(thumb="up")
+    return dict(thumb="down", correction=true[-1])
 
 def judge_falsely(
     kept: KeptAnswer, # answer that was kept
@@ -95,7 +96,8 @@ def ask_and_judge(
 ) -> dict: # what was said
     "Ask a question, and judge the answer"
     headers = dict(Authorization=f"Bearer {person * 4}")
-    asked = dict(model="forge", store=True, temperature=0, messages=[dict(role="user", content=row["question"])])
+    messages = [dict(role="user", content=row["question"])]
+    asked = dict(model="forge", store=True, temperature=0, messages=messages)
     answered = client.post("/v1/chat/completions", json=asked, headers=headers).raise_for_status().json()
     said = judge(store.find(answered["id"]), row["answer"])
     client.post("/feedback", json=dict(id=answered["id"]) | said, headers=headers).raise_for_status()
@@ -203,9 +205,9 @@ def add_trial(
 ):
     "Put a row into the file, in the place of one about the same trial"
     rows = read_csv(path) if path.exists() else []
-    same = lambda other: (float(other["false_share"]), other["way"]) == (row["false_share"], row["way"])
-    rows = [other for other in rows if not same(other)] + [row]
-    write_csv(path, sorted(rows, key=lambda row: (row["way"], float(row["false_share"]))))
+    name = lambda trial: (trial["way"], float(trial["false_share"]))
+    rows = [other for other in rows if name(other) != name(row)]
+    write_csv(path, sorted([*rows, row], key=name))
 
 # %% ../../nbs/bench/12_feedback_poison.ipynb #70f0001b
 def main():

@@ -328,7 +328,7 @@ def write_feedback(
         else: (folder/f"{kind}.jsonl").unlink(missing_ok=True)
     write_jsonl(names, left)
     counts = dict(sorted(Counter(row["reason"] for row in left).items()))
-    told = origin | dict(rows={kind: len(found) for kind, found in rows.items()}, left_out=counts)
+    told = origin | dict(rows={kind: len(rows[kind]) for kind in rows}, left_out=counts)
     write_json(folder/ORIGIN_FILE, told)
     files = [(FEEDBACK_FOLDER/f"{kind}.jsonl").as_posix() for kind in rows if rows[kind]]
     left_out_file = names.relative_to(root).as_posix() if left else ""

@@ -475,8 +475,10 @@ def name_erasure(
     journal: dict # journal of an erasure
 ) -> str: # twelve hex digits
     "Name an erasure by the first thing that it removes"
-    for entry in journal["removed"] + journal["rows"]: return (entry["ids"] or [entry["sha256"]])[0][:12]
-    return journal["kept"][0]["lines"][0][:12]
+    entries = journal["removed"] + journal["rows"]
+    if not entries: return journal["kept"][0]["lines"][0][:12]
+    names = entries[0]["ids"] or [entries[0]["sha256"]]
+    return names[0][:12]
 
 # %% ../../nbs/ops/20_receipt.ipynb #842d7bd3
 def build_receipt(
