@@ -316,14 +316,17 @@ def drop_damaged(
 def seal_meanwhile(
     folder: Path, # folder of a run's checkpoints, which may be missing
     sums: Path, # file of their hashes, JSON
-    pause: float = 1. # seconds between looks
+    pause: float = 1. # seconds between looks, at least; a look that takes long is taken more seldom
 ): # context manager
     "Note the hashes of a run's checkpoints while it goes on"
     done = threading.Event()
     def look():
-        while not done.wait(pause):
+        took = 0.
+        while not done.wait(max(pause, 20 * took)):
+            start = time.monotonic()
             try: seal_checkpoints(folder, sums)
             except OSError: continue  # deleted meanwhile, or the disk is full, which the run says itself
+            finally: took = time.monotonic() - start
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
     try: yield
@@ -535,11 +538,12 @@ def run_stage(
     code, page = check_exports(module), list_notebooks()[module]
     parameters = read_stage_parameters(name, read_notebook(page))
     check_budget(name)
-    notes = ROOT/".ckpt"/f"{name}.json"
-    for folder in (ROOT/"reports", ROOT/"runs", ROOT/".ckpt"/name): folder.mkdir(parents=True, exist_ok=True)
+    notes, log_path = ROOT/".ckpt"/f"{name}.json", ROOT/"runs"/f"{name}.jsonl"
+    for folder in (ROOT/"reports", log_path.parent, ROOT/".ckpt"/name): folder.mkdir(parents=True, exist_ok=True)
+    log_path.touch()  # whoever waits reads it
     noted = read_json(notes).get("folders") if notes.exists() else None
     is_untouched = noted == read_folder_times(stage)
-    with wait_for_lock(notes.with_suffix(".lock"), name, ROOT/"runs"/f"{name}.jsonl") as was_held:
+    with wait_for_lock(notes.with_suffix(".lock"), name, log_path) as was_held:
         run_or_take(name, graph, code, parameters, was_held and is_untouched)
 
 # %% ../../nbs/core/30_runner.ipynb #f74252a9
