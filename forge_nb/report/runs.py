@@ -81,4 +81,5 @@ def format_stage_run(
 ) -> str: # line for people
     "Say when a stage ran, how long, and on what"
     machine = f", on {run.machine}" if run.machine else ""
-    return f"Last run here: {format_time(run.time)}, {format_run_time(run.seconds)}, {run.peak_gib:.1f} GiB at most{machine}"
+    when, took = format_time(run.time), format_run_time(run.seconds)
+    return f"Last run here: {when}, {took}, {run.peak_gib:.1f} GiB at most{machine}"
