@@ -85,6 +85,8 @@ new: setup  ## a stage that runs and passes every test at once: make new STAGE=n
 lab: export PYTHONPATH := $(CURDIR)
 lab: export PYTHONHASHSEED := 0
 lab: export HF_HUB_OFFLINE := 1
+# defaults of JupyterLab's settings, which each person may change: it asks nobody about news and updates
+lab: export JUPYTER_CONFIG_PATH := $(CURDIR)/config/jupyter$(if $(JUPYTER_CONFIG_PATH),:$(JUPYTER_CONFIG_PATH))
 lab: setup  ## JupyterLab on this machine only: the project, with the tour open
 	@jupyter lab --ip=127.0.0.1 --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/nbs/index.ipynb \
 	  --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --LabApp.extension_manager=readonly

@@ -43,10 +43,14 @@ class Browser:
         assert "error" not in message, message
         return message["result"]
 
-    def open(self, url: str, width: int, theme: str):
-        "Show a page in a window of this width, in this theme"
+    def resize(self, width: int, theme: str):
+        "Give the window a width and a theme"
         self.do("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 500)
         self.do("Emulation.setEmulatedMedia", features=[dict(name="prefers-color-scheme", value=theme)])
+
+    def open(self, url: str, width: int, theme: str):
+        "Show a page in a window of this width, in this theme"
+        self.resize(width, theme)
         self.do("Page.bringToFront")  # a page behind another one is not painted, and waits
         self.do("Page.navigate", url=url)
         while self.receive().get("method") != "Page.loadEventFired": pass

@@ -47,22 +47,22 @@ def collect_graph(
 def place_stages(
     stages: dict, # run → stage
     links: list # (source, run)
-) -> dict: # run → column, line
+) -> dict: # run → level, place in it
     "Give every run a place"
     sources = {run: [source for source, reader in links if reader == run] for run in stages}
-    columns = {}
-    def column_of(run):
-        if run not in columns: columns[run] = 1 + max(map(column_of, sources[run]), default=-1)
-        return columns[run]
-    places, lines = {}, {}
-    for run in sorted(stages, key=lambda run: (column_of(run), stages[run])):
-        column = columns[run]
-        places[run] = column, lines.get(column, 0)
-        lines[column] = places[run][1] + 1
+    levels = {}
+    def level_of(run):
+        if run not in levels: levels[run] = 1 + max(map(level_of, sources[run]), default=-1)
+        return levels[run]
+    places, taken = {}, {}
+    for run in sorted(stages, key=lambda run: (level_of(run), stages[run])):
+        level = levels[run]
+        places[run] = level, taken.get(level, 0)
+        taken[level] = places[run][1] + 1
     return places
 
 # %% ../../nbs/ops/18_lineage_page.ipynb #18p0000d
-BOX_WIDTH, BOX_HEIGHT, COLUMN_WIDTH, LINE_HEIGHT = 92, 40, 106, 62
+BOX_WIDTH, BOX_HEIGHT, COLUMN_WIDTH, LINE_HEIGHT = 92, 40, 112, 60
 def draw_box(
     x: int, # left edge, pixels
     y: int, # upper edge, pixels
@@ -83,10 +83,10 @@ def draw_curve(
     end: tuple # corner of the box where it ends, pixels
 ) -> str: # SVG
     "Draw what leads from one stage to the next"
-    x, y, below = start[0] + BOX_WIDTH, start[1] + BOX_HEIGHT // 2, end[1] + BOX_HEIGHT // 2
-    is_passing = start[1] == end[1] and end[0] - start[0] > COLUMN_WIDTH  # a stage stands between them
-    bend, sag = (x + end[0]) // 2, LINE_HEIGHT // 2 * is_passing
-    return f'<path d="M{x} {y} C{bend} {y + sag} {bend} {below + sag} {end[0]} {below}"/>'
+    x, beyond, y = start[0] + BOX_WIDTH // 2, end[0] + BOX_WIDTH // 2, start[1] + BOX_HEIGHT
+    is_passing = start[0] == end[0] and end[1] - start[1] > LINE_HEIGHT  # a stage stands between them
+    bend, sag = (y + end[1]) // 2, 3 * COLUMN_WIDTH // 4 * is_passing
+    return f'<path d="M{x} {y} C{x + sag} {bend} {beyond + sag} {bend} {beyond} {end[1]}"/>'
 
 # %% ../../nbs/ops/18_lineage_page.ipynb #18p0040b
 def drop_implied_links(
@@ -108,8 +108,8 @@ def draw_lineage(
 ) -> str: # HTML: SVG that scrolls
     "Draw stages as boxes and what leads from one to the next as lines"
     places = place_stages(stages, links)
-    corners = {run: (8 + column * COLUMN_WIDTH, 8 + line * LINE_HEIGHT)
-               for run, (column, line) in places.items()}
+    corners = {run: (8 + place * COLUMN_WIDTH, 8 + level * LINE_HEIGHT)
+               for run, (level, place) in places.items()}
     width, height = (max(axis) + 12 + size
                      for axis, size in zip(zip(*corners.values()), (BOX_WIDTH, BOX_HEIGHT)))
     curves = "".join(draw_curve(corners[source], corners[run]) for source, run in drop_implied_links(links))
@@ -117,7 +117,7 @@ def draw_lineage(
                     for run, corner in corners.items())
     size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
     return (f'<div class="drawing" tabindex="0"><svg xmlns="http://www.w3.org/2000/svg" {size} '
-            f'aria-label="stages, from left to right" font-family="sans-serif" font-size="12" text-anchor="middle">'
+            f'aria-label="stages, from top to bottom" font-family="sans-serif" font-size="12" text-anchor="middle">'
             f"{curves}{boxes}</svg></div>")
 
 # %% ../../nbs/ops/18_lineage_page.ipynb #18p00010
@@ -177,7 +177,7 @@ def render_lineage_body(
                       render_lineage_results(db, chosen)])
 
 # %% ../../nbs/ops/18_lineage_page.ipynb #18p00016
-INDEX_LINK = '<p><a href="lineage.html">What the released model was made from</a></p>'
+INDEX_LINK = '<p><a href="lineage.html">What the model was made from</a></p>'
 def write_lineage_page(
     root: Path, # root folder of the project
     folder: Path # folder of the pages
