@@ -567,7 +567,9 @@ def keep_answer(
     if not gateway.answers: return
     sources = sorted({passage["source"] for passage in opened.shown})
     said = dict(question=asked, prompt=opened.turns[-1]["content"], answer=reply.text)
-    origin = dict(release=call.backend.digest, key=call.caller.name, sources=sources)
+    groups = {passage["id"]: passage["groups"] for passage in opened.found}
+    readers = [groups.get(passage["id"], []) for passage in opened.shown]
+    origin = dict(release=call.backend.digest, key=call.caller.name, sources=sources, readers=readers)
     answer = KeptAnswer(id=reply.id, time=time.time(), **origin, **said)
     try: gateway.answers.keep(answer)
     except OSError: gateway.log.lost += 1

@@ -299,7 +299,9 @@ def serve(
     log = RequestLog(root/"runs"/"requests", int(settings.log_megabytes * 2 ** 20), settings.log_files)
     backend = load_backend(root, stage, settings)
     pii_kinds = list_pii_kinds(load_params(root/"params.yaml"))
-    answers = AnswerStore(root/"runs"/"answers", settings.keep_days, pii_kinds) if settings.keep_days else None
+    answers = AnswerStore(root/"runs"/"answers", settings.keep_days, pii_kinds)
+    answers.remove_old(time.time())
+    if not settings.keep_days: answers = None
     gateway = Gateway(backend, settings, keys, log, pii_kinds, answers)
     gateway.texts = read_backend_files(root)
     with open_port(host, port) as opened:

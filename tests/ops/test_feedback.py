@@ -54,7 +54,7 @@ def test_from_answers_to_rows(project, store):
     answer = page.feedback(project)
     validate(json.loads(answer.model_dump_json()), answer_schema("feedback"))
     assert (answer.judgements, answer.rows) == (6, dict(kto=3, pairs=1, chat=1))
-    assert answer.left_out == {"judged again by the same key": 1, "a comment alone": 1} and answer.releases == {"r1": 6}
+    assert answer.left_out == {"judged again": 1, "a comment alone": 1} and answer.releases == {"r1": 6}
     for kind, count in answer.rows.items():
         rows = read_jsonl(project/"data"/"feedback"/f"{kind}.jsonl")
         assert len(rows) == count and all(detect_shape(row) == kind and row["source"] == "docs/parts.txt" for row in rows)
@@ -80,6 +80,25 @@ def test_only_who_asked_may_judge_and_only_what_is_there(project, store):
 def test_answers_are_removed_after_their_days(store):
     for day in (1000, 1020, 1031): keep(store, day, day=day)
     assert [store.find(f"a{day}") is not None for day in (1000, 1020, 1031)] == [False, True, True]
+
+
+def test_what_was_said_goes_with_its_answer(project, store):
+    keep(store, 1, day=1000)
+    say(project, store, 1, thumb="up")
+    store.remove_old(1030 * DAY)
+    assert len(read_jsonl(project/"runs"/"feedback"/"feedback.jsonl")) == 1
+    store.remove_old(1031 * DAY)
+    assert read_jsonl(project/"runs"/"feedback"/"feedback.jsonl") == [] and store.find("a1") is None
+
+
+def test_passages_of_a_group_are_not_taught_to_everyone(project, store):
+    keep(store, 1, readers=[["everyone"], ["hr"]])
+    keep(store, 2, readers=[["everyone", "hr"]])
+    for n in (1, 2): say(project, store, n, thumb="down")
+    assert page.feedback(project).left_out == {"shows what not everyone may read": 1}
+    (project/"params.yaml").write_text("synth: {groups: [hr]}\n", encoding="utf-8")
+    answer = page.feedback(project)
+    assert answer.left_out == {} and answer.rows["kto"] == 2
 
 
 def test_one_key_cannot_outvote_all_others(project, store):
