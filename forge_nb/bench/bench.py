@@ -642,11 +642,13 @@ def measure_answering(
     measure = lambda *words: run_module(clone, "forge_nb.bench.serve_speed", stage, *words)
     yield from format_serving("default", measure("default"))
     cost = measure("cost")
-    figure = f"{cost['gateway']:.1f} ms; llama.cpp's own server {cost['llama']:.1f} ms, engine alone {cost['engine']:.1f} ms"
+    figure = (f"{cost['gateway']:.1f} ms; llama.cpp's own server {cost['llama']:.1f} ms, "
+              f"engine alone {cost['engine']:.1f} ms")
     yield "forge serve, a whole answer, one client", f"{figure}: {cost['gateway'] - cost['engine']:.1f} ms more", "2 ms"
     hour = measure("hour")
     pace = f"{hour['errors']} errors in {hour['seconds']:.0f} s; {hour['before']:.0f} MiB after a tenth of them"
-    yield f"forge serve, {hour['requests']:,} requests at once", f"{pace}, {hour['after']:.0f} MiB at the end", "0 errors"
+    figure = f"{pace}, {hour['after']:.0f} MiB at the end"
+    yield f"forge serve, {hour['requests']:,} requests at once", figure, "0 errors"
     if not (base/"config.json").exists():
         yield f"{base.name}", f"not run: `make base BASE={base.name}` fetches it", ""
         return

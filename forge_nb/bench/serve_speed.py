@@ -34,8 +34,9 @@ def write_post(
 ) -> bytes: # request as it is sent
     "Write a request for a streamed answer"
     text = json.dumps(body | dict(stream=True)).encode()
-    head = (f"POST /v1/chat/completions HTTP/1.1\r\nHost: {place.host}:{place.port}\r\nAuthorization: Bearer {place.key}\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n")
+    head = (f"POST /v1/chat/completions HTTP/1.1\r\nHost: {place.host}:{place.port}\r\n"
+            f"Authorization: Bearer {place.key}\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(text)}\r\n\r\n")
     return head.encode() + text
 
 def time_answer(
