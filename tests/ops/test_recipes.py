@@ -1,5 +1,5 @@
 "Recipes of deploy/: read by the tools that will read them, held against each other and against the parser, and the image's own command run in a clean environment"
-import http.client, json, os, re, shutil, signal, subprocess, sys, sysconfig
+import http.client, json, os, re, shutil, signal, subprocess, sys, sysconfig, tempfile
 from pathlib import Path
 
 import compose_spec
@@ -224,14 +224,17 @@ class Container:
 @pytest.fixture(scope="module")
 def container(shipped, keys, tmp_path_factory) -> Container:  # noqa: F811
     if not os.getuid() and not shutil.which("setpriv"): pytest.skip("root without setpriv; on Debian, `apt install util-linux`")
-    base, secrets = tmp_path_factory.mktemp("container"), tmp_path_factory.mktemp("secrets")
+    base, secrets = Path(tempfile.mkdtemp()), tmp_path_factory.mktemp("secrets")  # pytest's own folders are closed to other users, anew with every session
+    base.chmod(0o755)
     (secrets/"config").mkdir()
     write_keys(secrets, dict(kim=KeyEntry(sha256=hash_key("fk-kim"))))
     shutil.move(secrets/"config"/"keys.yaml", secrets/"keys.yaml")
     (secrets/"config").rmdir()
     shutil.copy(keys/"release.pub", secrets)
-    for folder in (base, *base.parents[:2]): folder.chmod(folder.stat().st_mode | 0o111)
-    return Container(base, shipped, secrets)
+    try: yield Container(base, shipped, secrets)
+    finally:
+        for folder, _, _ in os.walk(base): Path(folder).chmod(0o755)
+        shutil.rmtree(base)
 
 
 def ask(port: int, path: str, sent=None, key: str = "") -> tuple:
