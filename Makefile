@@ -54,8 +54,8 @@ base: setup  ## fetch a base model, once: make base BASE=smollm2
 adopt: setup  ## accept data/ as it is now
 	@python -m forge_nb.core.runner adopt && dvc add --quiet data && python -m forge_nb.data.versions
 
-run: data  ## environment, data, the whole pipeline; ends with the results
-	@dvc repro
+run: data  ## environment, data, the whole pipeline, behind a run that is under way; ends with the results
+	@if python -c "import forge_nb.ops.watch" 2>/dev/null; then python -m forge_nb.ops.watch; else dvc repro; fi
 	@python -m forge_nb.report.pages
 
 search: setup  ## search a folder before any training: FROM=folder, and Q="words" to ask once

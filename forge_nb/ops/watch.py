@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['MAX_SILENCE', 'PROGRESS', 'NO_FIGURES', 'holds_lock', 'find_running_stage', 'WatchAnswer', 'read_progress',
-           'list_behind', 'watch_once', 'format_watch', 'watch', 'make_screen']
+           'list_behind', 'watch_once', 'format_watch', 'watch', 'make_screen', 'read_rwlock', 'find_owners',
+           'wait_for_owners', 'repro_when_free', 'main']
 
 # %% ../../nbs/ops/77_watch.ipynb #94w00004
-import os, re, time
+import json, os, re, subprocess, sys, time
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from ..core.project import NotFound, read_stages
+from ..core.project import NotFound, ROOT, read_stages, remove_path, run_cli
 from ..report.pages import list_edges
 from ..report.runs import format_run_time, read_log_lines, read_stage_runs
 
@@ -158,3 +159,62 @@ def make_screen(
         stream.flush()
         before[:] = [text]
     return show
+
+# %% ../../nbs/ops/77_watch.ipynb #94w20002
+def read_rwlock(
+    path: Path # .dvc/tmp/rwlock, which may be missing
+) -> list | None: # numbers of the processes that hold files; None: a kill left half a list
+    "Read who holds files, as DVC notes it"
+    if not path.exists(): return []
+    try: held = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError: return None
+    writers, readers = held.get("write", {}).values(), held.get("read", {}).values()
+    return sorted({info["pid"] for info in [*writers, *(info for infos in readers for info in infos)]})
+
+# %% ../../nbs/ops/77_watch.ipynb #94w20003
+def find_owners(
+    root: Path # root folder of the project
+) -> list: # numbers of processes
+    "Find the DVCs that live and hold files of this folder"
+    import psutil
+    def is_dvc(pid):
+        try: return any(Path(part).name == "dvc" for part in psutil.Process(pid).cmdline())
+        except psutil.Error: return False
+    return [pid for pid in read_rwlock(root/".dvc"/"tmp"/"rwlock") or [] if is_dvc(pid)]
+
+# %% ../../nbs/ops/77_watch.ipynb #94w20006
+def wait_for_owners(
+    root: Path, # root folder of the project
+    show, # function: lines → nothing
+    pause: float = 2 # seconds between looks
+):
+    "Wait until no other DVC works in this folder, show how far it is, and forget those that are dead"
+    path = root/".dvc"/"tmp"/"rwlock"
+    while owners := find_owners(root):
+        try: lines = format_watch(watch_once(root, time.time()))
+        except NotFound: lines = "it is between two stages"
+        show(f"another DVC works in this folder (process {owners[0]}); this run waits for it\n{lines}")
+        time.sleep(pause)
+    if read_rwlock(path) is None: time.sleep(pause)
+    pids = read_rwlock(path)
+    if pids is None or pids and not find_owners(root): remove_path(path)
+
+# %% ../../nbs/ops/77_watch.ipynb #94w20009
+def repro_when_free(
+    root: Path, # root folder of the project
+    show, # function: lines → nothing
+    pause: float = 2 # seconds between looks
+) -> int: # exit code of DVC
+    "Run `dvc repro` once no other DVC works in this folder"
+    while True:
+        wait_for_owners(root, show, pause)
+        code = subprocess.run([sys.executable, "-m", "dvc", "repro"], cwd=root).returncode
+        if not code or not find_owners(root): return code
+
+# %% ../../nbs/ops/77_watch.ipynb #94w2000a
+def main():
+    "Run the pipeline, behind whoever runs it already"
+    sys.exit(repro_when_free(ROOT, make_screen(sys.stdout)))
+
+# %% ../../nbs/ops/77_watch.ipynb #94w2000b
+if __name__ == "__main__" and "__file__" in globals(): run_cli(main)

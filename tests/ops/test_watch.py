@@ -1,10 +1,11 @@
 "`forge watch`: what runs is seen without touching its lock, whatever the log holds"
-import fcntl, json, time
+import fcntl, json, os, subprocess, time
 
 import pytest
+from copies import ENV, wait_for
 from forge_nb.core.project import ROOT, NotFound
 from forge_nb.ops import cli
-from forge_nb.ops.watch import WatchAnswer, find_running_stage, watch_once
+from forge_nb.ops.watch import WatchAnswer, find_owners, find_running_stage, repro_when_free, watch_once
 from jsonschema import validate
 
 
@@ -57,3 +58,45 @@ def test_the_verb_answers_in_its_schema(project, monkeypatch, capsys):
     cli.app(["watch", "--once"], standalone_mode=False)
     assert capsys.readouterr().out.startswith("stage ngram (")
     lock.close()
+
+
+SLOW = """stages:
+  one:
+    cmd: echo begun >> begun && while [ ! -e go ]; do sleep .05; done && echo done > made
+    outs: [made]
+"""
+
+
+@pytest.fixture
+def running(tmp_path):
+    "A project of one stage that ends when a file `go` is there, and a DVC that runs it"
+    call = lambda line: subprocess.run(line, shell=True, cwd=tmp_path, env=ENV, check=True)
+    (tmp_path/"dvc.yaml").write_text(SLOW, encoding="utf-8")
+    call("git init -q && dvc init -q && echo {} > params.yaml")
+    process = subprocess.Popen(["dvc", "repro"], cwd=tmp_path, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: (tmp_path/"begun").exists(), process)
+    yield process, tmp_path
+    (tmp_path/"go").touch()
+    process.wait()
+
+
+def test_make_run_waits_for_a_dvc_that_lives(running):
+    process, root = running
+    assert find_owners(root) == [process.pid]
+    shown = []
+    def show(text): shown.append(text); (root/"go").touch()
+    assert repro_when_free(root, show, pause=.1) == 0
+    assert f"another DVC works in this folder (process {process.pid}); this run waits for it" in shown[0]
+    assert (root/"begun").read_text(encoding="utf-8") == "begun\n", "the stage ran twice"
+
+
+@pytest.mark.parametrize("left", ['{"wri', json.dumps(dict(write={"/x/made": dict(pid=os.getpid(), cmd="dvc repro")}, read={}))])
+def test_what_a_dead_dvc_left_keeps_nobody_waiting(running, left):
+    "Half a list of holders, and one whose number another program has now: DVC alone refuses both"
+    process, root = running
+    (root/"go").touch(); process.wait()
+    (root/".dvc"/"tmp"/"rwlock").write_text(left.replace("/x/", f"{root}/"), encoding="utf-8")
+    (root/"made").unlink()
+    shown = []
+    assert subprocess.run(["dvc", "repro"], cwd=root, env=ENV, capture_output=True).returncode
+    assert repro_when_free(root, shown.append, pause=.1) == 0 and (root/"made").exists() and not shown
