@@ -6,6 +6,8 @@ from browser import SHOTS
 from copies import sibling
 from test_lab import Lab, digest
 
+pytestmark = pytest.mark.slow
+
 COMMAND = "window.jupyterapp.commands.execute"
 WIDGET = "window.jupyterapp.shell.currentWidget"
 OPENED = f"window.jupyterapp && {WIDGET} && {WIDGET}.context && {WIDGET}.context.path"

@@ -5,6 +5,8 @@ import pytest
 from browser import SHOTS
 from copies import FORGE, sibling
 
+pytestmark = pytest.mark.slow
+
 # What the page looks like: its width, its pictures, what stands beyond its edge, and the lowest contrast of a text with what lies behind it (WCAG 2.2, 1.4.3)
 MEASURE = """(() => {
   const luminance = colour => {
@@ -37,7 +39,7 @@ folder = Path("reports/html"); folder.mkdir(parents=True, exist_ok=True)
 def reports(chain, tmp_path_factory):
     "The reports of a finished project, as `make report` writes them"
     copy = sibling(chain, tmp_path_factory.mktemp("reports")/"project")
-    copy(f"{FORGE} monitor; {FORGE} papers && python -c '{RELEASED}' && python -m forge_nb.ops.site", rc=0)
+    copy(f"{FORGE} papers && python -c '{RELEASED}' && python -m forge_nb.ops.site", rc=0)
     return copy.root/"reports"/"html"
 
 
@@ -58,7 +60,7 @@ def test_reports_read_well_wide_and_narrow_in_both_themes(browser, reports, fold
     "Proves: no page scrolls sideways at 390 or 1,280 pixels, no table of less than 12 columns and no drawing is cut at 1,280, no picture is broken, every text has a contrast of 4.5 in both themes; every page leads back to the index; no page asks for another or complains"
     pages, grounds = sorted((reports/folder).glob("*.html")), set()
     assert {"assess", "evaluate", "card"} <= {p.stem for p in pages}
-    assert folder == "full" or {"index", "lineage", "monitor", "papers", "releases"} <= {p.stem for p in pages}
+    assert folder == "full" or {"index", "lineage", "papers", "releases"} <= {p.stem for p in pages}
     browser.faults.clear(), browser.requests.clear()
     for page in pages:
         browser.open(page.as_uri(), 390, "light")
