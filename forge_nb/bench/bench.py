@@ -654,6 +654,8 @@ def measure_answering(
         return
     yield from format_serving(base.name, measure(shlex.quote(str(base)), 16))
 
+
+# %% ../../nbs/bench/20_bench.ipynb #20aa0011
 def measure_server(
     clone: Path # folder for the fresh clone
 ): # yields (what, figure, bound) as text

@@ -129,6 +129,8 @@ def put_base(
     return replace(backend, engine=LlamaEngine(path, CONTEXT, SLOTS), special_tokens=special, instruction=rule,
                    tokenizer=Tokenizer.from_file(str(base/"tokenizer.json")))
 
+
+# %% ../../nbs/bench/16_serve_speed.ipynb #b65f0031
 def start_gateway(
     pipe, # end of a pipe that takes host, port and key
     root: Path, # root folder of the project

@@ -6,7 +6,7 @@
 __all__ = ['START_SECONDS', 'DIE_WITH_PARENT', 'KERNEL_OPTIONS', 'SKIPPED_TAG', 'LAST_FILES', 'print_row', 'tail_log',
            'join_outputs', 'normalize_report', 'hash_files', 'hash_run', 'read_stamps', 'find_changed_inputs',
            'hash_pipeline', 'explain_failure', 'shorten_tmpdir', 'make_part_log', 'run_notebook', 'skip_lessons',
-           'execute_notebook', 'hold_lock', 'list_checkpoints', 'hash_folder', 'seal_checkpoints', 'drop_damaged',
+           'execute_notebook', 'hold_lock', 'list_checkpoints', 'hash_checkpoint', 'seal_checkpoints', 'drop_damaged',
            'seal_meanwhile', 'is_locked', 'wait_for_lock', 'list_outs', 'read_folder_times', 'is_made', 'find_stage',
            'read_stage_parameters', 'append_jsonl', 'save_report', 'prepare_run', 'count_stage', 'check_budget',
            'execute_stage', 'run_or_take', 'run_stage', 'merge_profile', 'apply_profile', 'main']
@@ -211,7 +211,8 @@ def run_notebook(
     logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of parameters that it cannot parse
     with shorten_tmpdir(), TemporaryDirectory() as sockets:
         sockets_config = dict(transport="ipc", ip=f"{sockets}/kernel")
-        config = Config(KernelManager=sockets_config, NotebookClient=KERNEL_OPTIONS | dict(on_cell_start=make_part_log()))
+        options = KERNEL_OPTIONS | dict(on_cell_start=make_part_log())
+        config = Config(KernelManager=sockets_config, NotebookClient=options)
         nb = nbformat.read(path, as_version=4)
         if parameters.get("enabled") is False: skip_lessons(nb)
         nbformat.write(nb, partial_path)
@@ -280,11 +281,12 @@ def list_checkpoints(
     return {str(path): written for path, written in whole.items() if not is_temporary(path)}
 
 # %% ../../nbs/core/30_runner.ipynb #5fa73053
-def hash_folder(
+def hash_checkpoint(
     folder: Path # folder
 ) -> dict: # file, from there → SHA-256
-    "Hash every file of a folder"
-    return {str(path.relative_to(folder)): hash_file(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    "Hash every file of a checkpoint"
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path.relative_to(folder)): hash_file(path) for path in files}
 
 # %% ../../nbs/core/30_runner.ipynb #5fa73054
 def seal_checkpoints(
@@ -296,7 +298,7 @@ def seal_checkpoints(
     sealed = {}
     for name, written in list_checkpoints(folder).items():
         is_noted = noted.get(name, {}).get("time") == written
-        sealed[name] = noted[name] if is_noted else dict(time=written, files=hash_folder(folder/name))
+        sealed[name] = noted[name] if is_noted else dict(time=written, files=hash_checkpoint(folder/name))
     if sealed != noted: write_json(sums, sealed)
 
 # %% ../../nbs/core/30_runner.ipynb #5fa73055
@@ -307,7 +309,7 @@ def drop_damaged(
     "Delete the checkpoints that are not what was written"
     noted = read_json(sums) if sums.exists() else {}
     damaged = [name for name, written in list_checkpoints(folder).items()
-               if noted.get(name, {}).get("time") == written and noted[name]["files"] != hash_folder(folder/name)]
+               if noted.get(name, {}).get("time") == written and noted[name]["files"] != hash_checkpoint(folder/name)]
     for name in damaged: remove_path(folder/name)
     return damaged
 

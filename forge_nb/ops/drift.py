@@ -119,7 +119,8 @@ def find_shifts(
     pairs = {name: pair for name, pair in pairs.items() if min(map(len, pair)) >= MIN_VALUES}
     tests = [compute_shift_p(*pair, seed=seed) for pair in pairs.values()]
     def describe(name, before, after, p):
-        return Shift(name, float(before.mean()), float(after.mean()), len(after), p, p <= alpha)
+        means = float(before.mean()), float(after.mean())
+        return Shift(name, *means, len(after), p, p <= alpha)
     return [describe(name, *pair, p) for (name, pair), p in zip(pairs.items(), adjust_holm(tests))]
 
 # %% ../../nbs/ops/63_drift.ipynb #63a00013

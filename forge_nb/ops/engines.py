@@ -79,7 +79,8 @@ def read_chunk(
     text = choice.get("text") or (choice.get("delta") or {}).get("content") or ""
     usage = chunk.get("usage")
     names = ("prompt_tokens", "completion_tokens", "total_tokens")
-    return Piece(text, choice.get("finish_reason"), usage and {name: usage.get(name, 0) for name in names})
+    counts = usage and {name: usage.get(name, 0) for name in names}
+    return Piece(text, choice.get("finish_reason"), counts)
 
 # %% ../../nbs/ops/68_engines.ipynb #685e000e
 def start_slots(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DAY', 'MAX_COMMENT', 'SHOWN_LINE', 'FEEDBACK_FOLDER', 'KeptAnswer', 'open_private', 'append_line', 'AnswerStore',
-           'read_whole_lines', 'FeedbackRequest', 'record_feedback', 'leave_out', 'choose_judgements', 'find_limit',
+           'read_whole_lines', 'FeedbackRequest', 'record_feedback', 'leave_out', 'choose_judgements', 'find_key_limit',
            'limit_keys', 'simplify_question', 'find_asked', 'find_restricted', 'list_prompt_passages', 'says_value',
            'bear_out', 'read_judged_value', 'settle_questions', 'bear_out_judgement', 'sift_judgements',
            'make_feedback_rows', 'FeedbackAnswer', 'write_feedback', 'feedback', 'format_feedback']
@@ -17,7 +17,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from ..core.project import Invalid, NotFound, display_path, hash_text, load_params, read_jsonl, write_json, write_jsonl
+from ..core.project import (Invalid, NotFound, display_path, hash_text, load_params, read_jsonl, write_json,
+                                   write_jsonl)
 from ..core.settings import Style, load_settings
 from ..data.passages import EVERYONE
 from ..data.pii import mask_pii
@@ -179,7 +180,7 @@ def choose_judgements(
     return [*last.values()], left
 
 # %% ../../nbs/ops/64_feedback.ipynb #64b00023
-def find_limit(
+def find_key_limit(
     counts: list, # judgements of each key
     max_share: float # share of all that are taken which one key may have; no less than an equal part
 ) -> int: # judgements that are taken of one key, at most
@@ -195,7 +196,7 @@ def limit_keys(
 ) -> tuple: # judgements that count; rows of `leave_out`
     "Keep the latest judgements of a key that has too many"
     if len({row["key"] for row in rows}) < 2: return rows, []
-    limit = find_limit([*Counter(row["key"] for row in rows).values()], max_share)
+    limit = find_key_limit([*Counter(row["key"] for row in rows).values()], max_share)
     newest, loud, seen = [], [], Counter()
     for row in sorted(rows, key=lambda row: -row["time"]):
         seen[row["key"]] += 1
@@ -315,7 +316,8 @@ def sift_judgements(
     borne_out = []
     for row in chosen:
         row, reason = bear_out_judgement(row, style)
-        if reason := find_asked(row, exam_questions) or find_restricted(row, groups) or reason: left += leave_out([row], reason)
+        reason = find_asked(row, exam_questions) or find_restricted(row, groups) or reason
+        if reason: left += leave_out([row], reason)
         else: borne_out.append(row)
     chosen, outvoted = settle_questions(borne_out, style)
     chosen, loud = limit_keys(chosen, max_share)

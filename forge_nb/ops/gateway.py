@@ -428,8 +428,8 @@ class Gateway:
         "Count a request and write its row"
         if "status" in call.facts: return
         backend = call.backend or self.backend
-        call.facts |= dict(id=call.id, operation=call.operation, status=status, error=error, release=backend.digest,
-                           seconds=round(call.seconds, 4), key=call.caller.name or None)
+        call.facts |= dict(id=call.id, operation=call.operation, status=status, error=error)
+        call.facts |= dict(release=backend.digest, seconds=round(call.seconds, 4), key=call.caller.name or None)
         self.figures.count(call.operation, call.facts)
         self.log.write(make_log_row(call.facts))
 

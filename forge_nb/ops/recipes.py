@@ -52,9 +52,10 @@ def describe_image(
             f'{place}: {name} is no list; write it as ["python", "-m", …], so that signals reach it')
     variables = [word.partition("=") for name, text in stage if name == "ENV" for word in shlex.split(text)]
     copied = [text.split() for name, text in stage if name == "COPY" and not text.startswith("--from")]
-    return Image(
-        json.loads(last["ENTRYPOINT"]), json.loads(last["CMD"]), {name: value for name, _, value in variables},
-        last.get("USER", "root"), last["WORKDIR"], [(words[:-1], words[-1]) for words in copied], last["RUN"])
+    environment = {name: value for name, _, value in variables}
+    files = [(words[:-1], words[-1]) for words in copied]
+    entry, command = (json.loads(last[name]) for name in ("ENTRYPOINT", "CMD"))
+    return Image(entry, command, environment, last.get("USER", "root"), last["WORKDIR"], files, last["RUN"])
 
 # %% ../../nbs/ops/94_recipes.ipynb #94a0000d
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def read_unit(
         found[name] = [*found.get(name, []), value] if value else []
     return found
 
+# %% ../../nbs/ops/94_recipes.ipynb #94a00021
 def read_unit_recipe(
     path: Path # unit of systemd
 ) -> Recipe: # what it allows

@@ -31,7 +31,8 @@ def make_log_row(
 ) -> dict: # row
     "Write a row of the log"
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-    known = {name: value for name, value in (dict(time=now) | facts).items() if value is not None}
+    facts = dict(time=now) | facts
+    known = {name: value for name, value in facts.items() if value is not None}
     return {ROW_NAMES[name]: value for name, value in known.items()}
 
 # %% ../../nbs/ops/71_request_log.ipynb #715e0009
@@ -59,7 +60,8 @@ class RequestLog:
         name = f"requests-{time.time_ns()}.jsonl"
         os.replace(self.path, self.folder/name)
         closed = sorted(self.folder.glob("requests-*.jsonl"))
-        for path in closed[:max(0, len(closed) + 1 - self.max_files)]: path.unlink(missing_ok=True)
+        too_many = max(0, len(closed) + 1 - self.max_files)
+        for path in closed[:too_many]: path.unlink(missing_ok=True)
 
     def write(self,
         row: dict # row
