@@ -252,7 +252,8 @@ def execute_notebook(
         log(reason)
         print(reason, file=sys.stderr)
         sys.exit(1)
-    except DeadKernelError:
+    except (DeadKernelError, RuntimeError) as e:
+        if not isinstance(e, DeadKernelError) and "Kernel died" not in str(e): raise  # it was killed while it started
         raise Invalid(f"stage {name}: its kernel was killed, most likely for want of memory; "
                       f"run again to go on from the last checkpoint, or lower the stage's batch size{hint}") from None
 
@@ -308,8 +309,9 @@ def drop_damaged(
 ) -> list: # checkpoints that were deleted
     "Delete the checkpoints that are not what was written"
     noted = read_json(sums) if sums.exists() else {}
-    damaged = [name for name, written in list_checkpoints(folder).items()
-               if noted.get(name, {}).get("time") == written and noted[name]["files"] != hash_checkpoint(folder/name)]
+    is_noted = lambda name, written: noted.get(name, {}).get("time") == written
+    known = [name for name, written in list_checkpoints(folder).items() if is_noted(name, written)]
+    damaged = [name for name in known if noted[name]["files"] != hash_checkpoint(folder/name)]
     for name in damaged: remove_path(folder/name)
     return damaged
 

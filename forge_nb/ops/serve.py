@@ -256,9 +256,9 @@ def open_port(
 ) -> socket.socket: # socket that is bound
     "Take a port"
     try:
-        [(family, _, _, _, address), *_] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM,
+        [(family, kind, protocol, _, address), *_] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM,
                                                               flags=socket.AI_PASSIVE)
-        opened = socket.socket(family, socket.SOCK_STREAM)
+        opened = socket.socket(family, kind, protocol)  # asyncio sends at once only where TCP is named
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         opened.bind(address)
     except (OSError, OverflowError) as error: raise Invalid(
