@@ -6,7 +6,6 @@ from browser import SHOTS
 from copies import sibling
 from test_lab import Lab, digest
 
-pytestmark = pytest.mark.slow
 
 COMMAND = "window.jupyterapp.commands.execute"
 WIDGET = "window.jupyterapp.shell.currentWidget"

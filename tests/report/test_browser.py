@@ -5,7 +5,6 @@ import pytest
 from browser import SHOTS
 from copies import FORGE, sibling
 
-pytestmark = pytest.mark.slow
 
 # What the page looks like: its width, its pictures, what stands beyond its edge, and the lowest contrast of a text with what lies behind it (WCAG 2.2, 1.4.3)
 MEASURE = """(() => {
