@@ -749,7 +749,7 @@ def verify_receipt_verb(
 
 # %% ../../nbs/ops/90_cli.ipynb #79c00002
 WatchedOption = Annotated[str, typer.Option("--stage", help="Stage whose release is watched.")]
-ReferenceOption = Annotated[int, typer.Option("--reference", help="First requests of a release: its quiet time.")]
+ReferenceOption = Annotated[int, typer.Option("--reference", help="First requests of a release: its reference.")]
 WindowOption = Annotated[int, typer.Option("--window", help="Latest requests, which are held against the quiet time.")]
 CanaryOption = Annotated[bool, typer.Option("--canary", help="Ask the release its frozen questions again.")]
 

@@ -56,7 +56,7 @@ def draw_exchanges(
 
 # %% ../../nbs/ops/63_drift.ipynb #63a0000b
 def compute_shift_p(
-    reference: np.ndarray, # values of the quiet time
+    reference: np.ndarray, # values of the reference
     window: np.ndarray, # latest values
     num_permutations: int = 1999, # number of random exchanges
     seed: int = 0 # random seed of the exchanges
@@ -96,7 +96,7 @@ def read_signal(
 
 # %% ../../nbs/ops/63_drift.ipynb #63a0000f
 def read_signal_sides(
-    reference: list, # requests of the quiet time
+    reference: list, # requests of the reference
     window: list, # latest requests
     name: str # name of the signal
 ) -> tuple: # values of the reference, values of the window
@@ -109,7 +109,7 @@ def read_signal_sides(
 
 # %% ../../nbs/ops/63_drift.ipynb #63a00015
 def find_shifts(
-    reference: list, # requests of the quiet time
+    reference: list, # requests of the reference
     window: list, # latest requests
     alpha: float = ALPHA, # share of quiet windows that may raise an alarm
     seed: int = 0 # random seed
@@ -125,7 +125,7 @@ def find_shifts(
 
 # %% ../../nbs/ops/63_drift.ipynb #63a00013
 def measure_false_alarms(
-    reference: list, # requests of the quiet time, in their order
+    reference: list, # requests of the reference, in their order
     size: int, # requests of a window
     trials: int = 100, # stretches that are tried
     shuffle: bool = False # whether requests are drawn at random instead of in stretches

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['ANSWERING', 'LOGGED', 'MIN_CANARY', 'MAX_FAILED', 'PLOT_WIDTH', 'PLOT_HEIGHT', 'POINT', 'parse_request',
-           'read_requests', 'Usage', 'describe_values', 'summarize_requests', 'Signal', 'split_by_time', 'FrozenCanary',
-           'choose_canary', 'run_canary', 'MonitorAnswer', 'list_alarms', 'judge_requests', 'format_prometheus',
-           'draw_means', 'draw_signal', 'render_monitor', 'describe_missing', 'format_monitor', 'monitor']
+           'read_requests', 'Usage', 'describe_values', 'summarize_requests', 'Signal', 'split_by_time',
+           'keep_reference', 'FrozenCanary', 'choose_canary', 'run_canary', 'MonitorAnswer', 'list_alarms',
+           'judge_requests', 'format_prometheus', 'draw_means', 'draw_signal', 'render_monitor', 'describe_missing',
+           'format_monitor', 'monitor']
 
 # %% ../../nbs/ops/89_monitor.ipynb #79a00004
 import json
@@ -19,7 +20,7 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, Field
 
-from ..core.project import Invalid, NotFound, atomic, display_path, read_json, read_jsonl
+from ..core.project import Invalid, NotFound, atomic, display_path, read_json, read_jsonl, write_jsonl
 from ..evals.llama import MAX_CONTEXT
 from ..metrics.paired import ALPHA
 from .drift import SIGNALS, find_shifts, measure_false_alarms, read_signal_sides
@@ -130,6 +131,22 @@ def split_by_time(
     release = release or (answered[-1]["release"] if answered else "")
     rows = [row for row in answered if row["release"] == release]
     return rows[:num_reference], rows[num_reference:][-num_window:]
+
+# %% ../../nbs/ops/89_monitor.ipynb #79a00030
+def keep_reference(
+    folder: Path, # folder of the reference's file
+    requests: list, # requests by time
+    release: str, # hash of a release
+    num_reference: int # requests of the reference
+) -> list: # requests by time, those of the reference as they were when it became full
+    "Write the first requests of a release down, and take them from there later"
+    path = folder/f"reference-{release[:16]}-{num_reference}.jsonl"
+    if path.exists():
+        kept = read_jsonl(path)
+        return [*kept, *(row for row in requests if row["time"] > kept[-1]["time"])]
+    reference, _ = split_by_time(requests, release, num_reference, 0)
+    if len(reference) == num_reference: write_jsonl(path, reference)
+    return requests
 
 # %% ../../nbs/ops/89_monitor.ipynb #79a00013
 MIN_CANARY = 98.  # percent of frozen questions that must be answered as they were
@@ -285,7 +302,7 @@ def draw_signal(
     border = min(len(reference) / POINT, len(means) - 1)
     drawn = draw_means(means, float(reference.mean()), half, border)
     view = f'viewBox="0 0 {PLOT_WIDTH} {PLOT_HEIGHT}" role="img" aria-label="{escape(SIGNALS[name])}"'
-    span = f"{min(means):.3g} to {max(means):.3g}; band: two standard errors of the quiet time, up to the dashes"
+    span = f"{min(means):.3g} to {max(means):.3g}; band: two standard errors of the reference, up to the dashes"
     return f"<svg {view}>{drawn}</svg><p><small>{span}</small></p>"
 
 # %% ../../nbs/ops/89_monitor.ipynb #79a00020
@@ -302,7 +319,7 @@ def render_monitor(
     cells = "".join(f"<tr><td>{escape(notes[name])}</td><td>{value:g}</td></tr>" for name, value in shown.items())
     parts.append(f"<h2>The latest requests</h2><table>{cells}</table><h2>Signals</h2>")
     if answer.false_alarms is not None: parts.append(
-        f"<p>Of stretches of the quiet time, {answer.false_alarms:.0%} raise an alarm.</p>")
+        f"<p>Of stretches of the reference, {answer.false_alarms:.0%} raise an alarm.</p>")
     tested = {s.signal: f" · p {s.p:.2g}{', alarm' if s.alarms else ''}" for s in answer.signals}
     for name, words in SIGNALS.items():
         if drawn := draw_signal(rows, name, answer.reference):
@@ -315,7 +332,7 @@ def describe_missing(
 ) -> str: # sentence
     "Say what is missing until drift can be told"
     return (f"{answer.missing:,} more answered requests of this release are needed before drift can be told: "
-            f"{answer.reference:,} are there as the quiet time, {answer.window:,} as the window.")
+            f"{answer.reference:,} are there as the reference, {answer.window:,} as the window.")
 
 def format_monitor(
     answer: MonitorAnswer # verdict
@@ -345,7 +362,7 @@ def format_monitor(
 def monitor(
     root: Path, # root folder of the project
     stage: str = "production", # stage whose release is watched
-    num_reference: int = 1000, # first requests of a release, the quiet time
+    num_reference: int = 1000, # first requests of a release, the reference
     num_window: int = 200, # latest requests
     with_canary: bool = False # whether the frozen questions are asked again
 ) -> MonitorAnswer: # verdict; also a page, and figures for Prometheus
@@ -360,9 +377,12 @@ def monitor(
     if with_canary and not version: raise NotFound(
         f"nothing serves in {stage}, so there is no canary; `forge promote --to {stage}` puts a release there")
     canary = run_canary(release_folder(root, version), root/"runs"/"monitor") if with_canary else None
-    answer = judge_requests(requests, release="", num_reference=num_reference, num_window=num_window,
-                            unread=unread, canary=canary)
+    served = release_folder(root, version)/"release.json" if version else None
+    release = read_json(served)["content"] if served and served.exists() else ""
     (root/"runs"/"monitor").mkdir(parents=True, exist_ok=True)
+    if release: requests = keep_reference(root/"runs"/"monitor", requests, release, num_reference)
+    answer = judge_requests(requests, release=release, num_reference=num_reference, num_window=num_window,
+                            unread=unread, canary=canary)
     figures = format_prometheus(answer)
     with atomic(root/"runs"/"monitor"/"metrics.prom") as path: path.write_text(figures, encoding="utf-8")
     rows, _ = split_by_time(requests, answer.release, len(requests), 0)
