@@ -14,7 +14,7 @@ from copies import ROOT, wait_for
 from forge_nb.core.project import Invalid, load_params, read_text, write_json
 from forge_nb.data.passages import build_index, load_index, make_document_passages, make_passage, save_index
 from forge_nb.ops import cli, gateway as page, serve
-from forge_nb.ops.api_keys import KeyEntry, hash_key, load_keys
+from forge_nb.ops.api_keys import KeyEntry, hash_key, load_keys, write_keys
 from forge_nb.ops.conversation import make_follow_ups, make_search_query, measure_follow_ups
 from forge_nb.ops.engines import Generation, LlamaEngine, ServeSettings, TransformersEngine
 from forge_nb.ops.gguf import write_gguf
@@ -456,6 +456,18 @@ def test_a_release_is_loaded_served_and_replaced(project, monkeypatch):
     second = asyncio.run(change())
     assert second.model == "forge@v1.1.0" and gateway.backend is second and backend.engine.server is None and "slots" in gateway.fault
     assert post(client, body(max_tokens=3)).headers["x-release"] == "content of v1.1.0" and "reload" in client.get("/health").json()
+
+
+def test_a_key_that_was_taken_out_stops_working_though_no_model_can_be_loaded(project, monkeypatch):
+    gateway, place = make_gateway(project, keys=dict(kim=entry("fk-kim"), jo=entry("fk-jo"))), dict(host="127.0.0.1", stage="production", engine="")
+    def fail(*_): raise MemoryError("no room")
+    monkeypatch.setattr(serve, "load_backend", fail)
+    write_keys(project, dict(jo=entry("fk-jo")))
+    with pytest.raises(MemoryError): asyncio.run(serve.reload(gateway, project, **place))
+    assert [*gateway.keys] == ["jo"]
+    write_keys(project, {})
+    with pytest.raises(Invalid, match="no key any more, and the old ones go on"): asyncio.run(serve.reload(gateway, project, **place))
+    assert [*gateway.keys] == ["jo"], "an emptied file opens the server to everybody"
 
 
 @pytest.mark.parametrize("words, rc, message", [
