@@ -90,7 +90,7 @@ def test_make_run_waits_for_a_dvc_that_lives(running):
     assert (root/"begun").read_text(encoding="utf-8") == "begun\n", "the stage ran twice"
 
 
-@pytest.mark.parametrize("left", ['{"wri', json.dumps(dict(write={"/x/made": dict(pid=os.getpid(), cmd="dvc repro")}, read={}))])
+@pytest.mark.parametrize("left", ['{"wri', json.dumps(dict(write={"/x/made": dict(pid=os.getpid(), cmd="dvc repro")}, read={}))], ids=["half", "another"])
 def test_what_a_dead_dvc_left_keeps_nobody_waiting(running, left):
     "Half a list of holders, and one whose number another program has now: DVC alone refuses both"
     process, root = running
