@@ -52,7 +52,7 @@ class Browser:
         "Show a page in a window of this width, in this theme"
         self.resize(width, theme)
         self.do("Page.bringToFront")  # a page behind another one is not painted, and waits
-        self.do("Page.navigate", url=url)
+        if "loaderId" not in self.do("Page.navigate", url=url): return  # another place on the same page: nothing is loaded
         while self.receive().get("method") != "Page.loadEventFired": pass
 
     def evaluate(self, code: str):
