@@ -68,14 +68,19 @@ def test_the_tour_opens_with_its_graph_and_its_links_lead_on(browser, lab):
     browser.wait(f"({OPENED}) === 'nbs/chat.ipynb'")
 
 
+def sources_of(copy) -> dict:
+    "Files of a project with hash and time, without those that JupyterLab keeps beside a page that it saved"
+    return {name: state for name, state in digest(copy).items() if ".ipynb_checkpoints" not in name}
+
+
 @pytest.mark.parametrize("name", ["30_tokenizer", "35_ngram"])
 def test_run_all_runs_a_stage_into_a_scratch_folder(browser, lab, name):
     "Proves: Run All on a stage's page ends without an error, writes below runs/lab/, and changes no artifact, report or source"
-    before = digest(lab.copy)
+    before = sources_of(lab.copy)
     show(browser, lab, f"nbs/{name}.ipynb")
     outputs = run_all(browser)
     assert any("by hand: outputs go to runs/lab/" in "".join(o.get("text", "")) for o in outputs)
-    assert digest(lab.copy) == before and list((lab.copy.root/"runs"/"lab"/name[3:]/"artifacts").rglob("*.json"))
+    assert sources_of(lab.copy) == before and list((lab.copy.root/"runs"/"lab"/name[3:]/"artifacts").rglob("*.json"))
     browser.screenshot(SHOTS/f"lab_{name}.png")
 
 
@@ -147,7 +152,7 @@ def test_label_keeps_what_is_decided_beside_the_companys_own_files(browser, lab)
 
 def test_nothing_was_asked_complained_of_or_fetched(browser, lab):
     "Proves: over all of this, no error in the console, no question about news, and no request to another host"
-    assert not browser.faults
+    assert not [fault for fault in browser.faults if "'beforeunload' confirmation" not in fault], "the browser's own word when a test leaves a page"
     assert browser.evaluate("document.querySelectorAll('.Toastify__toast, .jp-Dialog').length") == 0
     elsewhere = {url for url in browser.requests if not url.startswith((f"http://{lab.at}/", "data:", "blob:", "about:"))}
     assert browser.requests and not elsewhere and not any("/lab/api/news" in url for url in browser.requests)
