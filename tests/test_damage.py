@@ -50,9 +50,9 @@ def test_deleted_and_truncated_artifacts_come_back_from_the_cache(damaged):
     copy("git diff --exit-code")
 
 
-def test_a_file_that_the_cache_does_not_hold_is_made_again(damaged):
+def test_a_file_of_git_that_was_truncated_comes_back_from_the_run_that_wrote_it(damaged):
     (damaged.root/"artifacts/ngram/metrics.json").write_text('{"bpb"', encoding="utf-8")
-    assert damaged.executed(damaged("dvc repro")) == ["ngram"]
+    assert "Stage 'ngram' is cached - skipping run, checking out outputs" in damaged("dvc repro")
     damaged("git diff --exit-code")
 
 
