@@ -123,7 +123,8 @@ class Frozen:
 
     def __init__(self, copy: Copy):
         (copy.root/"reports/ngram.failed.ipynb").unlink(missing_ok=True)
-        self.copy, self.dvc = copy, self.start("first.log")
+        self.copy = copy
+        self.dvc = self.start("first.log")
         self.runner = wait_for(lambda: find(copy, "forge_nb.core.runner ngram"), self.dvc)
         self.kernel = wait_for(lambda: find(copy, "ipykernel_launcher"), self.dvc)
         for process in (self.runner, self.kernel): process.suspend()
