@@ -148,7 +148,7 @@ def test_the_export_runs_though_the_gate_stops_a_model_of_minutes(tmp_path, stop
         assert (name, command[-2:]) == ("waiver", ["profile", "waived"])
         assert load_params(tmp_path/"config"/"profiles"/"waived.yaml")["gate"]["waiver_name"] == "forge airgap"
     name, command, may_find_nothing = next(steps)
-    assert (name, command[-2:], may_find_nothing) == ("export", ["repro", "export"], False)
+    assert (name, command[-2:], may_find_nothing) == ("export", ["dvc", "repro"], False)
     assert (tmp_path/"config"/"profiles"/"waived.yaml").exists() == stopped
     with pytest.raises(RunFailed, match="nothing was exported: the waiver has no name"):
         write_skipped(tmp_path, "the waiver has no name")
