@@ -164,7 +164,6 @@ def test_dvc_killed_alone_leaves_its_stage_and_the_next_run_waits_for_it(damaged
     assert not list((damaged.root/".ckpt").glob("*/*")) and same_undisturbed(damaged, "ngram")
 
 
-@pytest.mark.slow
 def test_what_a_second_run_deleted_is_made_again(damaged, frozen):
     "DVC deletes a stage's outs before it calls the runner, also those that the run before has written by then"
     frozen.dvc.kill(); frozen.dvc.wait()
@@ -175,7 +174,6 @@ def test_what_a_second_run_deleted_is_made_again(damaged, frozen):
     assert same_undisturbed(damaged, "ngram")
 
 
-@pytest.mark.slow
 def test_a_killed_runner_takes_its_kernel_along_and_nobody_waits_for_the_dead(damaged, frozen):
     frozen.kernel.resume()
     frozen.runner.kill()
@@ -184,7 +182,6 @@ def test_a_killed_runner_takes_its_kernel_along_and_nobody_waits_for_the_dead(da
     assert "waits" not in damaged(f"{ONE} ngram") and same_undisturbed(damaged, "ngram")
 
 
-@pytest.mark.slow
 def test_two_runs_of_dvc_at_once(damaged, frozen):
     "DVC itself ends at once with its own sentence, and the first run is not disturbed"
     said = damaged(f"{ONE} ngram", rc=None)
