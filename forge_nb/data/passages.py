@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['STEMMERS', 'VOWEL_SIGNS', 'UNSPACED', 'TOKEN', 'ASCII_TOKEN', 'UNSPACED_RUN', 'PART', 'PROBE', 'UNDERLINED',
            'HASH_HEADING', 'ANCHOR', 'CODE_BLOCK', 'FENCE', 'EVERYONE', 'PROVENANCE', 'K1', 'B', 'TITLE_WEIGHT',
-           'NAME_WORD', 'QUESTION_WORDS', 'TITLE_BONUS', 'MAX_TITLE', 'RANK_OFFSET', 'FUSED_CANDIDATES', 'split_name',
-           'split_token', 'make_analyzer', 'hash_analyzer', 'find_section_starts', 'cut_text', 'join_pieces',
-           'make_passage', 'split_document', 'format_row', 'read_groups', 'find_groups', 'intersect_groups',
-           'read_masked_table', 'read_table_passages', 'make_document_passages', 'choose_language', 'Index',
-           'make_matrix', 'build_index', 'split_title', 'Readable', 'restrict', 'list_stopwords', 'list_query_terms',
-           'find_term_ids', 'weigh_titles', 'rank_scores', 'check_query', 'embed_batch', 'embed_texts', 'fuse_rankings',
-           'rank_passages', 'search', 'describe_versions', 'save_index', 'check_manifest', 'load_index']
+           'NAME_WORD', 'QUESTION_WORDS', 'TITLE_BONUS', 'MAX_TITLE', 'EMBEDDING', 'RANK_OFFSET', 'FUSED_CANDIDATES',
+           'split_name', 'split_token', 'make_analyzer', 'hash_analyzer', 'find_section_starts', 'cut_text',
+           'join_pieces', 'make_passage', 'split_document', 'format_row', 'read_groups', 'find_groups',
+           'intersect_groups', 'read_masked_table', 'read_table_passages', 'make_document_passages', 'choose_language',
+           'Index', 'make_matrix', 'build_index', 'split_title', 'Readable', 'restrict', 'list_stopwords',
+           'list_query_terms', 'find_term_ids', 'weigh_titles', 'rank_scores', 'check_query', 'embed_batch',
+           'load_embedding_model', 'embed_texts', 'fuse_rankings', 'rank_passages', 'search', 'describe_versions',
+           'save_index', 'check_manifest', 'load_index']
 
 # %% ../../nbs/data/90_passages.ipynb #7061dd20
 import json, math, re, unicodedata
@@ -22,6 +23,7 @@ from fnmatch import fnmatch
 from functools import cached_property, lru_cache
 from importlib.metadata import version
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from ..core.project import (Invalid, NotFound, atomic, display_path, hash_file, hash_text, hash_weights,
@@ -514,6 +516,18 @@ def embed_batch(
     sums = torch.zeros(len(texts), hidden.shape[-1]).index_add_(0, owners, window_sums)
     return torch.nn.functional.normalize(sums, dim=-1)
 
+# %% ../../nbs/data/90_passages.ipynb #f9a4d648
+EMBEDDING = Lock()
+@lru_cache(maxsize=1)
+def load_embedding_model(
+    model_folder: str, # folder of a transformers model, on this machine
+    changed_at: int # last change of its files, nanoseconds since 1970
+) -> tuple: # tokenizer, model
+    "Load an embedding model, once while its files stay as they are"
+    from transformers import AutoModel, AutoTokenizer
+    tokenizer = AutoTokenizer.from_pretrained(model_folder, local_files_only=True)
+    return tokenizer, AutoModel.from_pretrained(model_folder, local_files_only=True).eval()
+
 # %% ../../nbs/data/90_passages.ipynb #f9a4d646
 def embed_texts(
     model_folder: str, # folder of a transformers model, on this machine
@@ -521,18 +535,18 @@ def embed_texts(
     batch_size: int = 32 # texts at a time
 ) -> np.ndarray: # (texts, width) float32, each of length one
     "Turn texts into vectors, by the mean of an embedding model's last hidden states"
-    from transformers import AutoModel, AutoTokenizer
     if not Path(model_folder).is_dir(): raise Invalid(
         f"params.yaml: `retrieval.embedding_model` is {model_folder}, which is no folder; name one with a model")
-    tokenizer = AutoTokenizer.from_pretrained(model_folder, local_files_only=True)
-    model = AutoModel.from_pretrained(model_folder, local_files_only=True).eval()
-    max_length = min(tokenizer.model_max_length, model.config.max_position_embeddings)
     vectors = [None] * len(texts)
     order = sorted(range(len(texts)), key=lambda n: len(texts[n]))
-    for start in range(0, len(order), batch_size):
-        numbers = order[start:start + batch_size]
-        batch = embed_batch(model, tokenizer, [texts[n] for n in numbers], max_length)
-        for n, vector in zip(numbers, batch.numpy()): vectors[n] = vector
+    with EMBEDDING:
+        changed_at = max(path.stat().st_mtime_ns for path in Path(model_folder).rglob("*"))
+        tokenizer, model = load_embedding_model(model_folder, changed_at)
+        max_length = min(tokenizer.model_max_length, model.config.max_position_embeddings)
+        for start in range(0, len(order), batch_size):
+            numbers = order[start:start + batch_size]
+            batch = embed_batch(model, tokenizer, [texts[n] for n in numbers], max_length)
+            for n, vector in zip(numbers, batch.numpy()): vectors[n] = vector
     return np.stack(vectors)
 
 # %% ../../nbs/data/90_passages.ipynb #64f1dfc0

@@ -812,7 +812,7 @@ def forget(
     "Do, or finish, what a journal describes"
     if journal["phase"] == "remove": remove_old_data(root, journal)
     rerun_pipeline(root, journal, on_line)
-    remove_kept_lines(root, journal["kept"])
+    remove_kept_lines(root, journal.get("kept", []))
     proof = Proof(**prove_erasure(root, journal), up_to_date=not list_stale_stages(root))
     write_json(journal_path(root), journal)
     check_proof(proof)

@@ -32,7 +32,7 @@ from .conversation import make_search_query
 from .drift import measure_question
 from .engines import Generation, ServeSettings
 from .feedback import AnswerStore, FeedbackRequest, KeptAnswer, record_feedback
-from .request_log import RequestLog, make_log_row, mask_logged
+from .request_log import RequestLog, make_log_row, make_logged_message
 from ..synthesis.open_book import OpenBook, find_cited, format_prompt
 
 # %% ../../nbs/ops/73_gateway.ipynb #735e0007
@@ -592,8 +592,10 @@ def note_end(
         call.facts |= measure_question(call.backend.index, asked, opened.found, list(call.caller.groups))
     if isinstance(form, ChatRequest) and form.store: keep_answer(gateway, call, reply, asked, opened)
     if not gateway.settings.log_text: return
-    mask = lambda text: mask_logged(text, gateway.pii_kinds)
-    call.facts |= dict(question=mask(asked), answer=mask(reply.text))
+    question = make_logged_message("user", asked, gateway.pii_kinds)
+    end = dict(finish_reason=reply.reason or "stop")
+    answer = make_logged_message("assistant", reply.text, gateway.pii_kinds, **end)
+    call.facts |= dict(question=question, answer=answer)
 
 # %% ../../nbs/ops/73_gateway.ipynb #735e0035
 async def wait_for_job(

@@ -71,6 +71,7 @@ class Usage(BaseModel, extra="forbid"):
     requests: int = Field(description="requests")
     answered: int = Field(description="requests that got an answer")
     refused: int = Field(description="requests that were refused: bad, without a key, too many")
+    left: int = Field(description="requests whose client went away before the end")
     failed: int = Field(description="requests that the server could not answer")
     first_token_p50: float | None = Field(description="seconds to the first token, median")
     first_token_p95: float | None = Field(description="seconds to the first token that 95 % stay below")
@@ -107,7 +108,8 @@ def summarize_requests(
     times = {f"{name}_{label}": describe_values(rows, name, reduce)
              for name in ("first_token", "seconds") for label, reduce in reduces.items()}
     missed = round(sum(not row["passages"] for row in searched) / len(searched), 4) if searched else None
-    return Usage(requests=len(requests), answered=len(rows), refused=states[4],
+    left = sum(row["status"] == 499 for row in requests)
+    return Usage(requests=len(requests), answered=len(rows), refused=states[4] - left, left=left,
                  failed=len(requests) - len(rows) - states[4], missed=missed, **figures, **times)
 
 # %% ../../nbs/ops/89_monitor.ipynb #79a00010
@@ -342,7 +344,7 @@ def format_monitor(
     def percent(value): return "–" if value is None else f"{value:.1%}"
     lines = [f"{answer.verdict}{': ' + '; '.join(answer.alarms) if answer.alarms else ''}",
              f"the latest {use.requests:,} requests: {use.answered:,} answered, {use.refused:,} refused, "
-             f"{use.failed:,} failed"]
+             f"{use.left:,} left by their client, {use.failed:,} failed"]
     if use.seconds_p50 is not None: lines.append(
         f"seconds to the end: {use.seconds_p50:.3f}, 95 % within {use.seconds_p95:.3f}")
     lines.append(f"not known {percent(use.declined)}, house style {percent(use.form_kept)}, "

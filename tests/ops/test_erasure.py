@@ -16,6 +16,7 @@ from forge_nb.ops.inventory import describe_raw_file, inventory, list_raw_files,
 from forge_nb.ops.kept_words import remove_kept_lines
 from forge_nb.ops.lineage import format_whereis, whereis
 from forge_nb.ops.receipt import Receipt, list_removals, prove_erasure
+from forge_nb.ops.request_log import make_logged_message
 from forge_nb.ops.rewrite import empty_cells
 
 PIPELINE = """stages:
@@ -286,7 +287,7 @@ def served(project) -> Path:
         kept = dict(id=f"chatcmpl-{n:024x}", time=float(n), release="r1", key="eve" if n == 20 else ("desk", "till")[n % 2], question=question, prompt=prompt, answer=f"`{n}`. Source: none.", sources=["list.csv"])
         answers.append(kept)
         said.append(dict(id=kept["id"], thumb="down", correction=f"wrench {n}", comment=f"says {PERSON}" if n == 30 else None, key=kept["key"], time=float(n), release="r1", kept=kept))
-        log.append({"forge.request.id": f"{n:024x}", "gen_ai.response.id": kept["id"], "gen_ai.input.messages": question})
+        log.append({"forge.request.id": f"{n:024x}", "gen_ai.response.id": kept["id"], "gen_ai.input.messages": make_logged_message("user", question, [])})
     write(project/"runs"/"answers"/"0.jsonl", answers)
     write(project/"runs"/"feedback"/"feedback.jsonl", said)
     write(project/"runs"/"requests"/"requests.jsonl", log)

@@ -299,7 +299,8 @@ def test_a_minute_has_so_many_requests_and_tokens(tmp_path):
 def test_texts_are_logged_when_asked_for_and_without_personal_data(tmp_path):
     post(client_of(make_gateway(tmp_path, Echo(answer=ANSWER), log_text=True)), body("What does a bolt cost, asks kim@bolts.de?"))
     [row] = read_rows(tmp_path)
-    assert row["gen_ai.input.messages"] == "What does a bolt cost, asks [email]?" and row["gen_ai.output.messages"] == ANSWER
+    assert row["gen_ai.input.messages"] == [dict(role="user", parts=[dict(type="text", content="What does a bolt cost, asks [email]?")])]
+    assert row["gen_ai.output.messages"] == [dict(role="assistant", parts=[dict(type="text", content=ANSWER)], finish_reason="stop")]
 
 
 def test_a_key_is_shown_once(tmp_path, monkeypatch, capsys):
