@@ -16,7 +16,7 @@ needs_tracer = pytest.mark.skipif(not page.find_tracer(), reason="strace does no
 def test_a_stage_runs_without_a_network_and_reaches_for_none(mend):
     "tangle and ingest, in a kernel, with workers"
     said = []
-    assert page.run_step(mend.root, "pipeline", [*DVC, "repro", "ingest"], said.append) == []
+    assert page.run_step(mend.root, "pipeline", [*DVC, "repro", "--force", "ingest"], said.append) == []  # which may have run in this copy
     assert (mend.root/"artifacts"/"ingest"/"metrics.json").exists() and any("stage ingest" in line for line in said)
     assert not (mend.root/"runs"/"trace").exists()
 
