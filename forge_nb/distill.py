@@ -25,7 +25,7 @@ import torch
 from .core.settings import Style, load_settings
 from .metrics.stats import bootstrap_difference
 from .metrics.rewards import RewardFunction
-from .train.model import generate_texts, load_model, render_chat_prompt
+from .train.model import autocast_products, generate_texts, load_model, render_chat_prompt
 from .train.trainer import (TrainingConfig, check_training_config, check_weights_changed, find_skip_reason,
                                     held_out_bpb, load_verified, make_trainer_config, run_trainer,
                                     save_with_manifest, write_run, write_skipped, write_skipped_model)
@@ -169,7 +169,7 @@ def label_from_teacher(
         index = order[start:start + batch_size]
         batch = collate([rows[i] for i in index])
         batch = {k: v.to(teacher.device) for k, v in batch.items()}
-        with torch.no_grad(), torch.autocast(teacher.device.type, torch.bfloat16):
+        with torch.no_grad(), autocast_products(teacher.device):
             probs, entries = compute_target_logits(teacher, batch).softmax(-1).topk(top_k)
         probs = probs / probs.sum(-1, keepdim=True)
         sizes = [len(rows[i]["input_ids"]) - rows[i]["start"] for i in index]

@@ -14,6 +14,7 @@ import math
 from pathlib import Path
 
 from .metrics.graders import VALUE_PATTERN
+from .train.model import autocast_products
 from .train.trainer import (TrainingConfig, check_pairs, check_training_config,
                                     check_weights_changed, find_skip_reason, leave_out_long_rows,
                                     load_tokenizer_and_context, load_verified, make_trainer_config, run_trainer,
@@ -84,7 +85,7 @@ def score_conversations(
         batch_texts = [texts[i] for i in index]
         batch = tokenizer(batch_texts, return_tensors="pt", padding=True, add_special_tokens=False)
         inputs = {k: batch[k].to(model.device) for k in ("input_ids", "attention_mask")}
-        with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16):
+        with torch.no_grad(), autocast_products(model.device):
             logits = model(**inputs).logits[:, 0]
         for i, value in zip(index, logits.float().tolist()): rewards[i] = value
     return rewards

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from forge_nb.core.project import ROOT
 from forge_nb.core.settings import Style, load_settings
 from forge_nb.data.passages import build_index, make_document_passages
-from forge_nb.ops.api_forms import ApiError, Piece
+from forge_nb.ops.api_forms import ApiError, TextChunk
 from forge_nb.ops.engines import ServeSettings
 from forge_nb.ops.feedback import AnswerStore
 from forge_nb.ops.gateway import Backend, Gateway
@@ -40,8 +40,8 @@ class Echo:
         for n, word in enumerate(words):
             time.sleep(self.pause)
             self.written += 1
-            if emit(Piece(" " * bool(n) + word)): return
-        emit(Piece(reason="stop", usage=dict(prompt_tokens=len(prompt.split()), completion_tokens=len(words), total_tokens=len(prompt.split()) + len(words))))
+            if emit(TextChunk(" " * bool(n) + word)): return
+        emit(TextChunk(reason="stop", usage=dict(prompt_tokens=len(prompt.split()), completion_tokens=len(words), total_tokens=len(prompt.split()) + len(words))))
 
     def close(self): self.closed = True
 

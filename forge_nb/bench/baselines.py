@@ -22,6 +22,7 @@ from ..train.architecture import (PretrainConfig, build_model, count_parameters,
 from ..train.checkpoint import make_accelerator, shard_model
 from ..train.loop import train_step
 from ..train.loss import LossModule, evaluate_bpb
+from ..train.model import autocast_products, product_dtype
 from ..train.optim import lr_multiplier, make_optimizers
 from ..train.sequences import (batch_indices, num_sequences, open_tokens, sequences_by_kind,
                                       take_sequences)
@@ -220,7 +221,7 @@ def measure_valid_bpb(
     "Measure held-out bits per byte"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     valid = sequences_by_kind(*open_tokens(tokens_folder, "valid"), CONTEXT_LENGTH)
-    with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision() == "bf16"):
+    with autocast_products(device):
         return evaluate_bpb(loss_module, valid, device)["all"]
 
 # %% ../../nbs/bench/10_baselines.ipynb #cbfda11b
@@ -275,7 +276,7 @@ def measure_mfu(
     tokens_per_second: float # speed of training
 ) -> float: # share of the peak
     "Measure which share of the machine's peak the training used"
-    dtype = torch.bfloat16 if mixed_precision() == "bf16" else torch.float32
+    dtype = product_dtype()
     peak_flops = measure_peak_flops(next(model.parameters()).device, dtype)
     return round(tokens_per_second * flops_per_token(model, CONTEXT_LENGTH) / peak_flops, 3)
 

@@ -380,7 +380,9 @@ def describe_machine() -> dict: # python, machine, cpu, threads, versions
     if os.path.exists("/proc/cpuinfo"):
         rows = open("/proc/cpuinfo", encoding="utf-8").read().splitlines()
         models = [row.split(":")[1].strip() for row in rows if row.startswith("model name")]
-        cpu = models[0] if models else cpu
+        flags = next((row.split(":")[1].split() for row in rows if row.startswith("flags")), [])
+        widest = next((name for name in ("avx512_bf16", "avx512f", "avx2") if name in flags), "")
+        cpu = f"{models[0]} {widest}".strip() if models else cpu
     packages = "torch transformers trl peft accelerate datasets tokenizers lm-eval numpy".split()
     return dict(python=platform.python_version(), machine=platform.machine(), cpu=cpu,
                 threads=os.environ.get("OMP_NUM_THREADS", ""), versions={p: version(p) for p in packages})

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ERROR_TYPES', 'USUAL_VALUES', 'ApiError', 'join_content', 'Form', 'Message', 'StreamOptions', 'Sampling',
            'JsonSchema', 'ResponseFormat', 'ChatRequest', 'CompletionRequest', 'EmbeddingRequest', 'refuse_unsupported',
-           'parse_form', 'Piece', 'Reply', 'make_head', 'make_response', 'make_chunk', 'format_event',
+           'parse_form', 'TextChunk', 'Reply', 'make_head', 'make_response', 'make_chunk', 'format_event',
            'make_embeddings']
 
 # %% ../../nbs/ops/66_api_forms.ipynb #665e0004
@@ -166,7 +166,7 @@ def parse_form(
 
 # %% ../../nbs/ops/66_api_forms.ipynb #665e001b
 @dataclass
-class Piece:
+class TextChunk:
     "A piece of an answer"
     text: str = "" # text that follows what came before
     reason: str | None = None # reason for the end: stop or length; None: more may come
@@ -186,7 +186,7 @@ class Reply:
     annotations: list = field(default_factory=list) # sources
 
     def add(self,
-        piece: Piece # piece that follows
+        piece: TextChunk # piece that follows
     ):
         "Append a piece"
         self.text += piece.text

@@ -19,7 +19,7 @@ from ..core.perimeter import Destination, parse_host, require_allowed
 from ..core.project import Invalid, display_path, read_json
 from ..core.settings import Settings
 from ..evals.llama import BYTES_PER_THREAD, MAX_CONTEXT, check_gguf
-from .api_forms import ApiError, Piece
+from .api_forms import ApiError, TextChunk
 from .gguf import find_gguf_fault, prepare_gguf, read_chat_template
 
 # %% ../../nbs/ops/68_engines.ipynb #685e0007
@@ -73,14 +73,14 @@ class Generation:
 # %% ../../nbs/ops/68_engines.ipynb #685e000b
 def read_chunk(
     chunk: dict # chunk of a stream, as OpenAI's servers send it
-) -> Piece: # piece of an answer
+) -> TextChunk: # piece of an answer
     "Read a chunk"
     choice = (chunk.get("choices") or [{}])[0]
     text = choice.get("text") or (choice.get("delta") or {}).get("content") or ""
     usage = chunk.get("usage")
     names = ("prompt_tokens", "completion_tokens", "total_tokens")
     counts = usage and {name: usage.get(name, 0) for name in names}
-    return Piece(text, choice.get("finish_reason"), counts)
+    return TextChunk(text, choice.get("finish_reason"), counts)
 
 # %% ../../nbs/ops/68_engines.ipynb #685e000e
 def start_slots(
@@ -138,7 +138,7 @@ class LlamaEngine:
 
     def write(self,
         generation: Generation, # text that is wanted
-        emit # function: Piece → whether to stop
+        emit # function: TextChunk → whether to stop
     ):
         "Write a text, piece by piece"
         faults, body = [], generation.body | dict(cache_prompt=False)
@@ -203,7 +203,7 @@ class TransformersEngine:
 
     def write(self,
         generation: Generation, # text that is wanted
-        emit # function: Piece → whether to stop
+        emit # function: TextChunk → whether to stop
     ):
         "Write a text, piece by piece"
         import torch
@@ -214,10 +214,10 @@ class TransformersEngine:
         with self.lock:
             if generation.options.get("seed") is not None: torch.manual_seed(generation.options["seed"] % 2 ** 63)
             count, ended = stream_transformers(self, ids, generation, lambda text: stops.found or bool(
-                (out := stops.feed(text)) and emit(Piece(out))) or stops.found)
-        if rest := stops.feed("", is_last=True): emit(Piece(rest))
+                (out := stops.feed(text)) and emit(TextChunk(out))) or stops.found)
+        if rest := stops.feed("", is_last=True): emit(TextChunk(rest))
         usage = dict(prompt_tokens=ids.shape[1], completion_tokens=count, total_tokens=ids.shape[1] + count)
-        emit(Piece(reason="stop" if ended or stops.found else "length", usage=usage))
+        emit(TextChunk(reason="stop" if ended or stops.found else "length", usage=usage))
 
     def close(self):
         "Give the memory back"
@@ -277,7 +277,7 @@ class ServerEngine:
 
     def write(self,
         generation: Generation, # text that is wanted
-        emit # function: Piece → whether to stop
+        emit # function: TextChunk → whether to stop
     ):
         "Write a text, piece by piece"
         import httpx2

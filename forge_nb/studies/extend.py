@@ -26,7 +26,7 @@ from .common import (SHORT_RUN, compare_variants, estimate_mean, round_fields, r
                                      write_study, write_token_rows)
 from ..train.architecture import PretrainConfig, choose_attention
 from ..train.loop import train_model
-from ..train.model import save_model
+from ..train.model import autocast_products, save_model
 from ..train.positions import compare_wavelengths, make_yarn_config
 from ..train.sequences import open_tokens
 
@@ -127,7 +127,7 @@ def measure_window_bits(
 ) -> torch.Tensor: # (rows, scored tokens) nats
     "Measure the loss of the last tokens of a window, token by token"
     weight, losses = model.get_output_embeddings().weight, []
-    with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16):
+    with torch.no_grad(), autocast_products(model.device):
         states = model.base_model(input_ids=inputs[:, :-1], use_cache=False).last_hidden_state
         scored_states = states[:, first_scored:].flatten(0, 1).split(1024)
         labels = inputs[:, 1 + first_scored:].flatten().split(1024)
@@ -242,7 +242,7 @@ def score_next_tokens(
         inputs = [torch.tensor(p) for p in prompts[at:at + batch_prompts]]
         last_positions = [len(p) - 1 for p in inputs]
         x = torch.nn.utils.rnn.pad_sequence(inputs, batch_first=True).to(model.device)  # padding stands behind the end
-        with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16):
+        with torch.no_grad(), autocast_products(model.device):
             states = model.base_model(input_ids=x, use_cache=False).last_hidden_state
             last_states = states[range(len(inputs)), last_positions]
         logits = torch.nn.functional.linear(last_states.float(), weight.float())

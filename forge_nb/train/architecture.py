@@ -15,6 +15,7 @@ from importlib.util import find_spec
 import torch
 from ..core.project import Invalid
 from .lookup import init_lookup, init_weights
+from .model import product_dtype
 
 # %% ../../nbs/train/20_architecture.ipynb #53495a00
 @dataclass(frozen=True, kw_only=True)
@@ -131,9 +132,8 @@ def has_fused_loss() -> bool: # whether output layer and loss are one kernel her
 
 # %% ../../nbs/train/20_architecture.ipynb #9ecd0949
 def mixed_precision() -> str: # 'bf16' or 'no', as accelerate has it
-    "Choose the precision of matrix products"
-    if torch.cuda.is_available(): return "bf16" if torch.cuda.is_bf16_supported() else "no"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "no"
+    "Name the precision of matrix products"
+    return "bf16" if product_dtype() == torch.bfloat16 else "no"
 
 # %% ../../nbs/train/20_architecture.ipynb #0a5e4733
 def check_experts(

@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 from ..core.project import (Invalid, ROOT, atomic, hash_file, hash_text, hash_weights, load_params, log,
                                    make_environment, name_parameter, run_cli)
-from .architecture import ModelShape, PretrainConfig, fill_zeros, mixed_precision
+from .architecture import ModelShape, PretrainConfig, fill_zeros
 from .base_tokenizer import check_same_tokenizer, has_single_digits
 from .loss import LossModule, evaluate_bpb
+from .model import autocast_products
 from .sequences import document_position_ids, open_tokens, sequences_by_kind
 
 # %% ../../nbs/train/50_bases.ipynb #ac2b9f60
@@ -372,7 +373,7 @@ def measure_bpb(
     valid = sequences_by_kind(*open_tokens(tokens_folder, "valid"), context_length)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loss_module = LossModule(model.to(device), tokenizer.eos_token_id, 0.)
-    with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision() == "bf16"):
+    with autocast_products(device):
         return summarize_bpb(evaluate_bpb(loss_module, valid, device), valid)
 
 # %% ../../nbs/train/50_bases.ipynb #f627b4ae

@@ -14,10 +14,11 @@ from pathlib import Path
 import torch
 from ..core.once import once
 from ..core.project import describe_machine, hash_text
-from .architecture import build_model, flops_per_token, measure_peak_flops, mixed_precision
+from .architecture import build_model, flops_per_token, measure_peak_flops
 from .checkpoint import make_accelerator, shard_model
 from .loop import train_step
 from .loss import LossModule
+from .model import product_dtype
 from .optim import make_optimizers
 
 # %% ../../nbs/train/92_calibration.ipynb #2c0e437b
@@ -63,7 +64,7 @@ def calibrate_throughput(
     with torch.random.fork_rng():
         model = model_init()
         step_seconds = time_train_steps(model, batch_size, context_length, optimizer, seconds)
-    dtype = torch.bfloat16 if mixed_precision() == "bf16" else torch.float32
+    dtype = product_dtype()
     peaks, start = [], time.perf_counter()
     quiet = time_call(lambda: peaks.append(measure_peak_flops(model.device, dtype)))
     peak = peaks[0] * (time.perf_counter() - start) / quiet

@@ -16,13 +16,12 @@ from pathlib import Path
 
 import torch
 from ..core.project import Invalid, Progress, log
-from .architecture import (PretrainConfig, flops_per_token, measure_peak_flops,
-                                         mixed_precision)
+from .architecture import PretrainConfig, flops_per_token, measure_peak_flops
 from .checkpoint import (catch_sigterm, checkpoint_with_load, load_checkpoint, make_accelerator,
                                        reduce_mean, shard_model)
 from .lookup import measure_copying, sample_spans
 from .loss import LossModule, evaluate_bpb
-from .model import generate_texts
+from .model import generate_texts, product_dtype
 from .moe_routing import check_router_collapse, count_experts_in_use
 from .optim import lr_multiplier, make_optimizers
 from .sequences import (batch_indices, num_sequences, open_tokens, sequences_by_kind,
@@ -123,7 +122,7 @@ class TrainingSpeed:
         batch_size: int, # rows of a step, of all processes
         context_length: int # tokens in a row
     ):
-        dtype = torch.bfloat16 if mixed_precision() == "bf16" else torch.float32
+        dtype = product_dtype()
         peak_flops = measure_peak_flops(accelerator.device, dtype)
         self.tokens_per_step = batch_size * context_length
         self.peak_seconds_per_token = flops_per_token(model, context_length) / peak_flops / accelerator.num_processes

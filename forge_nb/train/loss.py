@@ -12,6 +12,7 @@ import math
 import torch
 from ..core.project import Invalid
 from .architecture import has_fused_loss
+from .model import autocast_products
 from .moe_routing import RouterMonitor, find_routers
 from .sequences import document_position_ids
 
@@ -180,7 +181,7 @@ def score_held_out_rows(
     "Measure the bits that a model spends on each held-out row"
     loss_module = LossModule(model, eos_token_id, 0.).eval()
     bits = []
-    with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16):
+    with torch.no_grad(), autocast_products(model.device):
         for rows, _ in held_out.values():
             for row in rows:
                 mean_nats = loss_module(row[None].to(model.device)).item()

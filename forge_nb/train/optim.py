@@ -11,16 +11,18 @@ import torch
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..core.project import Invalid
+from .model import product_dtype
 
 # %% ../../nbs/train/05_optim.ipynb #7df90728
 def orthogonalize(
     x: torch.Tensor, # (…, m, n) matrices
     ns_steps: int = 5 # rounds of Newton–Schulz
-) -> torch.Tensor: # (…, m, n) bfloat16
+) -> torch.Tensor: # (…, m, n) in the precision of products
     "Set all singular values near one, and keep the directions"
     a, b, c = 3.4445, -4.775, 2.0315
     tall = x.shape[-2] > x.shape[-1]
-    x = x.bfloat16().mT if tall else x.bfloat16()
+    x = x.to(product_dtype())
+    x = x.mT if tall else x
     norm = x.norm(dim=(-2, -1), keepdim=True)
     x = x / norm.clamp(min=1e-7)
     for _ in range(ns_steps):

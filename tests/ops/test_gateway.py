@@ -81,10 +81,10 @@ def test_a_piece_is_sent_before_the_next_one_is_written(tmp_path):
     is_read = threading.Event()
     class Patient(Echo):
         def write(self, generation, emit):
-            emit(page.Piece("`3"))
+            emit(page.TextChunk("`3"))
             assert is_read.wait(60)
-            for text in (" EUR`.", " Source: x."): emit(page.Piece(text))
-            emit(page.Piece(reason="stop"))
+            for text in (" EUR`.", " Source: x."): emit(page.TextChunk(text))
+            emit(page.TextChunk(reason="stop"))
     with serving(make_gateway(tmp_path, Patient())) as port:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         connection.request("POST", "/v1/chat/completions", json.dumps(body(stream=True)))
