@@ -15,8 +15,7 @@ import json, logging, math, shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from .architecture import mixed_precision
-from .model import compute_document_bits, load_model, save_model
+from .model import compute_document_bits, load_model, product_dtype, save_model
 from ..core.project import (Invalid, Progress, atomic, hash_text, log, name_parameter, read_json, read_jsonl,
                                    write_csv, write_json)
 
@@ -87,7 +86,7 @@ def make_trainer_config(
         optim="adamw_torch", weight_decay=training.weight_decay, max_grad_norm=training.max_grad_norm)
     files = dict(output_dir=str(checkpoints), save_steps=save_interval, save_total_limit=2)
     logs = dict(logging_steps=log_interval, report_to="none", disable_tqdm=True)
-    bf16, use_cpu = mixed_precision() == "bf16", not torch.cuda.is_available()
+    bf16, use_cpu = product_dtype() == torch.bfloat16, not torch.cuda.is_available()
     machine = dict(use_cpu=use_cpu, bf16=bf16, activation_checkpointing=False)
     loader = dict(dataloader_num_workers=0, dataloader_pin_memory=False)
     return config_class(**shared | files | logs | machine | loader | fields)
