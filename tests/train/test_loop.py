@@ -87,14 +87,17 @@ def halves(processes: int) -> dict:
     return dict(processes=processes, micro_batch_size=0 if processes == 2 else 2)
 
 
-# Two processes add up gradients in another order than one; what bfloat16 makes of that stays below a hundredth of a bit, where a wrong average would cost tenths.
+# Bits. Two processes add up gradients in another order than one; what rounding makes of that stays below three hundredths of a bit (0.011 seen in float32), where a wrong average would cost tenths.
+ROUNDING = .03
+
+
 @pytest.mark.parametrize("sharding", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_two_processes_learn_what_one_learns(tiny, tmp_path, sharding):
     "Proves: two processes, with whole copies of the model or with its parts, reach the loss of one"
     usual = dict(depth=2, lookup_heads=0, tie_word_embeddings=False)  # an induction circuit takes the other order to other weights within twenty steps
     one = curve(result(start(tiny, tmp_path/"one", **usual, **halves(1))))
     two = curve(result(start(tiny, tmp_path/"two", **usual, sharding=sharding, **halves(2))))
-    assert len(one) == len(two) == 2 and all(math.isclose(a, b, abs_tol=.01) for a, b in zip(one, two)), (one, two)
+    assert len(one) == len(two) == 2 and all(math.isclose(a, b, abs_tol=ROUNDING) for a, b in zip(one, two)), (one, two)
     assert one[0] - one[1] > .1, "nothing was learned, so nothing was compared"
 
 
@@ -109,7 +112,7 @@ def test_a_checkpoint_resumes_with_another_count_of_processes(tiny, tmp_path, be
     said, _ = goes_on.communicate(timeout=HANG)
     assert goes_on.returncode == 0 and "resumed at step" in said, said
     end = curve(next(row for row in said.splitlines() if row.startswith("made ")))
-    assert all(math.isclose(a, b, abs_tol=.01) for a, b in zip(whole, end)), (whole, end)
+    assert all(math.isclose(a, b, abs_tol=ROUNDING) for a, b in zip(whole, end)), (whole, end)
 
 
 def test_rows_that_processes_cannot_share(tiny, tmp_path):
