@@ -140,7 +140,6 @@ def test_a_run_killed_twenty_times_ends_in_the_hashes_of_an_undisturbed_one(chai
     assert (killed.root/"dvc.lock").read_text(encoding="utf-8") == (chain.root/"dvc.lock").read_text(encoding="utf-8"), killed(f"diff dvc.lock {chain.root}/dvc.lock", rc=None)
     assert "Data and pipelines are up to date." in killed("dvc repro")
     for victim in VICTIMS: assert any(row["victim"] == victim for row in killed.rows)
-    assert any("is already running in another process" in row["next_run"] for row in killed.rows if row["victim"] == "dvc")
     machine = describe_machine()
     about = dict(undisturbed_seconds=round(killed.seconds, 1), cpu=machine["cpu"], cpus=os.cpu_count(), torch=machine["versions"]["torch"])
     write_csv(ROOT/"results"/"faults.csv", [row | about for row in killed.rows])
