@@ -48,9 +48,9 @@ class Copy:
             (folder/f).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT/f, folder/f)
         shutil.copytree(ROOT/"data", folder/"data")
-        (folder/".cache").mkdir()
+        (folder/".cache"/"tangle").mkdir(parents=True)
         for name in ("exports", "checked"):  # what tangle noted of these very notebooks, as in a folder that is worked in
-            if (noted := ROOT/".cache"/f"{name}.json").exists(): shutil.copy2(noted, folder/".cache")
+            if (noted := ROOT/".cache"/"tangle"/f"{name}.json").exists(): shutil.copy2(noted, folder/".cache"/"tangle")
         self(f"git init -q && git add -A && {COMMIT} -m copy && dvc add -q data && git diff --exit-code")
 
     def __call__(self, line: str, rc: int = 0) -> str:

@@ -622,7 +622,7 @@ def check_notebook(
 # %% ../../nbs/core/10_tangle.ipynb #5fa71027
 def check_notebooks() -> dict: # path from the root → notebook, in running order
     "Read and check every notebook; one that was checked as it is, by the code that checks, is only read"
-    record = ROOT/".cache"/"checked.json"
+    record = ROOT/".cache"/"tangle"/"checked.json"
     checked = read_json(record) if record.exists() else {}
     code = [sys.version, *(hash_file(ROOT/"forge_nb"/"core"/f"{name}.py") for name in ("project", "tangle"))]
     keys = {path: hash_text(json.dumps([code, hash_file(ROOT/path)])) for path in notebook_paths()}
@@ -637,7 +637,7 @@ def check_notebooks() -> dict: # path from the root → notebook, in running ord
 def export_package() -> tuple: # path → notebook, module → its text, modules that changed
     "Check every notebook and export the package"
     notebooks = check_notebooks()
-    record = ROOT/".cache"/"exports.json"
+    record = ROOT/".cache"/"tangle"/"exports.json"
     exports = read_json(record) if record.exists() else {}
     modules = read_unchanged_modules(notebooks, exports)
     modules |= export_modules({p: nb for p, nb in notebooks.items() if read_default_exp(nb) not in modules})

@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['REGENERABLE_FOLDERS', 'CACHE_COPY', 'STUDIES_COPY', 'GIT_COPY', 'OUTSIDE_COPY', 'REMOVED_TEMPLATE', 'TRACE_KINDS',
            'PROOF_TEMPLATE', 'REBUILT_TEMPLATE', 'compile_path_pattern', 'iter_strings', 'list_token_arrays',
-           'decode_token_file', 'parse_json_strings', 'extract_texts', 'count_traces', 'list_output_files',
-           'search_traces', 'is_regenerable', 'prove_erasure', 'RemovedFile', 'FactRowCount', 'RemovedRow', 'KeptLines',
-           'ErasurePlan', 'TraceCounts', 'FileTraces', 'Proof', 'SharedRuns', 'Mention', 'DataChange', 'ArtifactChange',
-           'MetricChange', 'EffectChange', 'LearnedModel', 'HoldingRelease', 'PatchRelease', 'RemainingCopy', 'Receipt',
-           'flatten_metrics', 'compare_metrics', 'read_effects', 'compare_effects', 'list_remotes',
-           'list_remaining_copies', 'compare_artifacts', 'name_erasure', 'build_receipt', 'format_figure',
-           'list_changed', 'split_by_noise', 'name_change', 'format_change_interval', 'render_receipt',
-           'write_numbered', 'write_receipt', 'describe_holding', 'describe_patch', 'list_removals', 'list_bit_changes',
-           'list_metric_changes', 'list_results', 'format_forget']
+           'decode_token_file', 'parse_json_strings', 'extract_texts', 'count_ngrams', 'group_texts', 'count_traces',
+           'list_output_files', 'search_traces', 'is_regenerable', 'prove_erasure', 'RemovedFile', 'FactRowCount',
+           'RemovedRow', 'KeptLines', 'ErasurePlan', 'TraceCounts', 'FileTraces', 'Proof', 'SharedRuns', 'Mention',
+           'DataChange', 'ArtifactChange', 'MetricChange', 'EffectChange', 'LearnedModel', 'HoldingRelease',
+           'PatchRelease', 'RemainingCopy', 'Receipt', 'flatten_metrics', 'compare_metrics', 'read_effects',
+           'compare_effects', 'list_remotes', 'list_remaining_copies', 'compare_artifacts', 'name_erasure',
+           'build_receipt', 'format_figure', 'list_changed', 'split_by_noise', 'name_change', 'format_change_interval',
+           'render_receipt', 'write_numbered', 'write_receipt', 'describe_holding', 'describe_patch', 'list_removals',
+           'list_bit_changes', 'list_metric_changes', 'list_results', 'format_forget']
 
 # %% ../../nbs/ops/20_receipt.ipynb #629bc6df
 import io, json, re
@@ -22,7 +22,8 @@ from typing import Literal
 
 from ..core.dvc import build_pipeline, is_generated_code, list_completed_studies, parse_data_hash
 from ..core.project import atomic, read_stages, remove_path, write_json
-from .inventory import (NearDuplicate, format_address, hash_ngrams, inventory, isin_sorted,
+from ..data.shingles import hash_word_ngrams, hash_words
+from .inventory import (NearDuplicate, format_address, inventory, isin_sorted,
                                     make_name_masker)
 from .lineage import read_table_batches
 from .forgotten_bits import TextBits
@@ -110,6 +111,34 @@ def extract_texts(
     try: return parse_json_strings(text, path.suffix)
     except json.JSONDecodeError: return iter([text])
 
+# %% ../../nbs/ops/20_receipt.ipynb #0417faf1
+def count_ngrams(
+    texts: list, # texts to search
+    ngrams # hashes of runs of eight words: sorted uint64 array
+) -> int: # number of pairs of a text and a run that it holds
+    "Count the runs that stand in some texts, each once a text"
+    import numpy as np
+    hashes, counts = hash_words(texts)
+    runs, runs_per_text = hash_word_ngrams(hashes, counts, 8)
+    numbers = np.repeat(np.arange(len(texts)), runs_per_text)
+    is_found = isin_sorted(runs, ngrams) & (counts >= 8)[numbers]  # a shorter text is one run, and none of eight words
+    return len(set(zip(numbers[is_found].tolist(), runs[is_found].tolist())))
+
+# %% ../../nbs/ops/20_receipt.ipynb #0417faf2
+def group_texts(
+    texts, # texts
+    max_characters: int = 1 << 20 # number of characters at which a list ends
+): # lists of texts
+    "Yield texts in lists of some length, since a thousand short texts are hashed in the time of one"
+    group, size = [], 0
+    for text in texts:
+        group.append(text)
+        size += len(text)
+        if size >= max_characters:
+            yield group
+            group, size = [], 0
+    if group: yield group
+
 # %% ../../nbs/ops/20_receipt.ipynb #0417faf0
 def count_traces(
     texts, # texts to search
@@ -122,13 +151,13 @@ def count_traces(
     counts = dict(ids=0, paths=0, ngrams=0)
     id_pattern = re.compile(r"(?<![0-9a-f])[0-9a-f]{16}(?![0-9a-f])")
     path_pattern = compile_path_pattern(paths) if paths else None
-    for text in texts:
-        if ids: counts["ids"] += sum(word in ids for word in id_pattern.findall(text))
-        if text.removeprefix("data/") in paths: counts["paths"] += 1
-        elif any(path in text for path in paths):
-            counts["paths"] += sum(path not in mentioned for path in path_pattern.findall(text))
-        if not len(ngrams) or len(text) < 8: continue
-        counts["ngrams"] += int(isin_sorted(hash_ngrams(text), ngrams).sum())
+    for group in group_texts(texts):
+        for text in group:
+            if ids: counts["ids"] += sum(word in ids for word in id_pattern.findall(text))
+            if text.removeprefix("data/") in paths: counts["paths"] += 1
+            elif any(path in text for path in paths):
+                counts["paths"] += sum(path not in mentioned for path in path_pattern.findall(text))
+        if len(ngrams): counts["ngrams"] += count_ngrams([text for text in group if len(text) > 14], ngrams)
     return counts
 
 # %% ../../nbs/ops/20_receipt.ipynb #f4d21a7c
