@@ -91,15 +91,14 @@ def test_prose_reruns_tangle_alone(tiny):
 
 
 def test_parameter_reruns_its_stage_and_what_follows_and_reverting_restores(tiny):
-    before, weights = (tiny.root/"dvc.lock").read_text(encoding="utf-8"), (tiny.root/"artifacts/rl/model/model.safetensors").read_bytes()
-    rate = set_parameter(tiny, "rl", "learning_rate", 0)
-    set_parameter(tiny, "rl", "learning_rate", 2 * float(rate))
-    assert tiny.executed(tiny("dvc repro")) == ["tangle", "rl", "distill", "evaluate", "judge", "gate", "export", "card"]
-    assert (tiny.root/"artifacts/rl/model/model.safetensors").read_bytes() != weights
+    before, made = (tiny.root/"dvc.lock").read_text(encoding="utf-8"), (tiny.root/"artifacts/evaluate/answers.jsonl").read_bytes()
+    set_parameter(tiny, "evaluate", "max_new_tokens", 8)
+    assert tiny.executed(tiny("dvc repro")) == ["tangle", "evaluate", "judge", "gate", "export", "card"]
+    assert (tiny.root/"artifacts/evaluate/answers.jsonl").read_bytes() != made
     tiny("git checkout -q params.yaml")
     said = tiny("dvc repro")
-    assert not set(tiny.executed(said)) - {"tangle"} and "Stage 'rl' is cached" in said
-    assert (tiny.root/"dvc.lock").read_text(encoding="utf-8") == before and (tiny.root/"artifacts/rl/model/model.safetensors").read_bytes() == weights
+    assert not set(tiny.executed(said)) - {"tangle"} and "Stage 'evaluate' is cached" in said
+    assert (tiny.root/"dvc.lock").read_text(encoding="utf-8") == before and (tiny.root/"artifacts/evaluate/answers.jsonl").read_bytes() == made
     assert not tiny("git status --porcelain")
 
 
@@ -165,11 +164,8 @@ def test_a_failing_stage_ends_the_pipeline_and_the_way_back_restores_its_results
 
 @pytest.mark.parametrize("stage, file, old, new, words", [
     ("rl", "company/kpi.py", "def near(", "def near(question, answer, row): return 1 / 0\n\n\ndef _near(", ["kpi.py", "near() raises ZeroDivisionError", "a number for every text"]),
-    ("rl", "company/kpi.py", "def near(", "def near(question, answer, row): return float('nan')\n\n\ndef _near(", ["kpi.py", "near() gives nan", "from 0 to 1"]),
-    ("rl", "company/kpi.py", "def near(", "def near(question, answer, row): import time; time.sleep(300)\n\n\ndef _near(", ["kpi.py", "near() took more than 2 s"]),
     ("rl", "params.yaml", "  reward_function: near", "  reward_function: nearly", ["kpi.py has no function `nearly`"]),
     ("rlhf", "company/policies.yaml", "  verifier: 'holds", "  # verifier: 'holds", ["company/policies.yaml", "field `source.verifier` is missing; add it"]),
-    ("dpo", "company/style.yaml", "house: house", "house: plain", ["company/style.yaml", "an answer of the house voice"]),
     ("dpo", "artifacts/synth/rows/pairs.jsonl", "]}\n", "], " + ", ".join(f'"{side}": [{{"role": "assistant", "content": "`5`."}}]' for side in ("chosen", "rejected")) + "}\n", ["pairs.jsonl", "chosen and rejected are equal"]),
     ("distill", "params.yaml", "  student: ''", "  student: other", ["other", "entries of its vocabulary", "train the student with the teacher's tokenizer"])])
 def test_bad_input_of_a_tuning_stage_is_a_sentence_and_leaves_its_results(tiny, stage, file, old, new, words):
