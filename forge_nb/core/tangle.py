@@ -676,7 +676,7 @@ def find_imports(
         else: found |= {place} if place else set(names)
     return found
 
-# %% ../../nbs/core/10_tangle.ipynb #9f1223c1
+# %% ../../nbs/core/10_tangle.ipynb #5fa71050
 def find_page_imports(
     nb, # notebook
     include_run_cells: bool = False # whether imports of its run cells count
@@ -686,6 +686,7 @@ def find_page_imports(
     sources = [c.source for c in nb.cells if "forge_nb" in c.source and counts(c)]
     return set().union(*(find_imports(s if is_python(s) else expand_magics(s)) for s in sources))
 
+# %% ../../nbs/core/10_tangle.ipynb #9f1223c1
 def collect_notebooks(
     name: str, # module
     include_run_cells: bool = False # whether imports of its run cells count

@@ -33,7 +33,7 @@ def list_raw_files(
     files.pop("SHA256SUMS", None)
     return files
 
-# %% ../../nbs/ops/00_inventory.ipynb #86a80001
+# %% ../../nbs/ops/00_inventory.ipynb #86a80011
 @lru_cache(maxsize=4)
 def read_pii_kinds(
     path: Path, # params.yaml
@@ -42,6 +42,7 @@ def read_pii_kinds(
     "Read which kinds of personal data a project masks"
     return list_pii_kinds(load_params(path))
 
+# %% ../../nbs/ops/00_inventory.ipynb #86a80001
 def make_name_masker(
     root: Path # folder of the project
 ): # function: source of a document → the source, as everything behind `curate` names it
