@@ -10,7 +10,7 @@ from forge_nb.ops.cli import answer_schema
 
 ROOT = Path(__file__).resolve().parents[1]
 ENV = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1",
-       "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+       "HF_HUB_OFFLINE": "1"}
 for name in ("FORGE_LOG", "FORGE_CKPT", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"): ENV.pop(name, None)  # of the run that tests us
 COMMIT = "git -c user.name=t -c user.email=t@localhost commit -q"
 

@@ -146,7 +146,9 @@ def test_a_failing_stage_names_its_cause(tiny, cause, line, words):
     tiny("git checkout -q params.yaml && git diff --exit-code")
 
 
+@pytest.mark.slow
 def test_a_budget_that_is_too_small_ends_the_run_before_the_stage(tiny):
+    "Proves: a stage that would take longer than the budget is not started, and what is finished stays"
     before = {p: p.read_bytes() for p in (tiny.root/"artifacts/pretrain").rglob("*") if p.is_file()}
     swap(tiny.root/"config/prices.yaml", "budget: {minutes: 0, money: 0}", "budget: {minutes: 0.001, money: 0}")
     error = tiny("python -m forge_nb.core.runner pretrain", rc=2).strip().splitlines()[-1]

@@ -455,6 +455,7 @@ def prepare_run(
     os.environ.update(make_environment(parameters.get("threads", 1)), FORGE_LOG=str(log_path))
     inputs = hash_files([*stage["deps"], *(p for p in code if p.suffix == ".py")])
     os.environ["FORGE_CKPT"] = str(ROOT/".ckpt"/name/hash_run(parameters, inputs))
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # bitsandbytes would compile when peft imports it: two seconds
     return log_path, inputs
 
 # %% ../../nbs/core/30_runner.ipynb #5fa73010

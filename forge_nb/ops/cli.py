@@ -431,7 +431,7 @@ ModelOption = Annotated[str, typer.Option(
 TokensOption = Annotated[float, typer.Option(
     help="To train on; 0 follows from the parameters, or is 20 for each active one.")]
 GpusOption = Annotated[int, typer.Option(help="At least so many, on larger machines.")]
-SecondsOption = Annotated[float, typer.Option(help="Of trying on this machine.")]
+SecondsOption = Annotated[float, typer.Option(min=0, help="Of trying on this machine; 0 tries nothing.")]
 PlotOption = Annotated[str, typer.Option(
     metavar="PNG", help="Draw the scaling law into this file; predictions against runs, and own or rent, beside it.")]
 VolumeOption = Annotated[float, typer.Option(help="Questions in a month, for serving, own or rent and the six paths.")]

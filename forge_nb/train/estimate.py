@@ -134,7 +134,7 @@ def estimate_run(
         flops=run.tokens * flops_per_token(model, run.config.context_length),
         memory=memory,
         this_machine=None)
-    if memory["total"] > .8 * available_memory(): return out
+    if not seconds or memory["total"] > .8 * available_memory(): return out
     here = estimate_here(run, hourly_price=hourly_price, seconds=seconds)
     return out | dict(this_machine=here | dict(gib=memory["total"]))
 
@@ -438,7 +438,7 @@ def format_run(
     n, memory, here, corpus = a["parameters"], a["memory"], a["this_machine"], a["corpus_tokens"]
     active = f", {format_count(n['active'])} active" if n["active"] < n["total"] else ""
     ratio = f", {a['tokens'] / corpus:.2g} times the corpus of {format_count(corpus)}" if corpus else ""
-    speed = "does not fit" if not here else (
+    speed = "does not fit, or was not tried" if not here else (
         f"{format_duration(here['seconds'])} at {here['tokens_per_second']:,.0f} tokens/s, "
         f"{here['mfu']:.0%} of the peak; {here['cost']:,.2f}")
     return [f"{a['model']}: {format_count(n['total'])} parameters{active}",
@@ -641,7 +641,7 @@ class EstimateAnswer(BaseModel, extra="forbid"):
     corpus_tokens: int | None = Field(description="number of tokens there are; null before the tokenizer ran")
     flops: float = Field(description="number of floating-point operations")
     memory: TrainingMemory = Field(description="memory on one machine")
-    this_machine: LocalForecast | None = Field(description="null where the model does not fit here")
+    this_machine: LocalForecast | None = Field(description="null where it does not fit here, or was not tried")
     best: OptimalRun | None = Field(description="null without results/scaling.csv, for a base, for a published shape")
     machines: list[MachineForecast] = Field(description="kinds of GPU")
     stages: list[StageForecast] = Field(description="stages in running order; none for a published shape")

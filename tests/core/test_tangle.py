@@ -190,7 +190,7 @@ def test_a_module_goes_with_its_notebook(mend):
 
 def test_compiled_code_of_the_same_second_and_size_is_not_believed(mend):
     "Python takes a compiled file for fresh when the source's second and size fit"
-    run = "PYTHONDONTWRITEBYTECODE= python"
+    run = "python"
     edit(page(mend, "graders"), "#| export\n", "#| export\nNUMBER = 1\n")
     mend(f"{run} -m forge_nb.core.tangle && {run} -c 'import forge_nb.metrics.graders'")
     module, stamp = mend.root/"forge_nb/metrics/graders.py", os.stat(mend.root/"forge_nb/metrics/graders.py")

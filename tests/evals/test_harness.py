@@ -95,7 +95,7 @@ def is_same(value, expected) -> bool:
     return len(leaves) == len(others) and all(a == b or isinstance(a, float) and isinstance(b, float) and abs(a - b) <= 1e-4 + 1e-6 * abs(b) for a, b in zip(leaves, others))
 
 
-@pytest.mark.parametrize("template", [False, True], ids=["plain", "template"])
+@pytest.mark.parametrize("template", [pytest.param(False, id="plain", marks=pytest.mark.slow), pytest.param(True, id="template")])
 def test_ten_tasks_are_answered_as_lm_eval_answers_them(made, tmp_path, template):
     options = ["--tasks", "ten"] + ["--apply_chat_template"] * template
     theirs, ours = (ask(made/"model", tmp_path/name, made/"tasks", *options) for name, ask in (("hf", ask_theirs), ("forge", ask_ours)))
