@@ -22,7 +22,6 @@ from typing import Literal
 
 from ..core.dvc import build_pipeline, is_generated_code, list_completed_studies, parse_data_hash
 from ..core.project import atomic, read_stages, remove_path, write_json
-from ..data.shingles import hash_word_ngrams, hash_words
 from .inventory import (NearDuplicate, format_address, inventory, isin_sorted,
                                     make_name_masker)
 from .lineage import read_table_batches
@@ -118,6 +117,7 @@ def count_ngrams(
 ) -> int: # number of pairs of a text and a run that it holds
     "Count the runs that stand in some texts, each once a text"
     import numpy as np
+    from forge_nb.data.shingles import hash_word_ngrams, hash_words
     hashes, counts = hash_words(texts)
     runs, runs_per_text = hash_word_ngrams(hashes, counts, 8)
     numbers = np.repeat(np.arange(len(texts)), runs_per_text)
