@@ -146,7 +146,9 @@ def test_ray_gives_the_same(curated, tmp_path, monkeypatch):
     finally: ray.shutdown()
 
 
+@pytest.mark.slow
 def test_killed_anywhere_and_run_again_gives_the_same_bytes(curated, tmp_path):
+    "Proves: a curate that is killed anywhere and run again gives the same bytes"
     corpus(tmp_path/"data", order=1)
     code = f"import sys; sys.path.insert(0, {str(ROOT/'tests')!r}); from pathlib import Path; from test_curate import run; run(Path({str(tmp_path/'data')!r}), Path({str(tmp_path/'out')!r}), workers=2)"
     env = {**os.environ, "FORGE_CKPT": str(tmp_path/"ckpt")}

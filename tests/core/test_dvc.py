@@ -160,7 +160,9 @@ def test_a_changed_test_document_reruns_no_training_stage(tidy):
     for name in train: assert not [d for d in stages[name]["deps"] if any(c == d or c.startswith(d + "/") or d.startswith(c + "/") for c in changed)], name
 
 
+@pytest.mark.slow
 def test_a_worktree_runs_its_own_code(little, tmp_path):
+    "Proves: a worktree of git runs its own code"
     other = another(little, tmp_path, how="git worktree add -q --detach {to}")
     assert CLEAN in other("dvc status") and CLEAN in other("dvc repro")
     book = next((other.root/"nbs").glob("*_ngram.ipynb"))

@@ -134,7 +134,9 @@ def test_code_that_nbdev_exports_is_code_that_counts(mend):
         mend("git checkout -q nbs")
 
 
+@pytest.mark.slow
 def test_an_edit_made_twice_gives_the_same_twice(mend, tmp_path):
+    "Proves: an edit that is made twice gives the same result twice"
     kept = page(mend, "pii").read_bytes()
     for _ in range(2):
         add_cell(page(mend, "pii"), f"#| export\n{ADDED}")
@@ -474,7 +476,9 @@ class Walk:
         return f"{self.count} {move.__name__} {name}"
 
 
+@pytest.mark.slow
 def test_a_random_walk_of_edits_leaves_the_package_as_exported(mend, tmp_path):
+    "Proves: after a random walk of edits the package is what the notebooks export"
     walk = Walk(mend, 3)
     for _ in range(5):
         move = walk.step()

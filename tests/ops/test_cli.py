@@ -211,7 +211,9 @@ def test_kill_and_undo_bring_everything_back(asked, tmp_path):
     assert ask(copy, "forget")["state"] == "done"
 
 
+@pytest.mark.slow
 def test_forget_reruns_what_it_touched_and_proves_it(forgotten, asked):
+    "Proves: a document that was trained on is removed, what it touched is made again, and nothing downstream holds a trace of it"
     copy, r = forgotten["copy"], forgotten["answer"]
     assert r["state"] == "done" and {e["path"] for e in r["removed"]} == {asked.page, "docs/zz old copy.txt"}
     assert not (copy.root/"data"/asked.page).exists() and not (copy.root/"data/docs/zz old copy.txt").exists()
@@ -227,7 +229,9 @@ def test_forget_reruns_what_it_touched_and_proves_it(forgotten, asked):
     assert r["evaluation"] and any(e["before"] != e["after"] for e in r["evaluation"]) and r["effects"]
 
 
+@pytest.mark.slow
 def test_forget_reaches_the_index(forgotten, asked):
+    "Proves: an erasure reaches the indexes, and what search and ask keep"
     for name in ("train", "live"):
         sources = lambda project: {p["source"] for p in rows(project, f"artifacts/retrieval/{name}/passages.jsonl")}
         assert asked.page in sources(asked) and asked.page not in sources(forgotten["copy"])
@@ -241,7 +245,9 @@ def test_an_answer_comes_with_what_it_rests_on(asked):
     assert 0 < len(answer["passages"]) + len(answer["not_shown"]) <= 2 and answer["answer"] and answer["passages"][0]["text"]
 
 
+@pytest.mark.slow
 def test_the_receipt_is_complete_and_holds_no_text(forgotten, asked):
+    "Proves: the receipt of an erasure is whole, and holds none of the text"
     copy, r = forgotten["copy"], forgotten["answer"]
     paper, page = (copy.root/r["receipt"]), (copy.root/r["receipt"]).with_suffix(".md")
     assert json.loads(paper.read_text(encoding="utf-8")) == r and len(paper.stem) == 12 and r["removed"][0]["ids"][0].startswith(paper.stem)
@@ -252,7 +258,9 @@ def test_the_receipt_is_complete_and_holds_no_text(forgotten, asked):
     assert not list((copy.root/"receipts").glob(".pending*"))
 
 
+@pytest.mark.slow
 def test_the_facts_went_with_it_and_nothing_else(forgotten, asked):
+    "Proves: rows of facts that name a removed page go, and nothing else changes in data/"
     copy, old = forgotten["copy"], (asked.root/"data/facts/objects.csv").read_text(encoding="utf-8").splitlines()
     new = (copy.root/"data/facts/objects.csv").read_text(encoding="utf-8").splitlines()
     assert new == [line for line in old if asked.page not in line] and len(new) < len(old)
@@ -262,14 +270,17 @@ def test_the_facts_went_with_it_and_nothing_else(forgotten, asked):
     assert set(before) - set(after) == gone and {n for n in after if after[n] != before[n]} == {"data/SHA256SUMS", "data/facts/objects.csv"}
 
 
+@pytest.mark.slow
 def test_forgotten_is_not_found_again(forgotten, asked):
+    "Proves: what was forgotten is not found again"
     copy = forgotten["copy"]
     refuse(copy, f"forget {asked.page} --yes", 3, "no document")
     refuse(copy, f"whereis {forgotten['answer']['removed'][0]['ids'][0]}", 3, "no document")
 
 
+@pytest.mark.slow
 def test_forgetting_what_was_never_used_trains_nothing(forgotten):
-    "A page that curate dropped: the list of documents is made again, and no model"
+    "Proves: to forget a page that curate dropped trains nothing"
     copy = sibling(forgotten["copy"], forgotten["copy"].root.parent/"unused")
     copy("git add -A && git -c user.name=t -c user.email=t@localhost commit -qm forgotten")
     named = {d["source"] for s in ("train", "valid", "test") for d in rows(copy, f"artifacts/curate/documents/{s}.jsonl")}
@@ -284,8 +295,9 @@ def test_forgetting_what_was_never_used_trains_nothing(forgotten):
     assert "receipts/" in status and "artifacts/dpo" not in status
 
 
+@pytest.mark.slow
 def test_the_proof_finds_what_was_planted(forgotten, asked):
-    "Text, an id, a path and tokens put back by hand are each counted where they are"
+    "Proves: text, an id, a path and tokens put back by hand are each counted where they are"
     from forge_nb.ops.inventory import hash_ngrams
     from forge_nb.ops.receipt import prove_erasure
     copy = sibling(forgotten["copy"], forgotten["copy"].root.parent/"planted")
