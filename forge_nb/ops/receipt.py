@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['REGENERABLE_FOLDERS', 'CACHE_COPY', 'STUDIES_COPY', 'GIT_COPY', 'OUTSIDE_COPY', 'REMOVED_TEMPLATE', 'TRACE_KINDS',
            'PROOF_TEMPLATE', 'REBUILT_TEMPLATE', 'compile_path_pattern', 'iter_strings', 'list_token_arrays',
-           'decode_token_file', 'parse_json_strings', 'extract_texts', 'count_ngrams', 'group_texts', 'count_traces',
-           'list_output_files', 'search_traces', 'is_regenerable', 'prove_erasure', 'RemovedFile', 'FactRowCount',
-           'RemovedRow', 'KeptLines', 'ErasurePlan', 'TraceCounts', 'FileTraces', 'Proof', 'SharedRuns', 'Mention',
-           'DataChange', 'ArtifactChange', 'MetricChange', 'EffectChange', 'LearnedModel', 'HoldingRelease',
+           'decode_token_file', 'parse_json_strings', 'extract_texts', 'count_known_ngrams', 'group_texts',
+           'count_traces', 'list_output_files', 'search_traces', 'is_regenerable', 'prove_erasure', 'RemovedFile',
+           'FactRowCount', 'RemovedRow', 'KeptLines', 'ErasurePlan', 'TraceCounts', 'FileTraces', 'Proof', 'SharedRuns',
+           'Mention', 'DataChange', 'ArtifactChange', 'MetricChange', 'EffectChange', 'LearnedModel', 'HoldingRelease',
            'PatchRelease', 'RemainingCopy', 'Receipt', 'flatten_metrics', 'compare_metrics', 'read_effects',
            'compare_effects', 'list_remotes', 'list_remaining_copies', 'compare_artifacts', 'name_erasure',
            'build_receipt', 'format_figure', 'list_changed', 'split_by_noise', 'name_change', 'format_change_interval',
@@ -111,7 +111,7 @@ def extract_texts(
     except json.JSONDecodeError: return iter([text])
 
 # %% ../../nbs/ops/20_receipt.ipynb #0417faf1
-def count_ngrams(
+def count_known_ngrams(
     texts: list, # texts to search
     ngrams # hashes of runs of eight words: sorted uint64 array
 ) -> int: # number of pairs of a text and a run that it holds
@@ -157,7 +157,7 @@ def count_traces(
             if text.removeprefix("data/") in paths: counts["paths"] += 1
             elif any(path in text for path in paths):
                 counts["paths"] += sum(path not in mentioned for path in path_pattern.findall(text))
-        if len(ngrams): counts["ngrams"] += count_ngrams([text for text in group if len(text) > 14], ngrams)
+        if len(ngrams): counts["ngrams"] += count_known_ngrams([text for text in group if len(text) > 14], ngrams)
     return counts
 
 # %% ../../nbs/ops/20_receipt.ipynb #f4d21a7c
