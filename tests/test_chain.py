@@ -90,15 +90,21 @@ def test_prose_reruns_tangle_alone(tiny):
     assert (tiny.root/"dvc.lock").read_text(encoding="utf-8") == before
 
 
-def test_parameter_reruns_its_stage_and_what_follows_and_reverting_restores(tiny):
-    before, made = (tiny.root/"dvc.lock").read_text(encoding="utf-8"), (tiny.root/"artifacts/evaluate/answers.jsonl").read_bytes()
-    set_parameter(tiny, "evaluate", "max_new_tokens", 8)
-    assert tiny.executed(tiny("dvc repro")) == ["tangle", "evaluate", "judge", "gate", "export", "card"]
-    assert (tiny.root/"artifacts/evaluate/answers.jsonl").read_bytes() != made
+@pytest.mark.parametrize("stage, field, file", [
+    ("evaluate", "max_new_tokens", "artifacts/evaluate/answers.jsonl"),
+    pytest.param("rl", "learning_rate", "artifacts/rl/model/model.safetensors", marks=pytest.mark.slow)])
+def test_parameter_reruns_its_stage_and_what_follows_and_reverting_restores(tiny, stage, field, file):
+    "Proves: a changed parameter reruns its stage and what follows, and changed back it restores every byte"
+    before, made = (tiny.root/"dvc.lock").read_text(encoding="utf-8"), (tiny.root/file).read_bytes()
+    value = set_parameter(tiny, stage, field, 0)
+    set_parameter(tiny, stage, field, 2 * type(json.loads(value))(value))
+    order = ["rl", "distill", "evaluate", "judge", "gate", "export", "card"]
+    assert tiny.executed(tiny("dvc repro")) == ["tangle", *order[order.index(stage):]]
+    assert (tiny.root/file).read_bytes() != made
     tiny("git checkout -q params.yaml")
     said = tiny("dvc repro")
-    assert not set(tiny.executed(said)) - {"tangle"} and "Stage 'evaluate' is cached" in said
-    assert (tiny.root/"dvc.lock").read_text(encoding="utf-8") == before and (tiny.root/"artifacts/evaluate/answers.jsonl").read_bytes() == made
+    assert not set(tiny.executed(said)) - {"tangle"} and f"Stage '{stage}' is cached" in said
+    assert (tiny.root/"dvc.lock").read_text(encoding="utf-8") == before and (tiny.root/file).read_bytes() == made
     assert not tiny("git status --porcelain")
 
 
@@ -166,8 +172,11 @@ def test_a_failing_stage_ends_the_pipeline_and_the_way_back_restores_its_results
 
 @pytest.mark.parametrize("stage, file, old, new, words", [
     ("rl", "company/kpi.py", "def near(", "def near(question, answer, row): return 1 / 0\n\n\ndef _near(", ["kpi.py", "near() raises ZeroDivisionError", "a number for every text"]),
+    pytest.param("rl", "company/kpi.py", "def near(", "def near(question, answer, row): return float('nan')\n\n\ndef _near(", ["kpi.py", "near() gives nan", "from 0 to 1"], marks=pytest.mark.slow),
+    pytest.param("rl", "company/kpi.py", "def near(", "def near(question, answer, row): import time; time.sleep(300)\n\n\ndef _near(", ["kpi.py", "near() took more than 2 s"], marks=pytest.mark.slow),
     ("rl", "params.yaml", "  reward_function: near", "  reward_function: nearly", ["kpi.py has no function `nearly`"]),
     ("rlhf", "company/policies.yaml", "  verifier: 'holds", "  # verifier: 'holds", ["company/policies.yaml", "field `source.verifier` is missing; add it"]),
+    pytest.param("dpo", "company/style.yaml", "house: house", "house: plain", ["company/style.yaml", "an answer of the house voice"], marks=pytest.mark.slow),
     ("dpo", "artifacts/synth/rows/pairs.jsonl", "]}\n", "], " + ", ".join(f'"{side}": [{{"role": "assistant", "content": "`5`."}}]' for side in ("chosen", "rejected")) + "}\n", ["pairs.jsonl", "chosen and rejected are equal"]),
     ("distill", "params.yaml", "  student: ''", "  student: other", ["other", "entries of its vocabulary", "train the student with the teacher's tokenizer"])])
 def test_bad_input_of_a_tuning_stage_is_a_sentence_and_leaves_its_results(tiny, stage, file, old, new, words):

@@ -16,7 +16,7 @@ import difflib, json, os, re
 from functools import lru_cache
 from pathlib import Path
 
-from ..core.project import Invalid, NotFound, hash_file, load_params
+from ..core.project import Invalid, NotFound, hash_file, load_params, read_text
 from ..data.fact_tables import list_fact_tables, read_fact_table
 from ..data.masking import list_pii_kinds, mask_source
 from ..data.shapes import TRAINING_KINDS, training_row_to_text
@@ -48,7 +48,7 @@ def make_name_masker(
 ): # function: source of a document → the source, as everything behind `curate` names it
     "Make the function that masks sources as this project does"
     path = root/"params.yaml"
-    kinds = read_pii_kinds(path, path.read_text(encoding="utf-8"))
+    kinds = read_pii_kinds(path, read_text(path))
     return lambda source: mask_source(source, kinds)[0]
 
 # %% ../../nbs/ops/00_inventory.ipynb #86a80002
